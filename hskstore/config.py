@@ -1,0 +1,131 @@
+"""What to keep of the teacher's hidden states, and by which strategy.
+
+A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens of each row, and units of each vector
+(Marginal Utility Diminishes, section 5.2). A strategy says which ones (section 4).
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, TypeAlias, get_args
+
+from hskstore.errors import OptionError
+
+Amount: TypeAlias = int | float | Literal["all"]
+"""An integer is a count, a decimal a fraction, "all" is everything."""
+
+LayerMap: TypeAlias = Literal["round", "eq5"]
+Rank: TypeAlias = Literal["attention", "attention-with-sep", "left", "random"]
+RankLayer: TypeAlias = Literal["aligned", "same"]
+Score: TypeAlias = Literal["probability", "raw"]
+Mask: TypeAlias = Literal["magnitude", "uniform", "random"]
+Values: TypeAlias = Literal["f16", "f32", "q8", "q4"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many layers (`depth`), tokens (`length`) and units of a vector (`width`) are kept."""
+
+    depth: Amount
+    length: Amount
+    width: Amount
+
+    @classmethod
+    def parse(cls, text: str) -> "Keep":
+        """Read "1,9,0.1", "all,all,0.5" or "all". Raises OptionError."""
+        parts = [part.strip() for part in text.split(",")]
+        if parts == ["all"]:
+            parts = ["all"] * 3
+        if len(parts) != 3:
+            raise OptionError(
+                f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, units of a vector), such as 1,9,0.1, or all"
+            )
+        depth, length, width = (_parse_amount(part, text) for part in parts)
+        return cls(depth, length, width)
+
+    def __str__(self) -> str:
+        return f"{self.depth},{self.length},{self.width}"
+
+    def __eq__(self, other: object) -> bool:
+        # Not field by field: a count of 1 equals the fraction 1.0 in Python, and keeps one unit instead of all.
+        return isinstance(other, Keep) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def name(self) -> str:
+        """The store's name: "d1-l9-w0.1"."""
+        return f"d{self.depth}-l{self.length}-w{self.width}"
+
+
+def _parse_amount(part: str, text: str) -> Amount:
+    if part == "all":
+        return "all"
+    try:
+        amount: Amount = float(part) if "." in part or "e" in part else int(part)
+    except ValueError:
+        raise OptionError(f"--keep {text}: '{part}' is neither a count (9), a fraction (0.1) nor 'all'") from None
+    if isinstance(amount, float) and not 0 < amount <= 1:
+        raise OptionError(f"--keep {text}: the fraction {part} must be above 0 and at most 1.0")
+    if isinstance(amount, int) and amount < 1:
+        raise OptionError(f"--keep {text}: the count {part} must be at least 1")
+    return amount
+
+
+def resolve(amount: Amount, whole: int) -> int:
+    """How many of `whole` an amount is: at least 1, halves to even. A count may exceed `whole`; callers decide."""
+    if amount == "all":
+        return whole
+    if isinstance(amount, int):
+        return amount
+    # The decimal that was typed, exactly: 0.07 x 150 is a half, and above one in floats.
+    return max(1, round(Fraction(str(amount)) * whole))
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Which layers, tokens and units are kept: section 4 of the paper; the defaults are those of its section 5.2.
+
+    `student_layers` is L', the depth of the student the store is made for; `top_layer` is L_top, the teacher layer
+    that guides the student's last one (None: round(10 L / 12), the paper's most stable choice).
+    """
+
+    student_layers: int
+    top_layer: int | None = None
+    layer_map: LayerMap = "round"
+    rank: Rank = "attention"
+    rank_layer: RankLayer = "aligned"
+    score: Score = "probability"
+    mask: Mask = "magnitude"
+    values: Values = "f16"
+
+    @property
+    def ranks_separators(self) -> bool:
+        """Whether [SEP] may be kept: the paper's "Att w/o [SEP]" is the default and leaves it out."""
+        return self.rank != "attention"
+
+    def __post_init__(self) -> None:
+        if self.student_layers < 1:
+            raise OptionError(f"--student-layers {self.student_layers}: a student has at least 1 layer")
+        closed = {
+            "--layer-map": (self.layer_map, LayerMap),
+            "--rank": (self.rank, Rank),
+            "--rank-layer": (self.rank_layer, RankLayer),
+            "--score": (self.score, Score),
+            "--mask": (self.mask, Mask),
+            "--values": (self.values, Values),
+        }
+        for option, (value, allowed) in closed.items():
+            check_choice(option, value, get_args(allowed))
+
+
+def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise OptionError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise OptionError(f"{option} {value}: choose one of {', '.join(allowed)}")
+
+
+def units_of_hsk(depth: float, length: float, width: float) -> float:
+    """A^HSK (section 5.1): whole hidden vectors kept per row. `width` is the fraction of a vector that is kept."""
+    return depth * length * width
