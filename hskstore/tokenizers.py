@@ -1,0 +1,62 @@
+"""A tokenizer as data: its files without paths, and one hash that says whether two tokenizers split text alike."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hskstore.errors import ModelError, StoreError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What a fast tokenizer is made of. Nothing else is read from a store: no vocabulary scripts, no code."""
+
+PLACES = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "tokenizer_file", "vocab_file")
+"""Keys of tokenizer_config.json that tell where it was, not what it is."""
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Of what decides the token ids: vocabulary, normaliser, model, template; not padding or truncation."""
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    document.pop("padding", None)
+    document.pop("truncation", None)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """The files that `save_pretrained` writes, by name, without padding, truncation or the place they came from."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {name: Path(folder, name).read_bytes() for name in FILES if Path(folder, name).exists()}
+    config = {name: value for name, value in json.loads(files["tokenizer_config.json"]).items() if name not in PLACES}
+    return {**files, "tokenizer_config.json": json.dumps(config, indent=1, sort_keys=True).encode()}
+
+
+def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
+    """The tokenizer of a store, read as data. Raises StoreError where the files do not make one."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            if name in files:
+                Path(folder, name).write_bytes(files[name])
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(f"the store's tokenizer cannot be loaded ({error})") from None
+
+
+def load_tokenizer(name: str) -> Any:
+    """A fast tokenizer, from a folder or a hub name. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name}: no tokenizer could be loaded ({str(error).strip().partition(chr(10))[0]})") from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"{name}: its tokenizer is not a fast one; convert it to tokenizer.json first")
+    return tokenizer
