@@ -1,0 +1,6 @@
+"""Bytes at rest: one sealed Zarr v3 hierarchy per configuration. NumPy, Zarr and obstore alone; never torch."""
+
+from hskstore.store.plan import Plan
+from hskstore.store.reader import Store, open_store
+
+__all__ = ["Plan", "Store", "open_store"]

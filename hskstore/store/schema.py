@@ -1,0 +1,171 @@
+"""The arrays of a store: shapes, dtypes, chunks, codecs, and the `zarr.json` documents that say so to any Zarr reader.
+
+The documents are written here rather than by a Zarr library, so that their bytes are a function of the plan alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+FORMAT_VERSION = 1
+BLOCK_ROWS = 512
+"""Rows that are sorted by length and batched together; part of the format, because batches decide a state's last bits."""
+
+MAX_UNIT_ROWS = 8192
+SHARD_BYTES = 64 * 2**20
+CHUNK_BYTES = 512 * 2**10
+MAX_SHARD_BYTES = 2**30
+"""Decoded; what a reader accepts at most, whatever a plan says."""
+
+MAX_BLOSC_TYPESIZE = 255
+
+Codec = Literal["values", "mask", "packed"]
+DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32")
+"""Those that stores have."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array: `shape` has the rows first, `shard` rows make one object, `chunk` rows one compressed chunk.
+
+    A fourth axis means layers stand second; they are chunked one by one, so that one layer can be read alone.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    shard: int
+    chunk: int
+    codec: Codec
+    fill: float | int | str
+
+    @property
+    def layered(self) -> bool:
+        return len(self.shape) == 4
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        return (self.chunk, 1, *self.shape[2:]) if self.layered else (self.chunk, *self.shape[1:])
+
+    @property
+    def shard_shape(self) -> tuple[int, ...]:
+        return (self.shard, *self.shape[1:])
+
+    @property
+    def shard_bytes(self) -> int:
+        """Of one decoded shard."""
+        return math.prod(self.shard_shape) * np.dtype(self.dtype).itemsize
+
+    def key(self, path: str, unit: int) -> str:
+        """The shard object of one unit, as Zarr's default chunk keys name it."""
+        return "/".join([path, "c", str(unit), *("0" for _ in self.shape[1:])])
+
+    def rows(self, unit: int) -> range:
+        """The stored rows of one unit; the last unit may be short."""
+        return range(unit * self.shard, min((unit + 1) * self.shard, self.shape[0]))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "ArraySpec":
+        return cls(**{**document, "shape": tuple(document["shape"])})
+
+
+def power_of_two_below(number: int) -> int:
+    """The largest power of two that is at most `number`; 1 for anything smaller."""
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def unit_rows(bytes_per_row: int, rows: int) -> int:
+    """Rows of a unit: a power of two whose largest shard is at most 64 MiB, 8192 rows and (from 512 on) a 16th of the set.
+
+    The last bound is what an interrupted run can lose, and what makes its progress visible.
+    """
+    by_size = power_of_two_below(SHARD_BYTES // max(1, bytes_per_row))
+    by_share = max(BLOCK_ROWS, power_of_two_below(rows // 16))
+    return min(MAX_UNIT_ROWS, by_size, by_share)
+
+
+def array_spec(
+    rows: int, inner: tuple[int, ...], dtype: str, *, shard: int, codec: Codec = "packed", fill: float | int | str
+) -> ArraySpec:
+    """An array of `rows` x `inner`, in chunks of about 512 KiB."""
+    per_row = math.prod(inner[1:] if len(inner) == 3 else inner) * np.dtype(dtype).itemsize
+    chunk = min(shard, power_of_two_below(CHUNK_BYTES // max(1, per_row)))
+    return ArraySpec((rows, *inner), dtype, shard, chunk, codec, fill)
+
+
+def array_document(spec: ArraySpec) -> dict[str, Any]:
+    """The array's `zarr.json`: sharding around bytes, a compressor and crc32c, all core codecs of Zarr v3."""
+    dtype = np.dtype(spec.dtype)
+    to_bytes: dict[str, Any] = {"name": "bytes"}
+    if dtype.itemsize > 1:
+        to_bytes["configuration"] = {"endian": "little"}
+    if spec.codec == "packed":
+        compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    else:
+        # A mask's vector counts as one element, so that bitshuffle lays each coordinate's bits side by side: a coordinate is
+        # kept nearly always or nearly never, and its row of bits all but vanishes (21.4 bytes a mask instead of 23.3, d = 384).
+        octets = spec.shape[-1]
+        typesize = dtype.itemsize if spec.codec == "values" else octets if octets <= MAX_BLOSC_TYPESIZE else 1
+        compressor = {
+            "name": "blosc",
+            "configuration": {
+                "typesize": typesize,
+                "cname": "zstd",
+                "clevel": 5,
+                "shuffle": "shuffle" if spec.codec == "values" else "bitshuffle",
+                "blocksize": 0,
+            },
+        }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(spec.shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.shard_shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": spec.fill,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": list(spec.chunk_shape),
+                    "codecs": [to_bytes, compressor, {"name": "crc32c"}],
+                    "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "attributes": {},
+        "storage_transformers": [],
+    }
+
+
+def hierarchy(arrays: Mapping[str, ArraySpec], attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """Every `zarr.json` of a store by key; the root also carries them all (consolidated).
+
+    `attributes` are those of groups, by path; "" is the root.
+    """
+    groups = {""} | {parent for path in arrays for parent in _parents(path)}
+    nodes: dict[str, dict[str, Any]] = {
+        path: {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes.get(path, {}))} for path in sorted(groups)
+    }
+    nodes |= {path: array_document(arrays[path]) for path in sorted(arrays)}
+    below = {path: nodes[path] for path in sorted(nodes) if path}
+    nodes[""] |= {"consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": below}}
+    return {f"{path}/zarr.json".lstrip("/"): canonical_json(document) for path, document in nodes.items()}
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def canonical_json(document: object) -> bytes:
+    """One byte string per document: sorted keys, no spaces, ASCII, and no NaN (which JSON does not have)."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

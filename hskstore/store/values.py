@@ -1,0 +1,24 @@
+"""Stored values back to numbers: the NumPy half of what `hskstore.select` packs on the teacher's device."""
+
+import numpy as np
+
+
+def unpack_mask(mask: np.ndarray, hidden_size: int) -> np.ndarray:
+    """Bits [..., ceil(d/8)] uint8, most significant first -> kept [..., d] bool."""
+    return np.unpackbits(mask, axis=-1, count=hidden_size).astype(bool)
+
+
+def unpack_values(values: np.ndarray, scale: np.ndarray | None, encoding: str, width: int) -> np.ndarray:
+    """Stored values -> float32 [..., width], in the order of their coordinates. `scale` [...] for q8 and q4."""
+    if encoding in ("f16", "f32"):
+        return values.astype(np.float32)
+    assert scale is not None
+    if encoding == "q4":
+        values = unpack_nibbles(values, width)
+    return values.astype(np.float32) * scale.astype(np.float32)[..., None]
+
+
+def unpack_nibbles(packed: np.ndarray, width: int) -> np.ndarray:
+    """Two 4-bit two's complement values a byte, the first in the low half -> int8 [..., width]."""
+    pairs = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return ((pairs[..., :width] ^ 8).astype(np.int8)) - np.int8(8)

@@ -1,0 +1,120 @@
+"""A small valid plan, columns for it, and the store they make: three units of train (the last is short), two of validation."""
+
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hskstore.config import Keep, Strategy
+from hskstore.layers import layer_pairs
+from hskstore.store.commit import Receipt, begin, commit_unit, fingerprint, seal
+from hskstore.store.encode import encode_unit
+from hskstore.store.objects import Objects
+from hskstore.store.plan import Pass, Plan, Split, plan_arrays
+
+FILES = {"teacher.json": b'{"sha256":"5e"}', "tokenizer/tokenizer.json": b'{"model":{}}'}
+WIDTH, HIDDEN_SIZE, LENGTH, UNIT_ROWS = 5, 20, 3, 8
+
+
+def make_plan(
+    values: Any = "f16",
+    *,
+    rows: int = 20,
+    validation_rows: int = 9,
+    labels: str | None = "int64",
+    seed: int = 0,
+) -> Plan:
+    splits = {
+        "train": Split(rows=rows, tokens=7 * rows, longest=10, unit_rows=UNIT_ROWS, sha256="ab"),
+        "validation": Split(rows=validation_rows, tokens=50, longest=7, unit_rows=UNIT_ROWS, sha256="cd"),
+    }
+    pairs = layer_pairs(2, student_layers=3, teacher_layers=6, top_layer=5)
+    return Plan(
+        keep=Keep(2, LENGTH, 0.25),
+        strategy=Strategy(3, 5, values=values),
+        pairs=pairs,
+        length=LENGTH,
+        width=WIDTH,
+        hidden_size=HIDDEN_SIZE,
+        run=Pass(seed=seed, precision="fp32", max_length=64, batch_tokens=8192),
+        teacher={"sha256": "5e", "layers": 6, "labels": ["no", "yes"]},
+        tokenizer={"sha256": "70", "pad_token_id": 0, "separators": [3]},
+        task={"name": "tiny", "labels": ["no", "yes"]},
+        splits=splits,
+        arrays=plan_arrays(
+            splits=splits,
+            layers=len(pairs),
+            length=LENGTH,
+            width=WIDTH,
+            hidden_size=HIDDEN_SIZE,
+            values=values,
+            labels=labels,
+            logits=2,
+        ),
+    )
+
+
+def random_columns(plan: Plan, split: str, unit: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every array of one unit, a function of the arguments alone."""
+    columns: dict[str, np.ndarray] = {}
+    for path, spec in plan.arrays_of(split).items():
+        rng = np.random.default_rng([seed, unit, zlib.crc32(path.encode())])
+        columns[path] = (rng.random((len(spec.rows(unit)), *spec.shape[1:])) * 100).astype(spec.dtype)
+    return columns
+
+
+def whole(plan: Plan, path: str, seed: int = 0) -> np.ndarray:
+    """All rows of one array, as `random_columns` made them."""
+    split = path.partition("/")[0]
+    units = range(plan.splits[split].units)
+    return np.concatenate([random_columns(plan, split, unit, seed)[path] for unit in units])
+
+
+def make_unit(
+    plan: Plan, split: str, unit: int, *, seed: int = 0, attempt: str = "first", made: Any = None
+) -> tuple[Receipt, dict[str, bytes]]:
+    """One unit as a worker has it before the commit."""
+    columns = random_columns(plan, split, unit, seed)
+    blobs = encode_unit(plan, split, unit, columns)
+    entries = {key: fingerprint(blob) for key, blob in blobs.items()}
+    return Receipt(split, unit, len(columns[f"{split}/row_id"]), attempt, entries, made or {}), blobs
+
+
+def write_store(root: str | Path, plan: Plan, *, only: Any = None, attempt: str = "first", made: Any = None) -> str:
+    """Begin, commit every unit (or those of `only`, in its order), and seal unless units were left out: the digest or ""."""
+    objects = Objects(root)
+    begin(objects, plan, FILES)
+    units = list(plan.units())
+    for split, unit in units if only is None else only:
+        commit_unit(objects, *make_unit(plan, split, unit, attempt=attempt, made=made))
+    return seal(objects, plan) if only is None or set(only) == set(units) else ""
+
+
+def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
+    before = path.read_bytes()
+    after = change(before)
+    assert after != before
+    path.write_bytes(after)
+
+
+@pytest.fixture(scope="session")
+def plan() -> Plan:
+    return make_plan()
+
+
+@pytest.fixture(scope="session")
+def sealed_once(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed store, to be read only."""
+    root = tmp_path_factory.mktemp("sealed") / "store"
+    write_store(root, plan)
+    return root
+
+
+@pytest.fixture
+def sealed(sealed_once: Path, tmp_path: Path) -> Path:
+    """A sealed store of one's own."""
+    return Path(shutil.copytree(sealed_once, tmp_path / "store"))
