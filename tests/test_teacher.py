@@ -1,0 +1,131 @@
+"""What is captured through the attention seam is what eager attention says, for every family, padding or not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from hskstore.errors import ModelError
+from hskstore.teacher import Teacher, load_teacher
+from tests.conftest import make_bert, make_tokenizer, save_folder
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+FAMILIES: dict[str, Any] = {
+    "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZES)),
+    "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZES, pad_token_id=1)),
+    "electra": lambda: tf.ElectraForSequenceClassification(tf.ElectraConfig(**SIZES, embedding_size=16)),
+    "distilbert": lambda: tf.DistilBertForSequenceClassification(
+        tf.DistilBertConfig(vocab_size=60, dim=32, n_heads=4, hidden_dim=64, n_layers=3, max_position_embeddings=40, num_labels=3)
+    ),
+    "mpnet": lambda: tf.MPNetForSequenceClassification(tf.MPNetConfig(**SIZES)),
+    "deberta-v2": lambda: tf.DebertaV2ForSequenceClassification(
+        tf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    ),
+}
+EAGER_FAMILIES = {"mpnet", "deberta-v2"}
+
+
+def padded_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (4, 12), generator=generator)
+    mask = torch.arange(12) < torch.tensor([12, 7, 3, 12])[:, None]
+    return ids.masked_fill(~mask, 1), torch.zeros_like(ids), mask
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_cls_rows_equal_eager_attention_on_padded_batches(family: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    ids, types, mask = padded_batch()
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if family not in EAGER_FAMILIES:
+        model.set_attn_implementation("eager")
+    with torch.no_grad():
+        eager = model(**inputs, output_hidden_states=True, output_attentions=True)
+    teacher = Teacher(model, None, name=family, device=torch.device("cpu"))
+    teacher.probe(ids, types, mask)
+    assert teacher.eager == (family in EAGER_FAMILIES)
+    features = teacher.forward(ids, types, mask, rank_layers=frozenset({1, 3}))
+    assert len(features.hidden) == 4
+    for ours, theirs in zip(features.hidden, eager.hidden_states, strict=True):
+        torch.testing.assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+    for layer in (1, 3):
+        torch.testing.assert_close(
+            features.token_score[layer], eager.attentions[layer - 1][:, :, 0].mean(dim=1), atol=1e-6, rtol=1e-5
+        )
+    torch.testing.assert_close(features.logits, eager.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_gets_no_attention() -> None:
+    teacher = Teacher(FAMILIES["bert"](), None, name="bert", device=torch.device("cpu"))
+    ids, types, mask = padded_batch()
+    score = teacher.forward(ids, types, mask, rank_layers=frozenset({2})).token_score[2]
+    assert (score[~mask] == 0).all()
+    torch.testing.assert_close(score.sum(dim=1), torch.ones(4))
+
+
+def test_raw_scores_rank_within_a_head_as_probabilities_do_and_padding_is_never_first() -> None:
+    model = FAMILIES["bert"]()
+    teacher = Teacher(model, None, name="bert", device=torch.device("cpu"))
+    ids, types, mask = padded_batch()
+    raw = teacher.forward(ids, types, mask, rank_layers=frozenset({1}), score="raw").token_score[1]
+    assert torch.isinf(raw[~mask]).all() and torch.isfinite(raw[mask]).all()
+
+
+def test_a_family_that_runs_eager_refuses_raw_scores_by_name() -> None:
+    teacher = Teacher(FAMILIES["mpnet"](), None, name="some-mpnet", device=torch.device("cpu"))
+    ids, types, mask = padded_batch()
+    teacher.probe(ids, types, mask)
+    with pytest.raises(ModelError, match="some-mpnet: --score raw"):
+        teacher.forward(ids, types, mask, rank_layers=frozenset({1}), score="raw")
+
+
+def test_the_probe_refuses_a_model_whose_sdpa_differs_from_eager() -> None:
+    model = FAMILIES["bert"]()
+
+    class Lying(Teacher):
+        def forward(self, *batch: Any, **options: Any) -> Any:
+            features = super().forward(*batch, **options)
+            if not self.eager:
+                features.hidden[1].add_(1)
+            return features
+
+    with pytest.raises(ModelError, match="differ"):
+        Lying(model, None, name="liar", device=torch.device("cpu")).probe(*padded_batch())
+
+
+def test_the_probe_leaves_precision_and_attention_as_they_were() -> None:
+    teacher = Teacher(FAMILIES["bert"](), None, name="bert", device=torch.device("cpu"), precision="bf16")
+    teacher.probe(*padded_batch())
+    assert teacher.precision == "bf16" and not teacher.eager
+
+
+def test_the_hash_is_of_the_weights_alone(tmp_path: Path) -> None:
+    model = make_bert()
+    one = load_teacher(save_folder(model, tmp_path / "one"), device=torch.device("cpu"))
+    two = load_teacher(save_folder(model, tmp_path / "elsewhere"), device=torch.device("cpu"))
+    other = load_teacher(save_folder(make_bert(seed=5), tmp_path / "other"), device=torch.device("cpu"))
+    assert one.sha256 == two.sha256 != other.sha256
+
+
+def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+    make_bert().bert.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no trained classification head"):
+        load_teacher(str(tmp_path), device=torch.device("cpu"))
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as raised:
+        load_teacher(str(tmp_path), device=torch.device("cpu"))
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
