@@ -1,0 +1,64 @@
+"""Models as plain Hugging Face folders: safetensors, config, tokenizer, card. No trace of hskstore is needed to load them."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hskstore.errors import HskError, OptionError
+from hskstore.tokenizers import tokenizer_files
+
+RESULT = "metrics.json"
+
+
+@dataclass(frozen=True)
+class NewStudent:
+    """An untrained student, where it lies and how big it is."""
+
+    folder: str
+    layers: int
+    parameters: int
+
+
+def refuse_existing_model(out: Path) -> None:
+    """Raise OptionError where a finished model stands: nothing is overwritten."""
+    if (out / "config.json").exists():
+        raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
+
+
+def save_model(
+    model: Any, tokenizer: Any, out: Path, *, card: str | None = None, result: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder beside what is there; files appear only once all of them are written.
+
+    `card` becomes README.md, `result` metrics.json. Raises HskError where the disk refuses.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as scratch:
+            folder = Path(scratch)
+            model.save_pretrained(folder)
+            for name, data in tokenizer_files(tokenizer).items():
+                (folder / name).write_bytes(data)
+            if card is not None:
+                (folder / "README.md").write_text(card)
+            if result is not None:
+                (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+            for file in sorted(folder.iterdir()):
+                shutil.move(file, out / file.name)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise HskError(f"{out} could not be written ({cause}): make room, or choose another --out") from None
+
+
+def set_labels(model: Any, labels: tuple[str, ...], kind: str) -> None:
+    """Name a model's outputs, so that pipelines show them and its loss is the right one when it is trained further."""
+    model.config.problem_type = "single_label_classification" if kind == "classes" else "regression"
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {name: index for index, name in enumerate(labels)}

@@ -1,0 +1,97 @@
+"""How a teacher is made: a pretrained encoder, fine-tuned on gold labels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import set_seed
+
+from hskstore.classifiers import check_length, load_classifier
+from hskstore.data import read_dataset
+from hskstore.errors import DataError, ModelError, OptionError
+from hskstore.evaluate import Scored, dev_score, parameters, score_splits
+from hskstore.export import refuse_existing_model, save_model, set_labels
+from hskstore.loader import rows_from_data
+from hskstore.methods import Finetune
+from hskstore.rows import tokenise
+from hskstore.tokenizers import load_tokenizer
+from hskstore.trainer import Learner, PhaseSettings, TrainPrecision, forget_checkpoint, train
+from hskstore.watch import Watch, unwatched
+
+DEFAULT_EPOCHS = 3
+DEFAULT_LR = 3e-5
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned model: `scores` are those of its best epoch, by split (validation; MNLI has two)."""
+
+    folder: str
+    scores: dict[str, Scored]
+    steps: int
+    seconds: float
+    parameters: int
+
+
+def finetune(
+    model: str,
+    data: str,
+    *,
+    out: str | Path,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    validation: str | None = None,
+    epochs: int = DEFAULT_EPOCHS,
+    lr: float = DEFAULT_LR,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    max_length: int | None = None,
+    seed: int = 0,
+    precision: TrainPrecision = "fp32",
+    device: str | None = None,
+    watch: Watch = unwatched,
+) -> Finetuned:
+    """Fine-tune `model` (a folder or hub name) on the gold labels of `data` and save the best epoch in `out`.
+
+    Raises DataError, ModelError or OptionError.
+    """
+    out = Path(out)
+    refuse_existing_model(out)
+    dataset = read_dataset(data, task=task, text=text, label=label, validation=validation)
+    if dataset.task.label is None:
+        raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
+    tokenizer = load_tokenizer(model)
+    set_seed(seed)
+    classifier, _ = load_classifier(model, num_labels=dataset.task.num_labels, ignore_mismatched_sizes=True)
+    if int(classifier.config.vocab_size) < len(tokenizer):
+        raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
+    set_labels(classifier, dataset.task.labels, dataset.task.kind)
+    length = max_length or min(dataset.task.max_length, tokenizer.model_max_length)
+    if lr <= 0:
+        raise OptionError(f"--lr {lr}: must be above zero")
+    tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}
+    dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
+    rows = dev.pop("train")
+    check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
+    method = Finetune()
+    settings = PhaseSettings(method.phases[0], lr, batch_size, math.ceil(len(rows) / batch_size) * epochs)
+    (result,) = train(
+        Learner(classifier),
+        rows,
+        method,
+        [settings],
+        key=tokenised["train"].sha256(),
+        seed=seed,
+        out=out,
+        score=dev_score(dataset.task, dev["validation"]),
+        precision=precision,
+        device=device,
+        watch=watch,
+    )
+    scores = score_splits(dataset.task, classifier, dev)
+    finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
+    save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
+    forget_checkpoint(out)
+    return finetuned

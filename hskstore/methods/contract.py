@@ -1,0 +1,43 @@
+"""What a method of distillation is to the trainer: phases, and named, unweighted terms for each batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from hskstore.batch import Batch, StudentOutput
+from hskstore.tasks import Rate, Recipe
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of the optimiser. `weights` are those of the terms the method returns in it.
+
+    A phase that `predicts` trains the student's head: its best step by the dev score is kept. Of one that does not the
+    last step is kept, because no dev score means anything there.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    schedule: Literal["constant", "linear"]
+    predicts: bool
+    uses_hidden: bool
+
+    def rate(self, recipe: Recipe) -> Rate:
+        """The paper's hyperparameters for this phase (Table 4)."""
+        return recipe.prediction if self.predicts else recipe.hidden
+
+
+class Method(Protocol):
+    """A frozen dataclass; its fields are the method's options."""
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Arrays of the store's train group that the method reads."""
+        ...
+
+    @property
+    def phases(self) -> tuple[Phase, ...]: ...
+
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]: ...

@@ -1,0 +1,51 @@
+"""Marginal Utility Diminishes (Liu et al., ACL 2021): the kept hidden states first, then the teacher's predictions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from hskstore.batch import Batch, StudentOutput
+from hskstore.losses import hidden_mse
+from hskstore.methods.contract import Phase
+from hskstore.methods.kd import prediction_terms
+
+Targets = Literal["zero", "ignore"]
+RegressionTarget = Literal["teacher", "gold"]
+
+
+@dataclass(frozen=True)
+class Mud:
+    """Section 3.3 of the paper: hidden states at a constant rate, then predictions at a decaying one.
+
+    `targets`: coordinates that the width mask dropped are learnt as zero (the paper and its code) or ignored.
+    `regression_target`: a score is learnt from the teacher's score (the paper) or the gold one (its code).
+    """
+
+    targets: Targets = "zero"
+    regression_target: RegressionTarget = "teacher"
+    temperature: float = 1.0
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("hidden/values", "logits", *(("label",) if self.regression_target == "gold" else ()))
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase("hidden", {"hidden_mse": 1.0}, schedule="constant", predicts=False, uses_hidden=True),
+            Phase("prediction", {"prediction": 1.0}, schedule="linear", predicts=True, uses_hidden=False),
+        )
+
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+        if not phase.uses_hidden:
+            return prediction_terms(student, batch, temperature=self.temperature, regression_target=self.regression_target)
+        assert student.hidden is not None and batch.hidden is not None
+        return {
+            "hidden_mse": hidden_mse(
+                student.hidden,
+                batch.hidden.teacher,
+                token_kept=batch.hidden.token_kept,
+                width_kept=batch.hidden.width_kept if self.targets == "ignore" else None,
+            )
+        }

@@ -1,0 +1,405 @@
+"""The training loop, one for every method: phases of fused AdamW over batches, checkpoints, the best dev score kept.
+
+Steps, order, dropout and schedules are functions of the settings and the step number, so that a run that was
+interrupted and resumed goes on as if it had not been.
+"""
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hskstore.batch import Batch, HiddenTargets, StudentOutput
+from hskstore.classifiers import choose_device, model_inputs
+from hskstore.errors import HskError, ModelError, OptionError
+from hskstore.loader import TrainingRows, epoch_batches
+from hskstore.methods import Method, Phase
+from hskstore.watch import Watch, unwatched
+
+WEIGHT_DECAY = 0.01
+CLIP_NORM = 1.0
+RECENT_STEPS = 50
+"""Steps whose mean losses a result reports."""
+
+DEFAULT_WARMUP = 0.1
+"""Share of a decaying phase's steps over which the rate rises; phases at a constant rate have no warm-up."""
+
+TrainPrecision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """A phase with its numbers: `steps` of `batch_size` rows at peak rate `lr`."""
+
+    phase: Phase
+    lr: float
+    batch_size: int
+    steps: int
+    warmup: float = DEFAULT_WARMUP
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if self.phase.schedule == "constant":
+            return self.lr
+        rising = round(self.warmup * self.steps)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * (self.steps - step) / max(1, self.steps - rising)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A dev score: which metric decided, and all of them."""
+
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.values[self.metric]
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps."""
+
+    name: str
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    scores: list[dict[str, float]]
+    best: dict[str, float] | None
+
+
+@dataclass
+class _State:
+    """Where a run stands: everything a resumed run needs beyond tensors."""
+
+    settings: str
+    phase: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    recent: list[dict[str, float]] = field(default_factory=list)
+    scores: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Learner(nn.Module):
+    """A student with the projection that training needs and export drops.
+
+    `layers` are the student layers whose hidden states are learnt, lowest first; the projection is one Linear with bias
+    shared by all of them, or one per layer, where the teacher's width differs; None where it is the same.
+    """
+
+    def __init__(self, student: Any, *, layers: Sequence[int] = (), width: int | None = None, per_layer: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        self.layers = tuple(layers)
+        own = int(student.config.hidden_size)
+        self.projection: nn.ModuleList | None = None
+        if layers and width is not None and width != own:
+            self.projection = nn.ModuleList(nn.Linear(own, width) for _ in range(len(layers) if per_layer else 1))
+
+    def forward(self, batch: Batch, *, hidden: bool = False) -> StudentOutput:
+        output = self.student(
+            **model_inputs(self.student, batch.input_ids, batch.token_type_ids, batch.attention_mask),
+            output_hidden_states=hidden,
+        )
+        logits = output.logits.float()
+        if not hidden or batch.hidden is None:
+            return StudentOutput(logits, None)
+        states = [output.hidden_states[layer] for layer in self.layers]
+        return StudentOutput(logits, self.project(states, batch.hidden))
+
+    def project(self, states: Sequence[Tensor], targets: HiddenTargets) -> Tensor:
+        """Each layer's states [batch, token, width] at the kept positions, in the teacher's width: float32."""
+        projected: list[Tensor] = []
+        for index, (state, position) in enumerate(zip(states, targets.position, strict=True)):
+            kept = state.gather(1, position[..., None].expand(-1, -1, state.shape[-1]))
+            if self.projection is not None:
+                kept = self.projection[index if len(self.projection) > 1 else 0](kept)
+            projected.append(kept.float())
+        return torch.stack(projected)
+
+
+def train(
+    learner: Learner,
+    rows: TrainingRows,
+    method: Method,
+    phases: Sequence[PhaseSettings],
+    *,
+    key: str,
+    seed: int,
+    out: Path,
+    score: Callable[[Learner], Score] | None,
+    precision: TrainPrecision = "fp32",
+    device: str | None = None,
+    watch: Watch = unwatched,
+) -> list[PhaseResult]:
+    """Train in place, phase after phase, and leave the best weights of the last phase in `learner`.
+
+    `key` names the data (the store's digest) and orders the batches; `score` is the dev score, asked for at the end of
+    each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint after every epoch and on Ctrl-C, and are
+    resumed from; the caller removes them with `forget_checkpoint` once the student is saved. Raises OptionError where a
+    checkpoint belongs to another run, ModelError where the loss is no longer finite.
+    """
+    place = choose_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    # One process may train twice with different precisions; accelerate keeps the first one in a global.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=place.type == "cpu")
+    described = {
+        "data": key,
+        "seed": seed,
+        "precision": precision,
+        "method": repr(method),
+        "phases": [asdict(phase) for phase in phases],
+        "student": _weights_sha256(learner),
+    }
+    checkpoint = _Checkpoint(out / "checkpoint")
+    state = checkpoint.read_state(json.dumps(described, sort_keys=True))
+    learner.to(accelerator.device)
+    if state.step or state.phase:
+        checkpoint.restore_weights(learner)
+    log = _open_log(out / "log")
+    with _interrupts() as interrupted:
+        for number, run in enumerate(phases):
+            if number < state.phase:
+                continue
+            set_seed(seed + number)
+            optimizer = _optimizer(learner, run.lr)
+            model, prepared = accelerator.prepare(learner, optimizer)
+            if state.step:
+                checkpoint.restore_optimizer(optimizer)
+            began = time.monotonic() - state.seconds
+            model.train()
+            for step, batch_rows, epoch_ends in _steps(rows, run, key, seed, start=state.step):
+                rate = run.rate_at(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = rows.batch(batch_rows, hidden=run.phase.uses_hidden).to(accelerator.device)
+                with accelerator.autocast():
+                    output = model(batch, hidden=run.phase.uses_hidden)
+                terms = method(run.phase, output, batch)
+                loss = sum_terms(terms, run.phase.weights)
+                _check_loss(loss, run.phase, step)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+                prepared.step()
+                prepared.zero_grad(set_to_none=True)
+                losses = {name: float(term.detach()) for name, term in terms.items()}
+                state.step, state.seconds = step + 1, time.monotonic() - began
+                state.recent = [*state.recent[1 - RECENT_STEPS :], losses]
+                if log is not None:
+                    for name, value in {**losses, "rate": rate}.items():
+                        log.add_scalar(f"{run.phase.name}/{name}", value, step)
+                note = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                watch(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, note)
+                last = state.step == run.steps
+                if (epoch_ends or last) and run.phase.predicts and score is not None:
+                    _note_score(score(learner), state, checkpoint, learner, log, run.phase)
+                    model.train()
+                if not last and (epoch_ends or interrupted()):
+                    checkpoint.write(state, learner, optimizer)
+                if interrupted() and not last:
+                    raise KeyboardInterrupt
+            if state.best is not None:
+                checkpoint.restore_best(learner)
+            means = {name: sum(each[name] for each in state.recent) / len(state.recent) for name in state.recent[0]}
+            result = PhaseResult(run.phase.name, run.steps, round(state.seconds, 3), means, state.scores, state.best)
+            state = _State(state.settings, phase=number + 1, done=[*state.done, asdict(result)])
+            checkpoint.write(state, learner, optimizer)
+            if interrupted():
+                raise KeyboardInterrupt
+    if log is not None:
+        log.close()
+    return [PhaseResult(**done) for done in state.done]
+
+
+def forget_checkpoint(out: Path) -> None:
+    """Remove a run's checkpoints: once its student is saved they are of no more use."""
+    for name in ("checkpoint", "checkpoint.old", "checkpoint.new"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until the loop asks for it between two steps; a second Ctrl-C ends at once.
+
+    A checkpoint is then of a whole step, and a resumed run is the uninterrupted one bit for bit.
+    """
+    seen = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal seen
+        if seen:
+            raise KeyboardInterrupt
+        seen = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _weights_sha256(learner: Learner) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(learner.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The loss of a step: a phase's weights on a method's terms, which must have the same names."""
+    assert terms.keys() == weights.keys(), (sorted(terms), sorted(weights))
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def _steps(rows: TrainingRows, run: PhaseSettings, key: str, seed: int, *, start: int) -> Iterator[tuple[int, Any, bool]]:
+    """(step, rows of its batch, whether it ends an epoch) from step `start` to the phase's last."""
+    step, epoch = 0, 0
+    while step < run.steps:
+        batches = epoch_batches(rows.n_tokens, batch_size=run.batch_size, key=key, seed=seed, epoch=epoch)
+        for index, batch in enumerate(batches):
+            if step >= run.steps:
+                return
+            if step >= start:
+                yield step, batch, index == len(batches) - 1
+            step += 1
+        epoch += 1
+
+
+def _optimizer(learner: Learner, lr: float) -> torch.optim.AdamW:
+    """Fused AdamW with decoupled decay on matrices; biases and LayerNorm weights do not decay."""
+    matrices = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+def _check_loss(loss: Tensor, phase: Phase, step: int) -> None:
+    if not torch.isfinite(loss):
+        raise ModelError(
+            f"the loss of phase {phase.name} is not finite at step {step}: lower --lr, or train with --precision fp32"
+        )
+
+
+def _note_score(score: Score, state: _State, checkpoint: "_Checkpoint", learner: Learner, log: Any, phase: Phase) -> None:
+    values = {"step": state.step, **score.values}
+    state.scores = [*state.scores, values]
+    if log is not None:
+        for name, value in score.values.items():
+            log.add_scalar(f"{phase.name}/dev_{name}", value, state.step)
+    if state.best is None or score.value > state.best[score.metric]:
+        state.best = values
+        checkpoint.write_best(learner)
+
+
+class _Checkpoint:
+    """A folder of safetensors and JSON, replaced whole: a crash leaves the last one or the one before it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._old = folder.with_name("checkpoint.old")
+        if self._old.exists() and not folder.exists():  # a crash between the two renames of `write`
+            self._old.rename(folder)
+
+    def read_state(self, settings: str) -> _State:
+        """Where a run with these settings stands: at its start, if nothing is here."""
+        path = self._folder / "state.json"
+        if not path.exists():
+            return _State(settings)
+        state = _State(**json.loads(path.read_text()))
+        if state.settings != settings:
+            mine, theirs = json.loads(state.settings), json.loads(settings)
+            differ = ", ".join(name for name in theirs if mine.get(name) != theirs[name])
+            raise OptionError(
+                f"{self._folder.parent} holds an unfinished run that differs in its {differ}: give the same options to go"
+                " on with it, delete the folder, or choose another --out"
+            )
+        return state
+
+    def write(self, state: _State, learner: Learner, optimizer: torch.optim.AdamW) -> None:
+        tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer.state[parameter].items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        fresh = self._folder.with_name("checkpoint.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        _save(tensors, fresh / "tensors.safetensors")
+        if state.best is not None and (self._folder / "best.safetensors").exists():
+            shutil.copyfile(self._folder / "best.safetensors", fresh / "best.safetensors")
+        (fresh / "state.json").write_text(json.dumps(asdict(state)))
+        shutil.rmtree(self._old, ignore_errors=True)
+        if self._folder.exists():
+            self._folder.rename(self._old)
+        fresh.rename(self._folder)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+    def restore_weights(self, learner: Learner) -> None:
+        tensors = load_file(self._folder / "tensors.safetensors")
+        learner.load_state_dict({n.removeprefix("learner."): t for n, t in tensors.items() if n.startswith("learner.")})
+
+    def restore_optimizer(self, optimizer: torch.optim.AdamW) -> None:
+        """The optimiser's state and the random state, where a phase goes on in its middle."""
+        tensors = load_file(self._folder / "tensors.safetensors")
+        for index, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"optimizer.{index}."
+            restored = {n.removeprefix(prefix): t.to(parameter.device) for n, t in tensors.items() if n.startswith(prefix)}
+            optimizer.state[parameter] = restored
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+    def write_best(self, learner: Learner) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _save(learner.state_dict(), self._folder / "best.safetensors")
+
+    def restore_best(self, learner: Learner) -> None:
+        learner.load_state_dict(load_file(self._folder / "best.safetensors"))
+
+
+def _parameters(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        # Clones: safetensors refuses tensors that share memory, as tied weights do.
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise HskError(f"{path} could not be written ({error}): make room and run the same command again") from None
+
+
+def _open_log(folder: Path) -> Any:
+    """A TensorBoard writer; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

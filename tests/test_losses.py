@@ -1,0 +1,270 @@
+"""Each loss: a value worked out by hand, its identity, mask = subset, finite gradients, a teacher that learns nothing."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hskstore.losses import hard_cross_entropy, hidden_mse, score_mse, soft_cross_entropy
+
+
+def normal(*shape: int, seed: int, grad: bool = False) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_(grad)
+
+
+# --- soft cross-entropy
+
+
+def test_soft_cross_entropy_equals_the_value_by_hand():
+    # Row 1: student (1/4, 3/4), teacher (1/2, 1/2). Row 2: student (1/2, 1/2), teacher (1/5, 4/5): any target costs ln 2.
+    student = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [0.0, math.log(4)]])
+    first = -(0.5 * math.log(1 / 4) + 0.5 * math.log(3 / 4))
+    second = math.log(2)
+    assert soft_cross_entropy(student, teacher, temperature=1.0).item() == pytest.approx((first + second) / 2)
+
+
+def test_soft_cross_entropy_of_equals_is_the_teacher_s_entropy():
+    teacher = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    entropy = (-(1 / 4) * math.log(1 / 4) - (3 / 4) * math.log(3 / 4) + math.log(2)) / 2
+    assert soft_cross_entropy(teacher, teacher, temperature=1.0).item() == pytest.approx(entropy)
+
+
+def test_no_student_is_better_than_the_teacher_itself():
+    teacher = normal(8, 3, seed=1)
+    best = soft_cross_entropy(teacher, teacher, temperature=2.0)
+    for seed in range(20):
+        assert soft_cross_entropy(teacher + 0.3 * normal(8, 3, seed=seed), teacher, temperature=2.0) >= best
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 10.0])
+def test_a_temperature_divides_both_logits_and_its_square_multiplies_the_loss(temperature):
+    student, teacher = normal(5, 3, seed=1), normal(5, 3, seed=2)
+    cooled = soft_cross_entropy(student / temperature, teacher / temperature, temperature=1.0)
+    assert soft_cross_entropy(student, teacher, temperature=temperature).item() == pytest.approx(
+        temperature**2 * cooled.item(), rel=1e-5
+    )
+
+
+def test_the_gradient_of_soft_cross_entropy_is_the_difference_of_probabilities():
+    student, teacher = normal(4, 3, seed=1, grad=True), normal(4, 3, seed=2)
+    soft_cross_entropy(student, teacher, temperature=3.0).backward()
+    # d/ds of T^2 CE(s/T, t/T) is T (p_s - p_t), and the mean over the batch divides by 4.
+    expected = 3.0 * ((student.detach() / 3).softmax(-1) - (teacher / 3).softmax(-1)) / 4
+    torch.testing.assert_close(student.grad, expected)
+
+
+def test_soft_cross_entropy_is_the_mean_of_its_rows():
+    student, teacher = normal(6, 3, seed=1), normal(6, 3, seed=2)
+    rows = [soft_cross_entropy(student[row : row + 1], teacher[row : row + 1], temperature=2.0) for row in range(6)]
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, temperature=2.0), torch.stack(rows).mean())
+
+
+def test_soft_cross_entropy_has_finite_gradients_at_extreme_logits():
+    student = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [0.0, 0.0]], requires_grad=True)
+    loss = soft_cross_entropy(student, torch.tensor([[-1e4, 1e4], [-1e4, 1e4], [1e4, -1e4]]), temperature=1.0)
+    loss.backward()
+    # Row 1 is wrong by 2e4 nats, row 2 right, row 3 undecided (ln 2).
+    assert loss.item() == pytest.approx((2e4 + 0 + math.log(2)) / 3)
+    assert student.grad.isfinite().all()
+
+
+# --- hard cross-entropy
+
+
+def test_hard_cross_entropy_equals_the_value_by_hand():
+    student = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)], [0.0, 0.0]])
+    loss = hard_cross_entropy(student, torch.tensor([0, 1, 1]))
+    assert loss.item() == pytest.approx(-(math.log(1 / 4) + math.log(3 / 4) + math.log(1 / 2)) / 3)
+
+
+def test_hard_cross_entropy_is_soft_cross_entropy_of_a_certain_teacher():
+    student, label = normal(5, 3, seed=1), torch.tensor([0, 2, 1, 1, 0])
+    certain = torch.nn.functional.one_hot(label, 3) * 1e3
+    torch.testing.assert_close(hard_cross_entropy(student, label), soft_cross_entropy(student, certain, temperature=1.0))
+
+
+def test_hard_cross_entropy_of_a_certain_and_right_student_is_zero():
+    assert hard_cross_entropy(torch.tensor([[0.0, 1e3]]), torch.tensor([1])).item() == 0
+
+
+def test_hard_cross_entropy_is_the_mean_of_its_rows_and_its_gradients_are_finite():
+    student, label = (normal(6, 3, seed=1) * 1e4).requires_grad_(), torch.tensor([0, 1, 2, 2, 1, 0])
+    rows = [hard_cross_entropy(student[row : row + 1], label[row : row + 1]) for row in range(6)]
+    loss = hard_cross_entropy(student, label)
+    torch.testing.assert_close(loss, torch.stack(rows).mean())
+    loss.backward()
+    assert student.grad.isfinite().all()
+
+
+# --- score
+
+
+def test_score_mse_equals_the_value_by_hand():
+    # (1 - 3)^2 = 4, (2.5 - 2)^2 = 0.25, (0 - 1)^2 = 1: mean 1.75
+    assert score_mse(torch.tensor([[1.0], [2.5], [0.0]]), torch.tensor([3.0, 2.0, 1.0])).item() == pytest.approx(1.75)
+
+
+def test_score_mse_of_equals_is_zero():
+    score = normal(7, 1, seed=1)
+    assert score_mse(score, score.squeeze(1)).item() == 0
+
+
+def test_score_mse_is_the_mean_of_its_rows_and_its_gradient_is_finite():
+    student, target = normal(6, 1, seed=1, grad=True), normal(6, seed=2)
+    rows = [score_mse(student[row : row + 1], target[row : row + 1]) for row in range(6)]
+    loss = score_mse(student, target)
+    torch.testing.assert_close(loss, torch.stack(rows).mean())
+    loss.backward()
+    torch.testing.assert_close(student.grad, 2 * (student.detach() - target[:, None]) / 6)
+
+
+# --- hidden states
+
+SHAPE = (2, 3, 4, 5)
+
+
+def kept_tokens(*layers: list[list[bool]]) -> torch.Tensor:
+    return torch.tensor(layers)
+
+
+def random_mask(*shape: int, seed: int) -> torch.Tensor:
+    mask = torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    assert mask.any()
+    assert not mask.all()
+    return mask
+
+
+def test_hidden_mse_equals_the_value_by_hand():
+    # Two layers, one row of two tokens, width 2.
+    student = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]], [[[1.0, 1.0], [5.0, 5.0]]]])
+    teacher = torch.tensor([[[[0.0, 2.0], [1.0, 0.0]]], [[[0.0, -1.0], [9.0, 9.0]]]])
+    token_kept = kept_tokens([[True, True]], [[True, False]])
+    # Layer 1: 1 + 0 + 4 + 16 = 21 over 2 tokens x 2. Layer 2, its first token only: 1 + 4 = 5 over 1 x 2.
+    assert hidden_mse(student, teacher, token_kept=token_kept).item() == pytest.approx(21 / 4 + 5 / 2)
+    # Kept coordinates: layer 1 the first of either token: 1 + 4 over 2; layer 2 the second of its only token: 4 over 1.
+    width_kept = torch.tensor([[[[True, False], [True, False]]], [[[False, True], [True, True]]]])
+    assert hidden_mse(student, teacher, token_kept=token_kept, width_kept=width_kept).item() == pytest.approx(5 / 2 + 4 / 1)
+
+
+def test_hidden_mse_of_equals_is_zero():
+    hidden = normal(*SHAPE, seed=1)
+    assert hidden_mse(hidden, hidden, token_kept=random_mask(*SHAPE[:3], seed=2)).item() == 0
+
+
+@given(st.integers(0, 10**6))
+def test_hidden_mse_under_a_token_mask_equals_that_of_the_kept_tokens_alone(seed):
+    student, teacher = normal(*SHAPE, seed=seed), normal(*SHAPE, seed=seed + 1)
+    token_kept = random_mask(*SHAPE[:3], seed=seed + 2)
+    subset = sum(
+        hidden_mse(
+            mine[kept][None, None], theirs[kept][None, None], token_kept=torch.ones(1, 1, int(kept.sum()), dtype=torch.bool)
+        )
+        for mine, theirs, kept in zip(student, teacher, token_kept, strict=True)
+    )
+    torch.testing.assert_close(hidden_mse(student, teacher, token_kept=token_kept), torch.as_tensor(subset))
+
+
+@given(st.integers(0, 10**6))
+def test_hidden_mse_under_a_width_mask_equals_the_mean_over_the_kept_coordinates_alone(seed):
+    student, teacher = normal(*SHAPE, seed=seed), normal(*SHAPE, seed=seed + 1)
+    token_kept, width_kept = random_mask(*SHAPE[:3], seed=seed + 2), random_mask(*SHAPE, seed=seed + 3)
+    counted = width_kept & token_kept[..., None]
+    subset = sum(
+        (mine[kept] - theirs[kept]).square().sum() / max(1, int(kept.sum()))
+        for mine, theirs, kept in zip(student, teacher, counted, strict=True)
+    )
+    torch.testing.assert_close(
+        hidden_mse(student, teacher, token_kept=token_kept, width_kept=width_kept), torch.as_tensor(subset)
+    )
+
+
+def test_without_a_width_mask_dropped_coordinates_are_learnt_as_zero():
+    student = torch.tensor([[[[2.0, 3.0]]]])
+    teacher = torch.tensor([[[[2.0, 0.0]]]])
+    token_kept = kept_tokens([[True]])
+    width_kept = torch.tensor([[[[True, False]]]])
+    assert hidden_mse(student, teacher, token_kept=token_kept).item() == pytest.approx(9 / 2)
+    assert hidden_mse(student, teacher, token_kept=token_kept, width_kept=width_kept).item() == 0
+
+
+def test_a_layer_with_nothing_kept_adds_zero():
+    student, teacher = normal(*SHAPE, seed=1, grad=True), normal(*SHAPE, seed=2)
+    token_kept = torch.ones(SHAPE[:3], dtype=torch.bool)
+    token_kept[1] = False
+    loss = hidden_mse(student, teacher, token_kept=token_kept)
+    torch.testing.assert_close(loss, hidden_mse(student[:1], teacher[:1], token_kept=token_kept[:1]))
+    loss.backward()
+    assert student.grad[0].count_nonzero() > 0
+    assert student.grad[1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("poisoned", ["student", "teacher", "both"])
+@pytest.mark.parametrize("by_width", [False, True])
+def test_what_a_mask_drops_cannot_spoil_the_loss_or_its_gradient(poison, poisoned, by_width):
+    student, teacher = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    token_kept = random_mask(*SHAPE[:3], seed=3)
+    width_kept = random_mask(*SHAPE, seed=4) if by_width else None
+    counted = token_kept[..., None].expand(SHAPE) & (width_kept if by_width else torch.tensor(True))
+    clean = student.clone().requires_grad_()
+    expected = hidden_mse(clean, teacher, token_kept=token_kept, width_kept=width_kept)
+    expected.backward()
+    dirty_student = torch.where(counted, student, poison if poisoned != "teacher" else student).requires_grad_()
+    dirty_teacher = torch.where(counted, teacher, poison if poisoned != "student" else teacher)
+    loss = hidden_mse(dirty_student, dirty_teacher, token_kept=token_kept, width_kept=width_kept)
+    loss.backward()
+    assert loss.item() == expected.item()
+    assert torch.equal(dirty_student.grad, clean.grad)
+    assert (dirty_student.grad[~counted] == 0).all()
+
+
+# --- every loss
+
+LABEL = torch.tensor([0, 2, 1])
+LOSSES = {
+    "soft_cross_entropy": (lambda s, t: soft_cross_entropy(s, t, temperature=2.0), (3, 4), (3, 4)),
+    "hard_cross_entropy": (lambda s, t: hard_cross_entropy(s, LABEL), (3, 4), (3,)),
+    "score_mse": (score_mse, (3, 1), (3,)),
+    "hidden_mse": (lambda s, t: hidden_mse(s, t, token_kept=random_mask(*SHAPE[:3], seed=3)), SHAPE, SHAPE),
+    "hidden_mse, width": (
+        lambda s, t: hidden_mse(
+            s, t, token_kept=random_mask(*SHAPE[:3], seed=3), width_kept=random_mask(*SHAPE, seed=4)
+        ),
+        SHAPE,
+        SHAPE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_a_scalar_that_teaches_the_student_alone_and_leaves_its_arguments_as_they_were(name):
+    loss, student_shape, teacher_shape = LOSSES[name]
+    student, teacher = normal(*student_shape, seed=1, grad=True), normal(*teacher_shape, seed=2, grad=True)
+    before = student.detach().clone(), teacher.detach().clone()
+    value = loss(student, teacher)
+    assert value.shape == ()
+    value.backward()
+    assert student.grad.isfinite().all()
+    assert student.grad.count_nonzero() > 0
+    assert teacher.grad is None
+    assert torch.equal(student, before[0])
+    assert torch.equal(teacher, before[1])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_s_gradient_is_its_slope(name):
+    loss, student_shape, teacher_shape = LOSSES[name]
+    student = normal(*student_shape, seed=1).double().requires_grad_()
+    teacher = normal(*teacher_shape, seed=2).double()
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), (student,))
+
+
+def test_masks_are_left_as_they_were():
+    token_kept, width_kept = random_mask(*SHAPE[:3], seed=3), random_mask(*SHAPE, seed=4)
+    before = token_kept.clone(), width_kept.clone()
+    hidden_mse(normal(*SHAPE, seed=1), normal(*SHAPE, seed=2), token_kept=token_kept, width_kept=width_kept)
+    assert torch.equal(token_kept, before[0])
+    assert torch.equal(width_kept, before[1])

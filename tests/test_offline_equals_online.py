@@ -1,0 +1,94 @@
+"""A student learns the same from the store as from the living teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hskstore.batch import Batch, HiddenTargets
+from hskstore.config import Keep, Strategy
+from hskstore.distill import Overrides, load_student, match_layers, phase_settings
+from hskstore.extract import extract
+from hskstore.loader import epoch_batches, rows_from_store
+from hskstore.methods import Mud
+from hskstore.store import Store, open_store
+from hskstore.students import slice_teacher
+from hskstore.tasks import get_task
+from hskstore.teacher import Teacher, load_teacher
+from hskstore.trainer import Learner, sum_terms
+from tests.conftest import SHARED
+
+STEPS = 20
+
+
+def live_targets(teacher: Teacher, batch: Batch, store: Store) -> Batch:
+    """What the living teacher says of a batch, computed without any of hskstore's selection or encoding."""
+    features = teacher.forward(batch.input_ids, batch.token_type_ids, batch.attention_mask)
+    separators = torch.tensor(store.plan.tokenizer["separators"])
+    kept = batch.attention_mask & ~torch.isin(batch.input_ids, separators)
+    hidden = torch.stack([features.hidden[pair.teacher] for pair in store.plan.pairs])
+    token_kept = kept.expand(hidden.shape[:3])
+    position = torch.arange(kept.shape[1]).expand(token_kept.shape)
+    targets = HiddenTargets(position, token_kept, hidden * kept[..., None], token_kept[..., None].expand(hidden.shape))
+    return replace(batch, hidden=targets, teacher_logits=features.logits)
+
+
+def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
+    """Losses of 20 steps, half on hidden states, half on predictions; without dropout, so that only targets differ."""
+    model, _ = load_student(student, store, seed=0)
+    layers, places = match_layers(store.plan, model.config.num_hidden_layers)
+    rows = rows_from_store(store, "train", layers=places)
+    torch.manual_seed(0)
+    learner = Learner(model, layers=layers, width=store.plan.hidden_size).eval()
+    method = Mud()
+    settings = phase_settings(
+        method, get_task("sst2").recipe, len(rows), Overrides(epochs=[50], batch_size=[16], max_steps=STEPS)
+    )
+    found: list[float] = []
+    for run in settings:
+        run = replace(run, steps=STEPS // 2)
+        optimizer = torch.optim.AdamW(learner.parameters(), lr=run.lr)
+        order: list[Any] = []
+        for epoch in range(STEPS):
+            order += epoch_batches(rows.n_tokens, batch_size=16, key=store.digest, seed=0, epoch=epoch)
+        for step in range(run.steps):
+            batch = rows.batch(order[step], hidden=run.phase.uses_hidden)
+            if teacher is not None:
+                batch = live_targets(teacher, batch, store)
+            terms = method(run.phase, learner(batch, hidden=run.phase.uses_hidden), batch)
+            loss = sum_terms(terms, run.phase.weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+    return found
+
+
+def check(teacher_folder: str, data: str, student: str, tmp_path: Path, layers: int, **options: Any) -> None:
+    strategy = Strategy(layers, values="f32")
+    extract(teacher_folder, data, out=tmp_path, keeps=[Keep.parse("all")], strategies=[strategy], **options)
+    store = open_store(tmp_path / "dall-lall-wall")
+    offline = losses(store, student, None)
+    online = losses(store, student, load_teacher(teacher_folder, device=torch.device("cpu")))
+    assert len(offline) == STEPS
+    assert offline == pytest.approx(online, abs=1e-4)
+
+
+def test_offline_losses_equal_online_losses_for_a_narrower_student(
+    teacher_folder: str, data_folder: str, student_folder: str, tmp_path: Path
+) -> None:
+    check(teacher_folder, data_folder, student_folder, tmp_path, layers=2, task="sst2")
+
+
+@pytest.mark.real
+def test_offline_losses_equal_online_losses_with_a_real_teacher(tmp_path: Path) -> None:
+    teacher = str(SHARED / "models/minilm-l6-sst2")
+    few = tmp_path / "data"
+    few.mkdir()
+    for split, rows in (("train", 321), ("dev", 41)):
+        lines = (SHARED / f"data/sst2_small/{split}.tsv").read_text().splitlines(keepends=True)
+        (few / f"{split}.tsv").write_text("".join(lines[:rows]))
+    slice_teacher(teacher, (2, 4, 6), tmp_path / "student")
+    check(teacher, str(few), str(tmp_path / "student"), tmp_path / "stores", layers=3, task="sst2")

@@ -1,0 +1,200 @@
+"""Training is a function of its settings: interrupted and resumed it ends where it would have ended."""
+
+import os
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hskstore.batch import HiddenTargets
+from hskstore.errors import ModelError, OptionError
+from hskstore.loader import HiddenRows, TrainingRows
+from hskstore.methods import Finetune, Kd, Mud
+from hskstore.methods.contract import Phase
+from hskstore.trainer import Learner, PhaseSettings, Score, sum_terms, train
+from tests.conftest import make_bert
+
+ROWS = 96
+
+
+def rows() -> TrainingRows:
+    """96 rows whose label is whether a word stands in them; logits and one hidden layer of a made-up teacher, 24 wide."""
+    rng = np.random.default_rng(0)
+    n_tokens = rng.integers(4, 12, ROWS).astype(np.int32)
+    ids = rng.integers(5, 25, (ROWS, 12)).astype(np.int32)
+    label = (ids[:, 1] > 14).astype(np.int64)
+    kept = 4
+    hidden = HiddenRows(
+        values=rng.normal(size=(ROWS, 1, 2, kept)).astype(np.float16),
+        mask=np.packbits(np.arange(24) < kept)[None, None, None].repeat(ROWS, 0).repeat(2, 2),
+        scale=None,
+        token=np.array([0, 1], np.int16)[None, None].repeat(ROWS, 0),
+        n_kept=np.full((ROWS, 1), 2, np.int16),
+        layers=(0,),
+        encoding="f16",
+        width=kept,
+        hidden_size=24,
+    )
+    logits = np.stack([1 - 2 * label, 2 * label - 1], axis=1).astype(np.float32)
+    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, logits, hidden)
+
+
+def learner(**options: Any) -> Learner:
+    model = make_bert(layers=2, hidden=16, seed=4)
+    torch.manual_seed(0)
+    return Learner(model, layers=(2,), width=24, **options)
+
+
+def settings(method: Any, steps: int = 10) -> list[PhaseSettings]:
+    return [PhaseSettings(phase, lr=1e-3, batch_size=16, steps=steps) for phase in method.phases]
+
+
+def run(out: Path, method: Any, *, watch: Any = None, of: Learner | None = None, **options: Any) -> tuple[dict[str, Any], Any]:
+    mine = of or learner()
+    data = rows()
+    scores = iter(options.pop("scores", [0.5 + step / 1000 for step in range(100)]))
+    arguments: dict[str, Any] = {"key": "ab" * 32, "seed": 0, "score": lambda _: Score("accuracy", {"accuracy": next(scores)})}
+    if watch is not None:
+        arguments["watch"] = watch
+    results = train(mine, data, method, options.pop("phases", settings(method)), out=out, device="cpu", **(arguments | options))
+    return mine.state_dict(), results
+
+
+def equal(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stop_at", [("hidden", 3), ("hidden", 6), ("hidden", 10), ("prediction", 4), ("prediction", 10)])
+def test_ctrl_c_and_the_same_call_again_end_in_the_same_weights_bit_for_bit(stop_at: tuple[str, int], tmp_path: Path) -> None:
+    whole, expected = run(tmp_path / "whole", Mud(), score=None)
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if (stage, done) == (stop_at[0], 16 * stop_at[1]):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", Mud(), watch=stop, score=None)
+    resumed, results = run(tmp_path / "broken", Mud(), score=None)
+    assert equal(whole, resumed)
+    without_times = [[replace(result, seconds=0) for result in found] for found in (expected, results)]
+    assert without_times[0] == without_times[1]
+
+
+def test_the_order_and_dropout_follow_the_seed(tmp_path: Path) -> None:
+    one, _ = run(tmp_path / "one", Kd())
+    two, _ = run(tmp_path / "two", Kd())
+    other, _ = run(tmp_path / "other", Kd(), seed=1)
+    assert equal(one, two) and not equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"key": "cd" * 32}, "data"),
+        ({"phases": settings(Mud(), 11)}, "phases"),
+        ({"of": learner(per_layer=True)}, None),
+        ({"of": Learner(make_bert(layers=2, hidden=16, seed=9), layers=(2,), width=24)}, "student"),
+    ],
+)
+def test_an_unfinished_run_is_not_taken_for_another(changed: dict[str, Any], named: str | None, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == 16 * 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Mud(), watch=stop)
+    if named is None:  # one kept layer: per layer and shared are the same projection
+        run(tmp_path, Mud(), **changed)
+        return
+    with pytest.raises(OptionError, match=named):
+        run(tmp_path, Mud(), **changed)
+
+
+def test_a_crash_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == 16 * 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Mud(), watch=stop)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    seen: list[int] = []
+    run(tmp_path, Mud(), watch=lambda stage, done, total, note="": seen.append(done))
+    assert seen[0] == 16 * 8
+
+
+def test_the_best_dev_score_is_kept_in_a_phase_that_predicts(tmp_path: Path) -> None:
+    snapshots: list[dict[str, Any]] = []
+    values = iter([0.6, 0.9, 0.7])
+    mine = learner()
+
+    def score(of: Learner) -> Score:
+        snapshots.append({name: tensor.clone() for name, tensor in of.state_dict().items()})
+        return Score("accuracy", {"accuracy": next(values)})
+
+    final, (result,) = run(tmp_path, Finetune(), of=mine, score=score, phases=settings(Finetune(), 18))
+    assert [each["step"] for each in result.scores] == [6, 12, 18]
+    assert result.best == {"step": 12, "accuracy": 0.9}
+    assert equal(final, snapshots[1]) and not equal(final, snapshots[2])
+
+
+def test_the_last_step_is_kept_in_a_phase_that_does_not_predict(tmp_path: Path) -> None:
+    phases = settings(Mud(), 12)[:1]
+    final, (result,) = run(tmp_path, Mud(), phases=phases, score=lambda _: pytest.fail("no dev score means anything here"))
+    assert result.best is None and result.scores == []
+    assert not equal(final, learner().state_dict())
+
+
+def test_schedules() -> None:
+    constant = PhaseSettings(Mud().phases[0], lr=1.0, batch_size=1, steps=10)
+    assert [constant.rate_at(step) for step in range(10)] == [1.0] * 10
+    linear = PhaseSettings(Mud().phases[1], lr=1.0, batch_size=1, steps=10, warmup=0.2)
+    assert [round(linear.rate_at(step), 4) for step in range(10)] == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    assert replace(linear, warmup=0.0).rate_at(0) == 1.0
+
+
+def test_a_diverging_loss_is_refused_and_says_what_would_help(tmp_path: Path) -> None:
+    phases = [replace(each, lr=1e30) for each in settings(Kd())]
+    with pytest.raises(ModelError, match=r"not finite at step \d+: lower --lr"):
+        run(tmp_path, Kd(), phases=phases)
+
+
+def test_terms_are_weighed_and_added_and_a_wrong_name_is_an_error() -> None:
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert float(sum_terms(terms, {"a": 0.5, "b": 2.0})) == 7.0
+    with pytest.raises(AssertionError):
+        sum_terms(terms, {"a": 1.0, "match_weghts": 1.0})
+
+
+def test_a_student_of_the_teachers_width_has_no_projection() -> None:
+    model = make_bert(layers=2, hidden=16)
+    assert Learner(model, layers=(1, 2), width=16).projection is None
+    shared = Learner(model, layers=(1, 2), width=24).projection
+    per_layer = Learner(model, layers=(1, 2), width=24, per_layer=True).projection
+    assert shared is not None and per_layer is not None
+    assert (len(shared), len(per_layer)) == (1, 2)
+
+
+def test_students_states_are_gathered_at_the_kept_positions() -> None:
+    mine = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), width=16)
+    states = [torch.arange(2 * 5 * 16.0).view(2, 5, 16), torch.zeros(2, 5, 16)]
+    position = torch.tensor([[[3, 0], [1, 4]]]).repeat(2, 1, 1)
+    empty = torch.zeros(2, 2, 2, 16)
+    targets = HiddenTargets(position, position >= 0, empty, empty.bool())
+    found = mine.project(states, targets)
+    assert torch.equal(found[0, 0, 0], states[0][0, 3]) and torch.equal(found[0, 1, 1], states[0][1, 4])
+
+
+def test_bf16_and_fp32_train_in_one_process(tmp_path: Path) -> None:
+    for precision in ("bf16", "fp32", "bf16"):
+        _, results = run(tmp_path / f"{precision}{len(list(tmp_path.iterdir()))}", Mud(), precision=precision)
+        assert all(np.isfinite(list(result.losses.values())).all() for result in results)
+
+
+def test_phases_are_plain_data() -> None:
+    assert asdict(Phase("x", {"a": 1.0}, "linear", True, False))["weights"] == {"a": 1.0}
