@@ -1,0 +1,5 @@
+"""`python -m hskstore` is `hsk`."""
+
+from hskstore.cli import main
+
+main()

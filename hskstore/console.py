@@ -1,0 +1,221 @@
+"""What `hsk` prints: results on standard output, progress and warnings on standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from hskstore.show import Progress as StoreProgress
+from hskstore.show import RankedRow, StoreDescription
+from hskstore.watch import Watch
+
+if TYPE_CHECKING:  # torch is heavy, and hsk show does without it
+    from hskstore.data import Dataset
+    from hskstore.demo import DemoResult
+    from hskstore.evaluate import Scored
+    from hskstore.worker import PlannedStore
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+QUIET_SECONDS = 2.0
+
+
+class Bar:
+    """Progress of something counted in rows, shown once it has taken two seconds: rows done, rows a second, time left."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._began = time.monotonic()
+        self._first: int | None = None
+        self._shown: Progress | None = None
+        self._task: Any = None
+
+    def update(self, rows: int, total: int, note: str = "") -> None:
+        """`rows` of `total` are done."""
+        elapsed = time.monotonic() - self._began
+        if self._first is None:  # a resumed run does not start at nothing
+            self._first = rows
+        if self._shown is None:
+            if elapsed < QUIET_SECONDS:
+                return
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("rows, {task.fields[speed]} rows/s,"),
+                TimeRemainingColumn(),
+                TextColumn("left  {task.fields[note]}"),
+            )
+            self._shown = Progress(*columns, console=err)
+            self._shown.start()
+            self._task = self._shown.add_task(self._title, total=total, speed="?", note="")
+        self._shown.update(self._task, completed=rows, total=total, speed=f"{(rows - self._first) / elapsed:.0f}", note=note)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
+
+
+@contextmanager
+def bars() -> Iterator[Watch]:
+    """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched."""
+    shown: dict[str, Bar] = {}
+
+    def watch(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in shown:
+            for earlier in shown.values():
+                earlier.close()
+            shown[stage] = Bar(stage)
+        shown[stage].update(done, total, note)
+
+    try:
+        yield watch
+    finally:
+        for each in shown.values():
+            each.close()
+
+
+def print_json(result: Any) -> None:
+    """A result for scripts: one JSON document on standard output."""
+    plain = [dataclasses.asdict(item) for item in result] if isinstance(result, list) else dataclasses.asdict(result)
+    print(json.dumps(plain, indent=2))
+
+
+def warn(message: str) -> None:
+    err.print(f"[yellow]warning:[/] {message}")
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def print_scores(scores: Mapping[str, Scored]) -> None:
+    """A line a split, such as: validation: accuracy 0.8742 ± 0.0112 (one standard error, 872 rows)."""
+    for split, scored in scores.items():
+        found = ", ".join(f"{metric} {value:.4f} ± {scored.standard_error[metric]:.4f}" for metric, value in scored.score.items())
+        out.print(f"{split}: {found} (one standard error, {scored.rows} rows)")
+
+
+def grid(*columns: str) -> Table:
+    """A table without a frame; numbers belong to the right."""
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def announce(planned: list[PlannedStore], dataset: Dataset) -> None:
+    """What extract calls before the teacher runs: sizes, and warnings about the data."""
+    from hskstore.worker import rows_to_run
+
+    for split, count in dataset.empty.items():
+        if count:
+            warn(f"{count} rows of {split} have no text; they are kept")
+    print_plan(planned, rows_to_run(planned))
+
+
+def print_plan(planned: list[PlannedStore], rows: int) -> None:
+    """What will be written, before the teacher starts: sizes are before compression."""
+    table = grid("store", "layers", "tokens", "units", "rows", "hidden states", "the rest", "to do")
+    for store in planned:
+        plan = store.plan
+        units = len(list(plan.units()))
+        table.add_row(
+            store.objects.root,
+            ",".join(str(pair.teacher) for pair in plan.pairs),
+            str(plan.length),
+            f"{plan.width} of {plan.hidden_size}",
+            str(plan.splits["train"].rows),
+            f"≤ {size(store.most_bytes['hidden'])}",
+            f"≤ {size(store.most_bytes['inputs'])}",
+            f"{len(store.missing)} of {units} units",
+        )
+    err.print(table)
+    err.print(f"the teacher runs over {rows} rows" if rows else "nothing is missing: the teacher need not run")
+
+
+def print_shown(result: StoreDescription | StoreProgress | RankedRow) -> None:
+    """A store, sealed or not, or one of its rows."""
+    if isinstance(result, RankedRow):
+        _print_row(result)
+    elif isinstance(result, StoreProgress):
+        speed = f", {result.rows_per_second} rows/s" if result.rows_per_second else ""
+        out.print(f"{result.root}: not sealed; {result.units_done} of {result.units} units done")
+        out.print(f"keep {result.keep}; {result.rows_done} of {result.rows} rows{speed}")
+        out.print("run the same hsk extract again: it goes on from there")
+    else:
+        _print_store(result)
+
+
+def _print_store(store: StoreDescription) -> None:
+    out.print(f"[bold]{store.root}[/]: sealed, {size(store.total_bytes)}, digest {store.digest}")
+    out.print(f"keep {store.keep} (depth,length,width): {', '.join(f'{name} {value}' for name, value in store.plan.items())}")
+    share = 100 * store.kept_units / store.full_units
+    out.print(
+        f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
+    )
+    for name, split in store.splits.items():
+        out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {split['units']} units")
+    table = grid("array", "shape and type", "bytes on disk")
+    for path, shape in store.arrays.items():
+        table.add_row(path, shape, size(store.array_bytes[path]))
+    out.print(table)
+    made = store.made
+    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}")
+    if "teacher" in made:
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        out.print(f"made by {made['teacher']} on {made['device']}, {made['first_unit']} to {made['last_unit']}; {versions}")
+
+
+def _print_row(row: RankedRow) -> None:
+    label = "" if row.label is None else f", label {row.label:g}"
+    out.print(f"{row.split} row {row.row} (row {row.row_id} of the split as it was read{label})")
+    out.print(f"the teacher's logits: {', '.join(f'{value:g}' for value in row.logits)}")
+    if not row.ranks:
+        out.print(Text(" ".join(row.tokens)))
+    for layer in row.ranks:
+        line = Text(f"teacher layer {layer.teacher_layer}, for the student's {layer.student_layer}: ")
+        for position, token in enumerate(row.tokens):
+            line.append(token, style=_rank_style(layer.kept, position))
+            line.append(" ")
+        out.print(line)
+        out.print(Text("  best first: " + " ".join(row.tokens[position] for position in layer.kept), style="dim"))
+
+
+def _rank_style(ranks: list[int], position: int) -> str:
+    """From red (best) to blue (last kept); what was not kept is dim."""
+    if position not in ranks:
+        return "dim"
+    colours = ("bold red", "red", "yellow", "green", "cyan", "blue")
+    return colours[ranks.index(position) * len(colours) // len(ranks)]
+
+
+def print_demo(result: DemoResult) -> None:
+    """The demo's table: what each way of learning reached, and what it took."""
+    table = grid("student learns from", "score", "± one s.e.", "hidden states", "bytes", "seconds")
+    for row in result.rows:
+        table.add_row(
+            row.learns_from,
+            f"{row.score:.3f}",
+            f"{row.standard_error:.3f}",
+            row.hidden_share,
+            size(row.bytes) if row.bytes else "",
+            f"{row.seconds:.1f}",
+        )
+    out.print(table)
+    out.print(f"{result.metric} on {result.rows_scored} unseen sentences; {result.seconds:.0f} s in all")

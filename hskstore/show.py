@@ -1,0 +1,161 @@
+"""What a store holds, in numbers and words: for `hsk show`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from hskstore.config import units_of_hsk
+from hskstore.store import Plan, open_store
+from hskstore.store.commit import MANIFEST, Receipt, receipts
+from hskstore.store.objects import Objects
+from hskstore.store.reader import read_plan
+from hskstore.tokenizers import tokenizer_from_files
+
+
+@dataclass(frozen=True)
+class StoreDescription:
+    """A sealed store. `array_bytes` are on disk; `units_of_hsk` is A^HSK as planned for a row, `kept_units` as measured on
+    average, `full_units` that of all layers and tokens of the average row (section 5.1 of the paper)."""
+
+    root: str
+    digest: str
+    keep: str
+    plan: dict[str, Any]
+    splits: dict[str, dict[str, int]]
+    array_bytes: dict[str, int]
+    arrays: dict[str, str]
+    total_bytes: int
+    units_of_hsk: float
+    kept_units: float
+    full_units: float
+    made: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An unsealed store: units with receipts of all, and rows a second between the first and the last of them."""
+
+    root: str
+    keep: str
+    units_done: int
+    units: int
+    rows_done: int
+    rows: int
+    rows_per_second: float | None
+
+
+@dataclass(frozen=True)
+class RankedLayer:
+    """A teacher layer's kept positions of one row, best first, and the student layer they teach."""
+
+    student_layer: int
+    teacher_layer: int
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """One stored row: its tokens, and for each kept layer its ranks; `row_id` is its number in the split as it was read."""
+
+    split: str
+    row: int
+    row_id: int
+    tokens: list[str]
+    label: float | None
+    logits: list[float]
+    ranks: list[RankedLayer]
+
+
+def is_sealed(root: str) -> bool:
+    """Whether a store is sealed. Raises StoreError where there is no store at all."""
+    objects = Objects(root)
+    read_plan(objects)
+    return objects.get(MANIFEST) is not None
+
+
+def describe_progress(root: str) -> Progress:
+    """How far the extraction of an unsealed store has come, from its receipts alone."""
+    objects = Objects(root)
+    plan = read_plan(objects)
+    done = receipts(objects)
+    times = sorted(datetime.fromisoformat(receipt.made["finished"]) for receipt in done.values())
+    elapsed = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
+    rows = sum(receipt.rows for receipt in done.values())
+    first = next(iter(done.values())).rows if done else 0
+    return Progress(
+        root=root,
+        keep=str(plan.keep),
+        units_done=len(done),
+        units=sum(split.units for split in plan.splits.values()),
+        rows_done=rows,
+        rows=sum(split.rows for split in plan.splits.values()),
+        rows_per_second=round((rows - first) / elapsed, 1) if elapsed else None,
+    )
+
+
+def describe(root: str) -> StoreDescription:
+    """A sealed store's content, sizes and provenance. Raises StoreError."""
+    store = open_store(root)
+    plan = store.plan
+    sizes = store.sizes()
+    array_bytes = {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in plan.arrays}
+    train = plan.splits["train"]
+    kept = float(store.read_all("train/hidden/n_kept").sum()) / train.rows
+    return StoreDescription(
+        root=root,
+        digest=store.digest,
+        keep=str(plan.keep),
+        plan={**plan.as_json()["strategy"], **plan.as_json()["pass"], "task": plan.task["name"]},
+        splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
+        array_bytes=array_bytes,
+        arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
+        total_bytes=sum(sizes.values()),
+        units_of_hsk=round(_planned_units(plan, kept), 4),
+        kept_units=round(units_of_hsk(1, kept, plan.width / plan.hidden_size), 4),
+        full_units=round(units_of_hsk(plan.strategy.student_layers + 1, train.tokens / train.rows, 1), 4),
+        made=_provenance(plan, receipts(store.objects)),
+    )
+
+
+def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:
+    """One stored row with its tokens and ranks. Raises StoreError where there is no such row."""
+    store = open_store(root)
+    found = store.row(split, row)
+    tokenizer = tokenizer_from_files(store.tokenizer_files())
+    ids = found["input_ids"][: int(found["n_tokens"])]
+    return RankedRow(
+        split=split,
+        row=row,
+        row_id=int(found["row_id"]),
+        tokens=tokenizer.convert_ids_to_tokens(ids.tolist()),
+        label=float(found["label"]) if "label" in found else None,
+        logits=[round(float(value), 4) for value in found["logits"]],
+        ranks=[
+            RankedLayer(pair.student, pair.teacher, token[:n_kept].tolist())
+            for pair, token, n_kept in zip(
+                store.plan.pairs, found.get("hidden/token", ()), found.get("hidden/n_kept", ()), strict=False
+            )
+        ],
+    )
+
+
+def _planned_units(plan: Plan, kept: float) -> float:
+    """N^D x N^L x N^W / d, with the fractions that were asked for; where the length is no count, the measured one."""
+    length = plan.keep.length if isinstance(plan.keep.length, int) else kept / len(plan.pairs)
+    width = plan.keep.width if isinstance(plan.keep.width, float) else plan.width / plan.hidden_size
+    return units_of_hsk(len(plan.pairs), length, width)
+
+
+def _provenance(plan: Plan, made: dict[tuple[str, int], Receipt]) -> dict[str, Any]:
+    known: dict[str, Any] = {"teacher_sha256": plan.teacher["sha256"]}
+    if not made:  # a copy may leave the receipts behind: the seal does not need them
+        return known
+    finished = sorted(receipt.made["finished"] for receipt in made.values())
+    latest = max(made.values(), key=lambda receipt: receipt.made["finished"]).made
+    return known | {
+        "teacher": latest["teacher"],
+        "device": latest["device"],
+        "versions": latest["versions"],
+        "first_unit": finished[0],
+        "last_unit": finished[-1],
+    }

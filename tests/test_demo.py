@@ -1,0 +1,26 @@
+"""The demo's corpus is what it says it is."""
+
+from itertools import islice
+
+from hskstore.demo import _tokenizer, sentences
+
+
+def test_sentences_are_distinct_half_of_them_broken_and_a_function_of_the_seed() -> None:
+    rows = list(islice(sentences(7), 2000))
+    assert len({text for text, _ in rows}) == 2000
+    assert sum(label for _, label in rows) == 1000
+    assert rows == list(islice(sentences(7), 2000))
+    assert rows != list(islice(sentences(8), 2000))
+
+
+def test_every_word_is_known() -> None:
+    tokenizer = _tokenizer()
+    for text, _ in islice(sentences(7), 500):
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+
+
+def test_acceptable_sentences_agree() -> None:
+    for text, label in islice(sentences(7), 500):
+        words = text.split()
+        if label and words[0] in ("these", "many", "several"):
+            assert "himself" not in words and "herself" not in words, text

@@ -1,0 +1,84 @@
+"""The README tells the truth: every command stands there, and its example of a row decodes what the store holds."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hskstore.config import Keep, Strategy
+from hskstore.extract import extract
+from hskstore.store import open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    import typer.main
+
+    from hskstore.cli import app
+
+    group = typer.main.get_command(app)
+    found: list[str] = []
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        nested = getattr(command, "commands", None)
+        found += [f"{name} {inner}" for inner in nested] if nested else [name]
+    return found
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    for command in commands():
+        assert f"`{command}`" in README, command
+
+
+def test_every_option_in_the_readmes_commands_exists() -> None:
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("hsk ")]
+    assert lines
+    for line in lines:
+        words = line.split("#")[0].split()[1:]
+        command = words[:2] if words[0] == "student" else words[:1]
+        text = subprocess.run(
+            [sys.executable, "-m", "hskstore", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"COLUMNS": "200", "PATH": ""},
+        ).stdout
+        for option in (word for word in words if word.startswith("--")):
+            assert option in text, (line, option)
+
+
+def test_every_file_of_the_package_stands_in_the_readmes_tree() -> None:
+    tree = README.split("## Where things are")[1]
+    for path in (ROOT / "hskstore").iterdir():
+        if path.name.startswith("__") or path.name.endswith(".egg-info"):
+            continue
+        assert (f"{path.name}/" if path.is_dir() else path.name) in tree, path.name
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "hskstore", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_the_readmes_ten_lines_decode_a_row_with_zarr_and_numpy_alone(
+    teacher_folder: str, data_folder: str, tmp_path: Path
+) -> None:
+    extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(1, 9, 0.1)], strategies=[Strategy(2)], task="sst2")
+    example = re.search(r"```python\n(import numpy.*?)```", README, flags=re.DOTALL)
+    assert example
+    names: dict[str, object] = {}
+    exec(example[1].replace("stores/sst2/d1-l9-w0.1", str(tmp_path / "d1-l9-w0.1")), names)
+    row = open_store(tmp_path / "d1-l9-w0.1").row("train", 3)
+    vector = names["vector"]
+    assert isinstance(vector, np.ndarray)
+    np.testing.assert_array_equal(vector[row["hidden/mask"][0, 0]], row["hidden/values"][0, 0])
+    assert np.count_nonzero(vector) == 3
