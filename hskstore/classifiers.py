@@ -18,7 +18,7 @@ def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
     """
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         cause = str(error).strip().partition("\n")[0]

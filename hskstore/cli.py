@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hskstore import __version__
+from hskstore import __version__, config
 from hskstore.errors import HskError, OptionError
 
 app = typer.Typer(
@@ -68,9 +68,9 @@ def finetune(
     text: TextOpt = None,
     label: LabelOpt = None,
     validation: ValidationOpt = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 3,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    epochs: Annotated[int, typer.Option(min=1)] = config.FINETUNE_EPOCHS,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = config.FINETUNE_LR,
+    batch_size: Annotated[int, typer.Option(min=1)] = config.FINETUNE_BATCH_SIZE,
     max_length: MaxLengthOpt = None,
     seed: SeedOpt = 0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
@@ -129,7 +129,7 @@ def extract(
     mask: Annotated[str, typer.Option(help="Units by magnitude, uniform or random.")] = "magnitude",
     values: Annotated[str, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16",
     max_length: MaxLengthOpt = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = 8192,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = config.DEFAULT_BATCH_TOKENS,
     precision: Annotated[str, typer.Option(help="The teacher's: fp32, bf16 or fp16 (autocast).")] = "fp32",
     seed: SeedOpt = 0,
     device: DeviceOpt = None,
@@ -137,9 +137,8 @@ def extract(
 ) -> None:
     """Run TEACHER once over DATA and write a sealed store for every --keep. Stopped, the same command goes on."""
     from hskstore import console
-    from hskstore.config import Keep, Strategy
 
-    keeps = [Keep.parse(each) for each in keep]
+    keeps = [config.Keep.parse(each) for each in keep]
     fields: dict[str, Any] = {
         "top_layer": top_layer,
         "layer_map": layer_map,
@@ -149,7 +148,7 @@ def extract(
         "mask": mask,
         "values": values,
     }
-    strategies = [Strategy(layers, **fields) for layers in student_layers]
+    strategies = [config.Strategy(layers, **fields) for layers in student_layers]
     checked = _choice("--precision", precision, "fp32", "bf16", "fp16")
     _quiet_libraries()
     from hskstore.extract import extract as run
@@ -213,7 +212,7 @@ def student_new(
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
     vocab_from: Annotated[
         str, typer.Option(help="Whose tokenizer: a model folder or hub name. It must be the teacher's.")
-    ] = "google-bert/bert-base-uncased",
+    ] = config.DEFAULT_VOCABULARY,
     seed: SeedOpt = 0,
     as_json: JsonOpt = False,
 ) -> None:
@@ -260,7 +259,9 @@ def distill(
     lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: the paper's.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Per phase. Default: the paper's.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps, shared among the phases.")] = None,
-    warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of a decaying phase over which the rate rises.")] = 0.1,
+    warmup: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a decaying phase over which the rate rises.")
+    ] = config.DEFAULT_WARMUP,
     temperature: Annotated[float, typer.Option(help="Of the soft labels (mud, kd).")] = 1.0,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Weight of the gold label beside the teacher's logits (kd).")] = 0.0,
     targets: Annotated[str, typer.Option(help="Masked-out units are learnt as zero, or ignore (mud).")] = "zero",
@@ -425,9 +426,7 @@ def _quiet_libraries() -> None:
 
 
 def _choice(option: str, value: str, *allowed: str) -> Any:
-    from hskstore.config import check_choice
-
-    check_choice(option, value, allowed)
+    config.check_choice(option, value, allowed)
     return value
 
 

@@ -22,6 +22,14 @@ Values: TypeAlias = Literal["f16", "f32", "q8", "q4"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 
+DEFAULT_BATCH_TOKENS = 8192
+DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
+DEFAULT_WARMUP = 0.1
+"""Share of a decaying phase's steps over which the rate rises; phases at a constant rate have no warm-up."""
+
+FINETUNE_EPOCHS, FINETUNE_LR, FINETUNE_BATCH_SIZE = 3, 3e-5, 32
+
+
 @dataclass(frozen=True)
 class Keep:
     """How many layers (`depth`), tokens (`length`) and units of a vector (`width`) are kept."""

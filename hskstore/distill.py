@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import set_seed
 
 from hskstore.classifiers import check_length, load_classifier
+from hskstore.config import DEFAULT_WARMUP
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import Scored, check_tokenizer, dev_score, parameters, score_splits
 from hskstore.export import refuse_existing_model, save_model, set_labels
@@ -19,7 +20,6 @@ from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import Recipe, Task
 from hskstore.tokenizers import tokenizer_from_files
 from hskstore.trainer import (
-    DEFAULT_WARMUP,
     Learner,
     PhaseResult,
     PhaseSettings,

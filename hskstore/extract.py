@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hskstore.classifiers import choose_device
-from hskstore.config import Keep, Precision, Strategy
+from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
 from hskstore.data import Dataset, read_dataset
 from hskstore.engines import run_inline
 from hskstore.errors import OptionError
@@ -23,7 +23,6 @@ from hskstore.tokenizers import tokenizer_files
 from hskstore.watch import Watch, unwatched
 from hskstore.worker import PlannedStore, UnitWorker, batch_tensors, make_jobs
 
-DEFAULT_BATCH_TOKENS = 8192
 PROBE_ROWS = 8
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from hskstore.classifiers import check_length, load_classifier
+from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.evaluate import Scored, dev_score, parameters, score_splits
@@ -18,10 +19,6 @@ from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
 from hskstore.trainer import Learner, PhaseSettings, TrainPrecision, forget_checkpoint, train
 from hskstore.watch import Watch, unwatched
-
-DEFAULT_EPOCHS = 3
-DEFAULT_LR = 3e-5
-DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,9 @@ def finetune(
     text: Sequence[str] = (),
     label: str | None = None,
     validation: str | None = None,
-    epochs: int = DEFAULT_EPOCHS,
-    lr: float = DEFAULT_LR,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    epochs: int = FINETUNE_EPOCHS,
+    lr: float = FINETUNE_LR,
+    batch_size: int = FINETUNE_BATCH_SIZE,
     max_length: int | None = None,
     seed: int = 0,
     precision: TrainPrecision = "fp32",

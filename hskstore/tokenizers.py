@@ -44,7 +44,7 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
             if name in files:
                 Path(folder, name).write_bytes(files[name])
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(f"the store's tokenizer cannot be loaded ({error})") from None
 
@@ -54,7 +54,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name}: no tokenizer could be loaded ({str(error).strip().partition(chr(10))[0]})") from None
     if not tokenizer.is_fast:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
 from hskstore.classifiers import choose_device, model_inputs
+from hskstore.config import DEFAULT_WARMUP
 from hskstore.errors import HskError, ModelError, OptionError
 from hskstore.loader import TrainingRows, epoch_batches
 from hskstore.methods import Method, Phase
@@ -35,9 +36,6 @@ WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 RECENT_STEPS = 50
 """Steps whose mean losses a result reports."""
-
-DEFAULT_WARMUP = 0.1
-"""Share of a decaying phase's steps over which the rate rises; phases at a constant rate have no warm-up."""
 
 TrainPrecision = Literal["fp32", "bf16"]
 

@@ -361,3 +361,75 @@ def test_hidden_states_take_a_fraction_of_the_papers_bytes(values: Any, least: f
     paper = vectors * (38 * 4 + 384)
     ours = sum(size for key, size in store.sizes().items() if key.startswith("train/hidden/"))
     assert paper / ours >= least
+
+
+def test_units_smaller_and_bigger_than_a_block_hold_the_same_rows(
+    teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many units in a block for a big configuration, several blocks in a unit for a small one, in one pass."""
+    expected = run(teacher_folder, data_folder, tmp_path / "usual", "1,2,4", "all")
+    monkeypatch.setattr("hskstore.store.plan.unit_rows", lambda bytes_per_row, rows: 64 if bytes_per_row > 500 else 1024)
+    found = run(teacher_folder, data_folder, tmp_path / "unusual", "1,2,4", "all")
+    assert [open_store(store.root).plan.splits["train"].unit_rows for store in found] == [1024, 64]
+    for one, two in zip(expected, found, strict=True):
+        usual, unusual = open_store(one.root), open_store(two.root)
+        for path in usual.plan.arrays:
+            np.testing.assert_array_equal(usual.read_all(path), unusual.read_all(path))
+
+
+def test_only_the_missing_units_are_made_again(
+    teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hskstore.store.plan.unit_rows", lambda bytes_per_row, rows: 64)
+    (made,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
+    before = tree(Path(made.root))
+    (Path(made.root) / "units" / "train-000009.json").unlink()
+    (Path(made.root) / "manifest.json").unlink()
+    put: list[str] = []
+    commit = UnitWorker._commit
+
+    def noting(self: UnitWorker, index: int, split: str, unit: int, *rest: Any) -> None:
+        put.append(f"{split}-{unit}")
+        commit(self, index, split, unit, *rest)
+
+    monkeypatch.setattr(UnitWorker, "_commit", noting)
+    (again,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
+    assert put == ["train-9"] and again.digest == made.digest and tree(Path(again.root)) == before
+
+
+def test_a_plan_that_never_finished_a_unit_does_not_stand_in_the_way(
+    teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(UnitWorker, "_commit", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher_folder, data_folder, tmp_path, "1,2,4", strategy=Strategy(2, values="q8"))
+    monkeypatch.undo()
+    (made,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
+    assert "train/hidden/scale" not in open_store(made.root).plan.arrays
+    assert not (Path(made.root) / "train/hidden/scale").exists() or not list((Path(made.root) / "train/hidden/scale").iterdir())
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("task", ["cola", "mrpc", "stsb"])
+def test_real_glue_sets_go_through_the_whole_pass(task: str, tmp_path: Path) -> None:
+    """A real encoder with an untrained head on the first rows of CoLA, MRPC (pairs) and STS-B (scores)."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from tests.conftest import SHARED
+
+    for split in ("train", "dev"):
+        lines = (SHARED / f"data/{task}/{split}.tsv").read_bytes().split(b"\n")
+        (tmp_path / f"{split}.tsv").write_bytes(b"\n".join(lines[:41]) + b"\n")
+    base = str(SHARED / "models/minilm-l6")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1 if task == "stsb" else 2, dtype=torch.float32)
+    teacher = save_folder(model, tmp_path / "teacher", AutoTokenizer.from_pretrained(base))
+    (made,) = extract(
+        teacher, str(tmp_path), out=tmp_path / "stores", keeps=[Keep(2, 5, 0.1)], strategies=[Strategy(3)], task=task
+    )
+    store = open_store(made.root)
+    assert store.plan.splits["train"].rows == (41 if task == "cola" else 40)
+    assert (store.read_all("train/token_type_ids").sum() > 0) == (task != "cola")
+    assert store.read_all("train/label").dtype == (np.float32 if task == "stsb" else np.int64)

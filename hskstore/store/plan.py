@@ -17,7 +17,6 @@ from hskstore.store.schema import (
     array_spec,
     canonical_json,
     hierarchy,
-    power_of_two_below,
     unit_rows,
 )
 
@@ -76,10 +75,6 @@ class Plan:
     task: dict[str, Any]
     splits: dict[str, Split]
     arrays: dict[str, ArraySpec]
-
-    @property
-    def name(self) -> str:
-        return self.keep.name
 
     @property
     def store_id(self) -> str:
@@ -232,6 +227,3 @@ def plan_unit_rows(*, rows: int, longest: int, layers: int, length: int, width: 
     bytes_per_element = {"f16": 2, "f32": 4, "q8": 1, "q4": 1}[values]
     value_bytes = layers * length * stored_width(width, values) * bytes_per_element
     return unit_rows(max(value_bytes, layers * length * math.ceil(hidden_size / 8), 4 * longest), rows)
-
-
-__all__ = ["Pass", "Plan", "Split", "plan_arrays", "plan_unit_rows", "power_of_two_below", "stored_width"]

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from hskstore.config import DEFAULT_VOCABULARY
 from hskstore.errors import OptionError
 from hskstore.export import NewStudent, refuse_existing_model, save_model
 from hskstore.tokenizers import load_tokenizer
-
-DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 
 
 @dataclass(frozen=True)
