@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,7 @@ LabelOpt = Annotated[str | None, typer.Option(help="Label column: class names, c
 ValidationOpt = Annotated[str | None, typer.Option(help="A file, or the share of train (0.1), where DATA has no such split.")]
 MaxLengthOpt = Annotated[int | None, typer.Option(help="Tokens a row is cut to. Default: the task's (64 or 128).")]
 SeedOpt = Annotated[int, typer.Option(min=0, help="Decides order, initialisation, dropout, random ranks and masks.")]
+TrainPrecision = Literal["fp32", "bf16"]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
@@ -73,7 +74,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(min=1)] = config.FINETUNE_BATCH_SIZE,
     max_length: MaxLengthOpt = None,
     seed: SeedOpt = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
+    precision: Annotated[TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -97,7 +98,7 @@ def finetune(
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
-            precision=_choice("--precision", precision, "fp32", "bf16"),
+            precision=precision,
             device=device,
             watch=watch,
         )
@@ -122,15 +123,19 @@ def extract(
     top_layer: Annotated[
         int | None, typer.Option(help="L_top, the teacher layer of the student's last. Default: 10/12 L.")
     ] = None,
-    layer_map: Annotated[str, typer.Option(help="g: round (l L_top / L') or eq5 (the paper's Equation 5).")] = "round",
-    rank: Annotated[str, typer.Option(help="Tokens by attention, attention-with-sep, left or random.")] = "attention",
-    rank_layer: Annotated[str, typer.Option(help="Attention of the aligned layer (L_top = last), or the same as g.")] = "aligned",
-    score: Annotated[str, typer.Option(help="Attention probability, or raw score before softmax.")] = "probability",
-    mask: Annotated[str, typer.Option(help="Units by magnitude, uniform or random.")] = "magnitude",
-    values: Annotated[str, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16",
+    layer_map: Annotated[
+        config.LayerMap, typer.Option(help="g: round (l L_top / L') or eq5 (the paper's Equation 5).")
+    ] = "round",
+    rank: Annotated[config.Rank, typer.Option(help="Tokens by attention, attention-with-sep, left or random.")] = "attention",
+    rank_layer: Annotated[
+        config.RankLayer, typer.Option(help="Attention of the aligned layer (L_top = last), or the same as g.")
+    ] = "aligned",
+    score: Annotated[config.Score, typer.Option(help="Attention probability, or raw score before softmax.")] = "probability",
+    mask: Annotated[config.Mask, typer.Option(help="Units by magnitude, uniform or random.")] = "magnitude",
+    values: Annotated[config.Values, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16",
     max_length: MaxLengthOpt = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = config.DEFAULT_BATCH_TOKENS,
-    precision: Annotated[str, typer.Option(help="The teacher's: fp32, bf16 or fp16 (autocast).")] = "fp32",
+    precision: Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")] = "fp32",
     seed: SeedOpt = 0,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
@@ -149,7 +154,6 @@ def extract(
         "values": values,
     }
     strategies = [config.Strategy(layers, **fields) for layers in student_layers]
-    checked = _choice("--precision", precision, "fp32", "bf16", "fp16")
     _quiet_libraries()
     from hskstore.extract import extract as run
 
@@ -167,7 +171,7 @@ def extract(
             max_length=max_length,
             batch_tokens=batch_tokens,
             device=device,
-            precision=checked,
+            precision=precision,
             seed=seed,
             on_plan=console.announce,
             watch=watch,
@@ -254,7 +258,10 @@ def distill(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A sealed store's folder or URL.")],
     student: Annotated[str, typer.Option(help="The student to train: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the trained student, its log and metrics.json.")],
-    method: Annotated[str, typer.Option(help="mud (hidden states, then logits), kd (logits) or finetune (gold labels).")] = "mud",
+    method: Annotated[
+        Literal["mud", "kd", "finetune"],
+        typer.Option(help="mud (hidden states, then logits), kd (logits) or finetune (gold labels)."),
+    ] = "mud",
     epochs: Annotated[str | None, typer.Option(help="Per phase: 10,5. Default: the paper's, by task.")] = None,
     lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: the paper's.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Per phase. Default: the paper's.")] = None,
@@ -264,13 +271,17 @@ def distill(
     ] = config.DEFAULT_WARMUP,
     temperature: Annotated[float, typer.Option(help="Of the soft labels (mud, kd).")] = 1.0,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Weight of the gold label beside the teacher's logits (kd).")] = 0.0,
-    targets: Annotated[str, typer.Option(help="Masked-out units are learnt as zero, or ignore (mud).")] = "zero",
+    targets: Annotated[
+        Literal["zero", "ignore"], typer.Option(help="Masked-out units are learnt as zero, or ignore (mud).")
+    ] = "zero",
     projection: Annotated[
-        str, typer.Option(help="One for all layers (shared), or per-layer, if widths differ (mud).")
+        Literal["shared", "per-layer"], typer.Option(help="One for all layers (shared), or per-layer, if widths differ (mud).")
     ] = "shared",
-    regression_target: Annotated[str, typer.Option(help="A score is learnt from the teacher, or gold (mud).")] = "teacher",
+    regression_target: Annotated[
+        Literal["teacher", "gold"], typer.Option(help="A score is learnt from the teacher, or gold (mud).")
+    ] = "teacher",
     seed: SeedOpt = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
+    precision: Annotated[TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -286,14 +297,14 @@ def distill(
         raise OptionError(f"--temperature {temperature}: must be above zero")
     methods: dict[str, Method] = {
         "mud": Mud(
-            targets=_choice("--targets", targets, "zero", "ignore"),
-            regression_target=_choice("--regression-target", regression_target, "teacher", "gold"),
+            targets=targets,
+            regression_target=regression_target,
             temperature=temperature,
         ),
         "kd": Kd(temperature=temperature, alpha=alpha),
         "finetune": Finetune(),
     }
-    chosen = methods[_choice("--method", method, *methods)]
+    chosen = methods[method]
     overrides = Overrides(
         epochs=_numbers("--epochs", epochs, int),
         lr=_numbers("--lr", lr, float),
@@ -309,8 +320,8 @@ def distill(
             out=out,
             overrides=overrides,
             seed=seed,
-            precision=_choice("--precision", precision, "fp32", "bf16"),
-            projection=_choice("--projection", projection, "shared", "per-layer"),
+            precision=precision,
+            projection=projection,
             device=device,
             command=shlex.join(["hsk", *sys.argv[1:]]),
             watch=watch,
@@ -423,11 +434,6 @@ def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     enable_progress_bars()
-
-
-def _choice(option: str, value: str, *allowed: str) -> Any:
-    config.check_choice(option, value, allowed)
-    return value
 
 
 def _numbers(option: str, text: str | None, kind: type) -> Any:
