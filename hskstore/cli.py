@@ -388,8 +388,8 @@ def demo(
     _quiet_libraries()
     from hskstore.demo import run_demo
 
-    with _stoppable():
-        result = run_demo(out, say=console.err.print)
+    with _stoppable(), console.bars() as watch:
+        result = run_demo(out, say=console.err.print, watch=watch)
     if as_json:
         console.print_json(result)
     else:

@@ -24,6 +24,7 @@ from hskstore.extract import extract
 from hskstore.finetune import finetune
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.show import describe
+from hskstore.watch import Watch, unwatched
 
 SEED = 2021
 ROWS = {"train": 8000, "validation": 1000, "test": 2000}
@@ -64,16 +65,16 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(out: Path | None = None, *, say: Callable[[str], None] = print) -> DemoResult:
+def run_demo(out: Path | None = None, *, say: Callable[[str], None] = print, watch: Watch = unwatched) -> DemoResult:
     """Run the demo in `out`, or in a temporary folder; `say` gets a line for each chapter."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="hsk-demo-") as folder:
-            return _run(Path(folder), say)
+            return _run(Path(folder), say, watch)
     out.mkdir(parents=True, exist_ok=True)
-    return _run(out, say)
+    return _run(out, say, watch)
 
 
-def _run(folder: Path, say: Callable[[str], None]) -> DemoResult:
+def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     began = time.monotonic()
     corpus = folder / "corpus"
     say(f"1. a corpus: {sum(ROWS.values())} English sentences, half of them broken, from a grammar of {len(_words())} words")
@@ -84,7 +85,14 @@ def _run(folder: Path, say: Callable[[str], None]) -> DemoResult:
     say("2. a teacher: 4 layers, trained on the gold labels")
     save_model(_bert(TEACHER, tokenizer), tokenizer, folder / "blank")
     taught = finetune(
-        str(folder / "blank"), str(corpus), out=folder / "teacher", epochs=TEACHER_EPOCHS, lr=LEARNING_RATE, seed=SEED, **columns
+        str(folder / "blank"),
+        str(corpus),
+        out=folder / "teacher",
+        epochs=TEACHER_EPOCHS,
+        lr=LEARNING_RATE,
+        seed=SEED,
+        watch=watch,
+        **columns,
     )
     teacher = evaluate(str(folder / "teacher"), str(corpus), splits=["test"], latency=False, **columns)
 
@@ -97,6 +105,7 @@ def _run(folder: Path, say: Callable[[str], None]) -> DemoResult:
         keeps=[SLIVER, EVERYTHING],
         strategies=[strategy],
         seed=SEED,
+        watch=watch,
         **columns,
     )
     shutil.rmtree(folder / "teacher")
@@ -104,7 +113,7 @@ def _run(folder: Path, say: Callable[[str], None]) -> DemoResult:
     save_model(_bert(STUDENT, tokenizer), tokenizer, folder / "student")
     sliver, everything = (store.root for store in stores)
     ways: dict[str, tuple[Method, str]] = {
-        "gold labels": (Finetune(), sliver),
+        "gold labels (the student alone)": (Finetune(), sliver),
         "the teacher's logits": (Kd(), sliver),
         "1 % of the hidden states": (Mud(), sliver),
         "all hidden states": (Mud(), everything),
@@ -114,7 +123,13 @@ def _run(folder: Path, say: Callable[[str], None]) -> DemoResult:
     for number, (learns_from, (method, store)) in enumerate(ways.items()):
         overrides = Overrides(epochs=[100], lr=[LEARNING_RATE], max_steps=STUDENT_STEPS)
         run = distill(
-            store, student=str(folder / "student"), method=method, out=folder / f"run{number}", overrides=overrides, seed=SEED
+            store,
+            student=str(folder / "student"),
+            method=method,
+            out=folder / f"run{number}",
+            overrides=overrides,
+            seed=SEED,
+            watch=watch,
         )
         found = evaluate(run.folder, str(corpus), splits=["test"], latency=False, **columns)
         described = describe(store)
