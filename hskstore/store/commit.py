@@ -109,17 +109,29 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
 
 
 def commit_unit(objects: Objects, receipt: Receipt, blobs: Mapping[str, bytes]) -> None:
-    """Put a unit's blobs, then its receipt, create-only. Another attempt's receipt for the same bytes is as good as ours."""
+    """Put a unit's blobs, then its receipt, create-only. Another attempt's receipt for the same bytes is as good as ours.
+
+    Raises StoreError where another attempt made the unit with other bytes; what it put stays as it is.
+    """
+    if _receipt_stands(objects, receipt):
+        return
     for key, blob in blobs.items():
         objects.put(key, blob)
-    if objects.put(receipt.key, receipt.to_bytes(), create=True):
-        return
-    found = Receipt.from_bytes(objects.get(receipt.key) or b"", receipt.key)
-    if found.objects != receipt.objects:
+    if not objects.put(receipt.key, receipt.to_bytes(), create=True):
+        _receipt_stands(objects, receipt)
+
+
+def _receipt_stands(objects: Objects, receipt: Receipt) -> bool:
+    """Whether the unit has a receipt for the same bytes. Raises StoreError where it has one for others."""
+    data = objects.get(receipt.key)
+    if data is None:
+        return False
+    if Receipt.from_bytes(data, receipt.key).objects != receipt.objects:
         raise StoreError(
-            f"{objects.root}: another process made unit {receipt.key} at the same time, with other bytes."
-            " Let one of them finish alone; delete that receipt and run the same command again"
+            f"{objects.root}: another process made the unit of {receipt.key} with other bytes. Let one of them finish alone:"
+            " delete that receipt and run the same command again"
         )
+    return True
 
 
 def fingerprint(blob: bytes) -> dict[str, Any]:
@@ -150,8 +162,11 @@ def seal(objects: Objects, plan: Plan) -> str:
     for key in present:
         if key == TEACHER or key.startswith(TOKENIZER):
             listed[key] = fingerprint(objects.get(key) or b"")
-    for unit in plan.units():
-        listed |= made[unit].objects
+    for split, unit in plan.units():
+        expected = {spec.key(path, unit) for path, spec in plan.arrays_of(split).items()}
+        if made[split, unit].objects.keys() != expected:
+            raise StoreError(f"{objects.root}/{receipt_key(split, unit)} is damaged: delete it and run extract again")
+        listed |= made[split, unit].objects
     for key, entry in listed.items():
         if present.get(key) != entry["size"]:
             raise StoreError(

@@ -18,7 +18,7 @@ class Objects:
 
     def __init__(self, root: str | Path) -> None:
         """Nothing is made or touched here; a local folder comes into being with the first `put`."""
-        self.root = str(root).rstrip("/") or "/"
+        self.root = str(root).removeprefix("file://").rstrip("/") or "/"
         self._folder: Path | None = None if "://" in self.root else Path(self.root).absolute()
 
     def put(self, key: str, data: bytes, *, create: bool = False) -> bool:

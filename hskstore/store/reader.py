@@ -15,6 +15,11 @@ from hskstore.store.plan import Plan, Split
 from hskstore.store.schema import DTYPES, MAX_SHARD_BYTES, ArraySpec, Codec
 from hskstore.store.values import unpack_mask, unpack_values
 
+REPAIR = (
+    "Copy the store again from a good copy; or delete manifest.json and the receipt in units/ that names this object,"
+    " and run the same hsk extract again"
+)
+
 
 class Store:
     """A sealed store. `digest` is the sha256 of its manifest: two stores with one digest hold the same bytes."""
@@ -41,7 +46,7 @@ class Store:
         data = self.objects.get(key)
         if data is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             state = "is missing" if data is None else "is damaged: its sha256 is not the sealed one"
-            raise StoreError(f"{self.root}/{key} {state}. Copy the store again from a good copy, or extract it again")
+            raise StoreError(f"{self.root}/{key} {state}. {REPAIR}")
         return data
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -62,7 +67,9 @@ class Store:
 
     def read_all(self, path: str) -> np.ndarray:
         """One array, all its rows [N, ...]."""
-        spec = self.plan.arrays[path]
+        spec = self.plan.arrays.get(path)
+        if spec is None:
+            raise StoreError(f"{self.root} holds no {path}")
         units = self.plan.splits[path.partition("/")[0]].units
         return np.concatenate([self.read(path, unit) for unit in range(units)]) if units else np.empty(spec.shape)
 
@@ -109,13 +116,13 @@ def open_store(root: str | Path) -> Store:
     for key, document in plan.documents().items():
         if store.file(key) != document:
             raise StoreError(f"{objects.root}/{key} does not describe the planned array: the store is damaged")
+    planned = {spec.key(path, unit) for split, unit in plan.units() for path, spec in plan.arrays_of(split).items()}
+    if not planned <= listed.keys():
+        raise StoreError(f"{objects.root}/{MANIFEST} does not list {min(planned - listed.keys())}: the store is damaged")
     present = objects.sizes()
     for key, size in listed.items():
         if present.get(key) != size:
-            raise StoreError(
-                f"{objects.root}/{key} has {present.get(key, 'no')} bytes instead of {size}:"
-                " copy the store again from a good copy, or extract it again"
-            )
+            raise StoreError(f"{objects.root}/{key} has {present.get(key, 'no')} bytes instead of {size}. {REPAIR}")
     return store
 
 

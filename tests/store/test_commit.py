@@ -187,12 +187,13 @@ def test_committing_the_same_bytes_again_keeps_the_first_receipt(plan, begun):
     commit_unit(begun, first, blobs)
     commit_unit(begun, again, same)
     assert begun.get(first.key) == first.to_bytes()
+    assert all(begun.get(key) == blob for key, blob in blobs.items()), "what the first one put stays"
 
 
 def test_committing_other_bytes_is_refused(plan, begun):
     first, blobs = make_unit(plan, "train", 0)
     commit_unit(begun, first, blobs)
-    with pytest.raises(StoreError, match=r"another process made unit units/train-000000\.json .* with other bytes"):
+    with pytest.raises(StoreError, match=r"another process made the unit of units/train-000000\.json with other bytes"):
         commit_unit(begun, *make_unit(plan, "train", 0, seed=1, attempt="second"))
     assert begun.get(first.key) == first.to_bytes()
 
