@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from transformers import set_seed
 
+from hskstore.checkpoint import forget_checkpoint
 from hskstore.classifiers import check_length, load_classifier
 from hskstore.config import DEFAULT_WARMUP
 from hskstore.errors import ModelError, OptionError, StoreError
@@ -24,7 +25,6 @@ from hskstore.trainer import (
     PhaseResult,
     PhaseSettings,
     TrainPrecision,
-    forget_checkpoint,
     train,
 )
 from hskstore.watch import Watch, unwatched

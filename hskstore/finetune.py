@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from hskstore.checkpoint import forget_checkpoint
 from hskstore.classifiers import check_length, load_classifier
 from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR
 from hskstore.data import read_dataset
@@ -17,7 +18,7 @@ from hskstore.loader import rows_from_data
 from hskstore.methods import Finetune
 from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
-from hskstore.trainer import Learner, PhaseSettings, TrainPrecision, forget_checkpoint, train
+from hskstore.trainer import Learner, PhaseSettings, TrainPrecision, train
 from hskstore.watch import Watch, unwatched
 
 

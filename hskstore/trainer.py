@@ -6,13 +6,12 @@ interrupted and resumed goes on as if it had not been.
 
 import hashlib
 import json
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
+from hskstore.checkpoint import Checkpoint, RunState
 from hskstore.classifiers import choose_device, model_inputs
 from hskstore.config import DEFAULT_WARMUP
-from hskstore.errors import HskError, ModelError, OptionError
+from hskstore.errors import ModelError
 from hskstore.loader import TrainingRows, epoch_batches
 from hskstore.methods import Method, Phase
 from hskstore.watch import Watch, unwatched
@@ -82,20 +80,6 @@ class PhaseResult:
     losses: dict[str, float]
     scores: list[dict[str, float]]
     best: dict[str, float] | None
-
-
-@dataclass
-class _State:
-    """Where a run stands: everything a resumed run needs beyond tensors."""
-
-    settings: str
-    phase: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    recent: list[dict[str, float]] = field(default_factory=list)
-    scores: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] | None = None
-    done: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Learner(nn.Module):
@@ -171,7 +155,7 @@ def train(
         "phases": [asdict(phase) for phase in phases],
         "student": _weights_sha256(learner),
     }
-    checkpoint = _Checkpoint(out / "checkpoint")
+    checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     learner.to(accelerator.device)
     if state.step or state.phase:
@@ -222,19 +206,13 @@ def train(
                 checkpoint.restore_best(learner)
             means = {name: sum(each[name] for each in state.recent) / len(state.recent) for name in state.recent[0]}
             result = PhaseResult(run.phase.name, run.steps, round(state.seconds, 3), means, state.scores, state.best)
-            state = _State(state.settings, phase=number + 1, done=[*state.done, asdict(result)])
+            state = RunState(state.settings, phase=number + 1, done=[*state.done, asdict(result)])
             checkpoint.write(state, learner, optimizer)
             if interrupted():
                 raise KeyboardInterrupt
     if log is not None:
         log.close()
     return [PhaseResult(**done) for done in state.done]
-
-
-def forget_checkpoint(out: Path) -> None:
-    """Remove a run's checkpoints: once its student is saved they are of no more use."""
-    for name in ("checkpoint", "checkpoint.old", "checkpoint.new"):
-        shutil.rmtree(out / name, ignore_errors=True)
 
 
 @contextmanager
@@ -304,7 +282,7 @@ def _check_loss(loss: Tensor, phase: Phase, step: int) -> None:
         )
 
 
-def _note_score(score: Score, state: _State, checkpoint: "_Checkpoint", learner: Learner, log: Any, phase: Phase) -> None:
+def _note_score(score: Score, state: RunState, checkpoint: Checkpoint, learner: Learner, log: Any, phase: Phase) -> None:
     values = {"step": state.step, **score.values}
     state.scores = [*state.scores, values]
     if log is not None:
@@ -313,85 +291,6 @@ def _note_score(score: Score, state: _State, checkpoint: "_Checkpoint", learner:
     if state.best is None or score.value > state.best[score.metric]:
         state.best = values
         checkpoint.write_best(learner)
-
-
-class _Checkpoint:
-    """A folder of safetensors and JSON, replaced whole: a crash leaves the last one or the one before it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._old = folder.with_name("checkpoint.old")
-        if self._old.exists() and not folder.exists():  # a crash between the two renames of `write`
-            self._old.rename(folder)
-
-    def read_state(self, settings: str) -> _State:
-        """Where a run with these settings stands: at its start, if nothing is here."""
-        path = self._folder / "state.json"
-        if not path.exists():
-            return _State(settings)
-        state = _State(**json.loads(path.read_text()))
-        if state.settings != settings:
-            mine, theirs = json.loads(state.settings), json.loads(settings)
-            differ = ", ".join(name for name in theirs if mine.get(name) != theirs[name])
-            raise OptionError(
-                f"{self._folder.parent} holds an unfinished run that differs in its {differ}: give the same options to go"
-                " on with it, delete the folder, or choose another --out"
-            )
-        return state
-
-    def write(self, state: _State, learner: Learner, optimizer: torch.optim.AdamW) -> None:
-        tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer.state[parameter].items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        fresh = self._folder.with_name("checkpoint.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        _save(tensors, fresh / "tensors.safetensors")
-        if state.best is not None and (self._folder / "best.safetensors").exists():
-            shutil.copyfile(self._folder / "best.safetensors", fresh / "best.safetensors")
-        (fresh / "state.json").write_text(json.dumps(asdict(state)))
-        shutil.rmtree(self._old, ignore_errors=True)
-        if self._folder.exists():
-            self._folder.rename(self._old)
-        fresh.rename(self._folder)
-        shutil.rmtree(self._old, ignore_errors=True)
-
-    def restore_weights(self, learner: Learner) -> None:
-        tensors = load_file(self._folder / "tensors.safetensors")
-        learner.load_state_dict({n.removeprefix("learner."): t for n, t in tensors.items() if n.startswith("learner.")})
-
-    def restore_optimizer(self, optimizer: torch.optim.AdamW) -> None:
-        """The optimiser's state and the random state, where a phase goes on in its middle."""
-        tensors = load_file(self._folder / "tensors.safetensors")
-        for index, parameter in enumerate(_parameters(optimizer)):
-            prefix = f"optimizer.{index}."
-            restored = {n.removeprefix(prefix): t.to(parameter.device) for n, t in tensors.items() if n.startswith(prefix)}
-            optimizer.state[parameter] = restored
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
-
-    def write_best(self, learner: Learner) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _save(learner.state_dict(), self._folder / "best.safetensors")
-
-    def restore_best(self, learner: Learner) -> None:
-        learner.load_state_dict(load_file(self._folder / "best.safetensors"))
-
-
-def _parameters(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        # Clones: safetensors refuses tensors that share memory, as tied weights do.
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
-    except (OSError, SafetensorError) as error:
-        raise HskError(f"{path} could not be written ({error}): make room and run the same command again") from None
 
 
 def _open_log(folder: Path) -> Any:

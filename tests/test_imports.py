@@ -25,9 +25,21 @@ MAY_IMPORT = {
     "loader": {"store", "batch", "rows"},
     "export": {"tokenizers"},
     "students": {"students", "export", "classifiers", "tokenizers"},
-    "trainer": {"batch", "loader", "methods", "classifiers"},
+    "checkpoint": set(),
+    "trainer": {"batch", "checkpoint", "loader", "methods", "classifiers"},
     "evaluate": {"batch", "classifiers", "data", "loader", "rows", "store", "tasks", "tokenizers", "trainer"},
-    "distill": {"classifiers", "evaluate", "export", "loader", "methods", "store", "tasks", "tokenizers", "trainer"},
+    "distill": {
+        "checkpoint",
+        "classifiers",
+        "evaluate",
+        "export",
+        "loader",
+        "methods",
+        "store",
+        "tasks",
+        "tokenizers",
+        "trainer",
+    },
     "engines": {"engines"},
 }
 
