@@ -1,12 +1,13 @@
 """hsk: parse, call, print."""
 
 import errno
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -32,8 +33,7 @@ TextOpt = Annotated[list[str] | None, typer.Option(help="Text column, for data t
 LabelOpt = Annotated[str | None, typer.Option(help="Label column: class names, class ids, or scores.")]
 ValidationOpt = Annotated[str | None, typer.Option(help="A file, or the share of train (0.1), where DATA has no such split.")]
 MaxLengthOpt = Annotated[int | None, typer.Option(help="Tokens a row is cut to. Default: the task's (64 or 128).")]
-SeedOpt = Annotated[int, typer.Option(min=0, help="Decides order, initialisation, dropout, random ranks and masks.")]
-TrainPrecision = Literal["fp32", "bf16"]
+TrainSeedOpt = Annotated[int, typer.Option(min=0, help="Decides new weights, the order of rows, and dropout.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
@@ -73,8 +73,8 @@ def finetune(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = config.FINETUNE_LR,
     batch_size: Annotated[int, typer.Option(min=1)] = config.FINETUNE_BATCH_SIZE,
     max_length: MaxLengthOpt = None,
-    seed: SeedOpt = 0,
-    precision: Annotated[TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
+    seed: TrainSeedOpt = 0,
+    precision: Annotated[config.TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -84,7 +84,7 @@ def finetune(
     _quiet_libraries()
     from hskstore.finetune import finetune as run
 
-    with _stoppable(), console.bars() as watch:
+    with _resumable(), console.bars() as watch:
         result = run(
             model,
             data,
@@ -136,7 +136,7 @@ def extract(
     max_length: MaxLengthOpt = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = config.DEFAULT_BATCH_TOKENS,
     precision: Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")] = "fp32",
-    seed: SeedOpt = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order of rows, and random ranks and masks.")] = 0,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -157,7 +157,7 @@ def extract(
     _quiet_libraries()
     from hskstore.extract import extract as run
 
-    with _stoppable(), console.bars() as watch:
+    with _resumable(), console.bars() as watch:
         result = run(
             teacher,
             data,
@@ -173,7 +173,7 @@ def extract(
             device=device,
             precision=precision,
             seed=seed,
-            on_plan=console.announce,
+            on_plan=console.print_plan,
             watch=watch,
         )
     if as_json:
@@ -217,7 +217,7 @@ def student_new(
     vocab_from: Annotated[
         str, typer.Option(help="Whose tokenizer: a model folder or hub name. It must be the teacher's.")
     ] = config.DEFAULT_VOCABULARY,
-    seed: SeedOpt = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides its weights.")] = 0,
     as_json: JsonOpt = False,
 ) -> None:
     """A smaller BERT from scratch, with the teacher's tokenizer."""
@@ -259,29 +259,30 @@ def distill(
     student: Annotated[str, typer.Option(help="The student to train: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for the trained student, its log and metrics.json.")],
     method: Annotated[
-        Literal["mud", "kd", "finetune"],
-        typer.Option(help="mud (hidden states, then logits), kd (logits) or finetune (gold labels)."),
+        config.MethodName, typer.Option(help="mud (hidden states, then logits), kd (logits) or finetune (gold labels).")
     ] = "mud",
-    epochs: Annotated[str | None, typer.Option(help="Per phase: 10,5. Default: the paper's, by task.")] = None,
-    lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: the paper's.")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Per phase. Default: the paper's.")] = None,
+    epochs: Annotated[
+        str | None, typer.Option(help="Per phase: 10,5. Default: the paper's for the task, SST-2's for data of your own.")
+    ] = None,
+    lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Per phase: 32,32. Default: likewise.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps, shared among the phases.")] = None,
     warmup: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a decaying phase over which the rate rises.")
     ] = config.DEFAULT_WARMUP,
-    temperature: Annotated[float, typer.Option(help="Of the soft labels (mud, kd).")] = 1.0,
-    alpha: Annotated[float, typer.Option(min=0, max=1, help="Weight of the gold label beside the teacher's logits (kd).")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="Of the soft labels (mud, kd). Default: 1.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the gold label beside the logits (kd). Default: 0.")] = None,
     targets: Annotated[
-        Literal["zero", "ignore"], typer.Option(help="Masked-out units are learnt as zero, or ignore (mud).")
-    ] = "zero",
-    projection: Annotated[
-        Literal["shared", "per-layer"], typer.Option(help="One for all layers (shared), or per-layer, if widths differ (mud).")
-    ] = "shared",
+        config.Targets | None, typer.Option(help="Learn masked-out units as zero, or ignore them (mud). Default: zero.")
+    ] = None,
     regression_target: Annotated[
-        Literal["teacher", "gold"], typer.Option(help="A score is learnt from the teacher, or gold (mud).")
-    ] = "teacher",
-    seed: SeedOpt = 0,
-    precision: Annotated[TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
+        config.RegressionTarget | None, typer.Option(help="Whose score to learn (mud). Default: the teacher's.")
+    ] = None,
+    projection: Annotated[
+        config.Projection | None, typer.Option(help="One for all layers or one each, if widths differ (mud). Default: shared.")
+    ] = None,
+    seed: TrainSeedOpt = 0,
+    precision: Annotated[config.TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -291,20 +292,12 @@ def distill(
     _quiet_libraries()
     from hskstore.distill import Overrides
     from hskstore.distill import distill as run
-    from hskstore.methods import Finetune, Kd, Method, Mud
+    from hskstore.methods import make_method
 
-    if temperature <= 0:
-        raise OptionError(f"--temperature {temperature}: must be above zero")
-    methods: dict[str, Method] = {
-        "mud": Mud(
-            targets=targets,
-            regression_target=regression_target,
-            temperature=temperature,
-        ),
-        "kd": Kd(temperature=temperature, alpha=alpha),
-        "finetune": Finetune(),
-    }
-    chosen = methods[method]
+    options = {"temperature": temperature, "alpha": alpha, "targets": targets, "regression_target": regression_target}
+    chosen = make_method(method, {name: value for name, value in options.items() if value is not None})
+    if projection is not None and method != "mud":
+        raise OptionError(f"--projection: the method {method} learns no hidden states; only mud has one")
     overrides = Overrides(
         epochs=_numbers("--epochs", epochs, int),
         lr=_numbers("--lr", lr, float),
@@ -312,7 +305,7 @@ def distill(
         max_steps=max_steps,
         warmup=warmup,
     )
-    with _stoppable(), console.bars() as watch:
+    with _resumable(), console.bars() as watch:
         result = run(
             store,
             student=student,
@@ -321,7 +314,7 @@ def distill(
             overrides=overrides,
             seed=seed,
             precision=precision,
-            projection=projection,
+            projection=projection or "shared",
             device=device,
             command=shlex.join(["hsk", *sys.argv[1:]]),
             watch=watch,
@@ -355,7 +348,7 @@ def evaluate(
     from hskstore.evaluate import Scored
     from hskstore.evaluate import evaluate as run
 
-    with _stoppable(), console.bars() as watch:
+    with console.bars() as watch:
         result = run(
             model,
             source,
@@ -388,7 +381,7 @@ def demo(
     _quiet_libraries()
     from hskstore.demo import run_demo
 
-    with _stoppable(), console.bars() as watch:
+    with console.bars() as watch:
         result = run_demo(out, say=console.err.print, watch=watch)
     if as_json:
         console.print_json(result)
@@ -398,6 +391,9 @@ def demo(
 
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2, never a traceback."""
+    from hskstore import console
+
+    logging.getLogger("hskstore").addHandler(console.Warnings())
     try:
         app()
     except HskError as error:
@@ -414,8 +410,8 @@ def _fail(message: str) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C ends a command without a traceback; what was finished stays."""
+def _resumable() -> Iterator[None]:
+    """Ctrl-C in a command that goes on where it was."""
     try:
         yield
     except KeyboardInterrupt:

@@ -20,6 +20,11 @@ Score: TypeAlias = Literal["probability", "raw"]
 Mask: TypeAlias = Literal["magnitude", "uniform", "random"]
 Values: TypeAlias = Literal["f16", "f32", "q8", "q4"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+TrainPrecision: TypeAlias = Literal["fp32", "bf16"]
+Targets: TypeAlias = Literal["zero", "ignore"]
+RegressionTarget: TypeAlias = Literal["teacher", "gold"]
+Projection: TypeAlias = Literal["shared", "per-layer"]
+MethodName: TypeAlias = Literal["mud", "kd", "finetune"]
 
 
 DEFAULT_BATCH_TOKENS = 8192

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from hskstore.show import RankedRow, StoreDescription
 from hskstore.watch import Watch
 
 if TYPE_CHECKING:  # torch is heavy, and hsk show does without it
-    from hskstore.data import Dataset
     from hskstore.demo import DemoResult
     from hskstore.evaluate import Scored
     from hskstore.worker import PlannedStore
@@ -34,7 +34,7 @@ class Bar:
     """Progress of something counted in rows, shown once it has taken two seconds: rows done, rows a second, time left."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
+        self.title = title
         self._began = time.monotonic()
         self._first: int | None = None
         self._shown: Progress | None = None
@@ -50,15 +50,15 @@ class Bar:
                 return
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("rows, {task.fields[speed]} rows/s,"),
+                TextColumn("rows, {task.fields[speed]}/s,"),
                 TimeRemainingColumn(),
-                TextColumn("left  {task.fields[note]}"),
+                TextColumn("left {task.fields[note]}"),
             )
             self._shown = Progress(*columns, console=err)
             self._shown.start()
-            self._task = self._shown.add_task(self._title, total=total, speed="?", note="")
+            self._task = self._shown.add_task(self.title, total=total, speed="?", note="")
         self._shown.update(self._task, completed=rows, total=total, speed=f"{(rows - self._first) / elapsed:.0f}", note=note)
 
     def close(self) -> None:
@@ -69,20 +69,21 @@ class Bar:
 @contextmanager
 def bars() -> Iterator[Watch]:
     """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched."""
-    shown: dict[str, Bar] = {}
+    current: Bar | None = None
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
-        if stage not in shown:
-            for earlier in shown.values():
-                earlier.close()
-            shown[stage] = Bar(stage)
-        shown[stage].update(done, total, note)
+        nonlocal current
+        if current is None or current.title != stage:
+            if current is not None:
+                current.close()
+            current = Bar(stage)
+        current.update(done, total, note)
 
     try:
         yield watch
     finally:
-        for each in shown.values():
-            each.close()
+        if current is not None:
+            current.close()
 
 
 def print_json(result: Any) -> None:
@@ -91,8 +92,11 @@ def print_json(result: Any) -> None:
     print(json.dumps(plain, indent=2))
 
 
-def warn(message: str) -> None:
-    err.print(f"[yellow]warning:[/] {message}")
+class Warnings(logging.Handler):
+    """Prints what hskstore logs as warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(f"[yellow]warning:[/] {record.getMessage()}")
 
 
 def size(count: float) -> str:
@@ -119,18 +123,11 @@ def grid(*columns: str) -> Table:
     return table
 
 
-def announce(planned: list[PlannedStore], dataset: Dataset) -> None:
-    """What extract calls before the teacher runs: sizes, and warnings about the data."""
+def print_plan(planned: list[PlannedStore]) -> None:
+    """What will be written, before the teacher starts: sizes are before compression."""
     from hskstore.worker import rows_to_run
 
-    for split, count in dataset.empty.items():
-        if count:
-            warn(f"{count} rows of {split} have no text; they are kept")
-    print_plan(planned, rows_to_run(planned))
-
-
-def print_plan(planned: list[PlannedStore], rows: int) -> None:
-    """What will be written, before the teacher starts: sizes are before compression."""
+    rows = rows_to_run(planned)
     table = grid("store", "layers", "tokens", "units", "rows", "hidden states", "the rest", "to do")
     for store in planned:
         plan = store.plan
@@ -142,7 +139,7 @@ def print_plan(planned: list[PlannedStore], rows: int) -> None:
             f"{plan.width} of {plan.hidden_size}",
             str(plan.splits["train"].rows),
             f"≤ {size(store.most_bytes['hidden'])}",
-            f"≤ {size(store.most_bytes['inputs'])}",
+            f"about {size(store.most_bytes['inputs'])}",
             f"{len(store.missing)} of {units} units",
         )
     err.print(table)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Task, get_
 _RAW_TEXT: dict[str, tuple[str, str]] = {"mrpc": ("#1 String", "#2 String"), "mnli": ("sentence1", "sentence2")}
 _RAW_LABEL = {"mrpc": "Quality", "stsb": "score", "mnli": "gold_label", "qqp": "is_duplicate"}
 _SCORE_RANGE = {"stsb": (0.0, 5.0)}
+log = logging.getLogger(__name__)
+
 VALIDATION_SEED = 0
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")  # "1.0": an int column that had gaps, as pandas writes it
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -136,6 +139,9 @@ def read_dataset(
     order = [*splits, *(split for split in read if split not in splits and split == "validation_mismatched")]
     chosen = {split: read[split] for split in order}
     empty = {split: sum(not any(map(str.strip, row)) for row in zip(*e.text, strict=True)) for split, e in chosen.items()}
+    for split, count in empty.items():
+        if count:
+            log.warning("%d rows of %s have no text; they are kept", count, split)
     return Dataset(task=completed, splits=chosen, empty=empty)
 
 

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from hskstore.config import Keep, Strategy
 from hskstore.distill import Overrides, distill
+from hskstore.errors import OptionError
 from hskstore.evaluate import evaluate
 from hskstore.export import save_model
 from hskstore.extract import extract
@@ -70,6 +71,8 @@ def run_demo(out: Path | None = None, *, say: Callable[[str], None] = print, wat
     if out is None:
         with tempfile.TemporaryDirectory(prefix="hsk-demo-") as folder:
             return _run(Path(folder), say, watch)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"--out {out} is not empty: choose another folder, or delete it")
     out.mkdir(parents=True, exist_ok=True)
     return _run(out, say, watch)
 

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import set_seed
 
 from hskstore.checkpoint import forget_checkpoint
 from hskstore.classifiers import check_length, load_classifier
-from hskstore.config import DEFAULT_WARMUP
+from hskstore.config import DEFAULT_WARMUP, Projection, TrainPrecision
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import Scored, check_tokenizer, dev_score, parameters, score_splits
 from hskstore.export import refuse_existing_model, save_model, set_labels
@@ -24,12 +24,11 @@ from hskstore.trainer import (
     Learner,
     PhaseResult,
     PhaseSettings,
-    TrainPrecision,
     train,
 )
 from hskstore.watch import Watch, unwatched
 
-Projection = Literal["shared", "per-layer"]
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def distill(
         key=store.digest,
         seed=seed,
         out=out,
-        score=dev_score(task, dev["validation"]),
+        score=dev_score(task, dev["validation"], watch),
         precision=precision,
         device=device,
         watch=watch,
@@ -106,7 +105,7 @@ def distill(
         folder=str(out),
         digest=store.digest,
         phases=results,
-        scores=score_splits(task, model, dev),
+        scores=score_splits(task, model, dev, watch),
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
     )
@@ -149,7 +148,7 @@ def load_student(student: str, store: Store, *, seed: int) -> tuple[Any, Any]:
 def has_tokenizer(student: str) -> bool:
     """Whether a model comes with a tokenizer; one on the hub is taken to."""
     folder = Path(student)
-    return not folder.is_dir() or (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+    return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -184,9 +183,9 @@ def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tupl
 def phase_settings(method: Method, recipe: Recipe, rows: int, overrides: Overrides) -> list[PhaseSettings]:
     """Each phase's numbers: the recipe's, the user's where given. `max_steps` is shared in proportion to the phases' steps."""
     phases = method.phases
-    epochs = _per_phase("--epochs", overrides.epochs, [phase.rate(recipe).epochs for phase in phases])
-    rates = _per_phase("--lr", overrides.lr, [phase.rate(recipe).lr for phase in phases])
-    sizes = _per_phase("--batch-size", overrides.batch_size, [phase.rate(recipe).batch_size for phase in phases])
+    epochs = _per_phase("--epochs", overrides.epochs, [phase.numbers(recipe).epochs for phase in phases])
+    rates = _per_phase("--lr", overrides.lr, [phase.numbers(recipe).lr for phase in phases])
+    sizes = _per_phase("--batch-size", overrides.batch_size, [phase.numbers(recipe).batch_size for phase in phases])
     steps = [math.ceil(rows / size) * count for size, count in zip(sizes, epochs, strict=True)]
     if overrides.max_steps is not None and sum(steps) > overrides.max_steps:
         if overrides.max_steps < len(steps):

@@ -13,13 +13,13 @@ import torch
 from hskstore.batch import Batch
 from hskstore.classifiers import check_length, choose_device, label_names, load_classifier, model_inputs
 from hskstore.data import label_ids, read_dataset
-from hskstore.errors import DataError, ModelError, StoreError
+from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.loader import TrainingRows, rows_from_data, rows_from_store
 from hskstore.rows import tokenise
 from hskstore.store import Store, open_store
 from hskstore.tasks import Task, compute_metrics
 from hskstore.tokenizers import load_tokenizer, tokenizer_sha256
-from hskstore.trainer import Learner, Score
+from hskstore.trainer import DevScore, Learner
 from hskstore.watch import Watch, unwatched
 
 EVALUATION_BATCH = 64
@@ -89,17 +89,26 @@ def score_rows(task: Task, logits: np.ndarray, label: np.ndarray) -> Scored:
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
-def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows]) -> dict[str, Scored]:
+def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
     """Each split that has labels."""
-    return {name: score_rows(task, predict(model, rows), rows.label) for name, rows in splits.items() if rows.label is not None}
+    return {
+        name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
+        for name, rows in splits.items()
+        if rows.label is not None
+    }
 
 
-def dev_score(task: Task, validation: TrainingRows) -> Callable[[Learner], Score] | None:
+def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
     """The dev score of a learner's student; None where the validation rows have no labels."""
     label = validation.label
     if label is None:
         return None
-    return lambda learner: Score(task.metrics[0], compute_metrics(task, predict(learner.student, validation), label))
+
+    def score(learner: Learner) -> DevScore:
+        logits = predict(learner.student, validation, stage="dev score", watch=watch)
+        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
+
+    return score
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def evaluate(
     latency: bool = True,
     watch: Watch = unwatched,
 ) -> Evaluation:
-    """Score a model folder or hub name on splits of a data set, or of a store.
+    """DevScore a model folder or hub name on splits of a data set, or of a store.
 
     Raises DataError, ModelError or StoreError.
     """
@@ -140,6 +149,10 @@ def evaluate(
         raise ModelError(f"{model} has no trained classification head: there is nothing to score")
     names = label_names(classifier)
     if is_store(source):
+        if task or text or label or validation or max_length:
+            raise OptionError(
+                f"{source} is a store and knows its task: leave out --task, --text, --label, --validation and --max-length"
+            )
         known, rows = _stored_splits(model, source, splits)
     else:
         classes = names if len(names) > 1 else ()

@@ -11,7 +11,7 @@ import numpy as np
 
 from hskstore.classifiers import choose_device
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
-from hskstore.data import Dataset, read_dataset
+from hskstore.data import read_dataset
 from hskstore.engines import run_inline
 from hskstore.errors import OptionError
 from hskstore.planning import fit_labels, make_plans, most_bytes, stored_rows
@@ -28,7 +28,7 @@ PROBE_ROWS = 8
 
 @dataclass(frozen=True)
 class ExtractedStore:
-    """A sealed store: where it lies, its digest, its bytes on disk, and the seconds that this run of the teacher took."""
+    """A sealed store: where it lies, its digest, its bytes on disk, and the seconds since extract was called."""
 
     root: str
     digest: str
@@ -52,7 +52,7 @@ def extract(
     device: str | None = None,
     precision: Precision = "fp32",
     seed: int = 0,
-    on_plan: Callable[[list[PlannedStore], Dataset], None] | None = None,
+    on_plan: Callable[[list[PlannedStore]], None] | None = None,
     watch: Watch = unwatched,
 ) -> list[ExtractedStore]:
     """Run the teacher once over `data` and write one store per (strategy, keep) below `out`.
@@ -73,7 +73,7 @@ def extract(
     plans = make_plans(keeps, strategies, run, dataset, loaded, rows)
     stores = [PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, rows)) for name, plan in plans.items()]
     if on_plan is not None:
-        on_plan(stores, dataset)
+        on_plan(stores)
     if any(store.missing for store in stores):
         probe = np.arange(min(PROBE_ROWS, len(rows["train"])))
         loaded.probe(

@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from hskstore.checkpoint import forget_checkpoint
 from hskstore.classifiers import check_length, load_classifier
-from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR
+from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR, TrainPrecision
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.evaluate import Scored, dev_score, parameters, score_splits
@@ -18,7 +18,7 @@ from hskstore.loader import rows_from_data
 from hskstore.methods import Finetune
 from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
-from hskstore.trainer import Learner, PhaseSettings, TrainPrecision, train
+from hskstore.trainer import Learner, PhaseSettings, train
 from hskstore.watch import Watch, unwatched
 
 
@@ -83,12 +83,12 @@ def finetune(
         key=tokenised["train"].sha256(),
         seed=seed,
         out=out,
-        score=dev_score(dataset.task, dev["validation"]),
+        score=dev_score(dataset.task, dev["validation"], watch),
         precision=precision,
         device=device,
         watch=watch,
     )
-    scores = score_splits(dataset.task, classifier, dev)
+    scores = score_splits(dataset.task, classifier, dev, watch)
     finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
     save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
     forget_checkpoint(out)

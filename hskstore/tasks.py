@@ -19,7 +19,7 @@ Kind = Literal["classes", "score"]
 
 
 @dataclass(frozen=True)
-class Rate:
+class PhaseRecipe:
     """The hyperparameters of one training phase."""
 
     lr: float
@@ -31,11 +31,11 @@ class Rate:
 class Recipe:
     """HSK first, at a constant rate; then the teacher's predictions, at one that decays linearly to 0 (Table 4)."""
 
-    hidden: Rate
-    prediction: Rate
+    hidden: PhaseRecipe
+    prediction: PhaseRecipe
 
 
-DEFAULT_RECIPE = Recipe(hidden=Rate(5e-5, 32, 10), prediction=Rate(2e-5, 32, 5))
+DEFAULT_RECIPE = Recipe(hidden=PhaseRecipe(5e-5, 32, 10), prediction=PhaseRecipe(2e-5, 32, 5))
 DEFAULT_MAX_LENGTH = 128
 
 
@@ -89,8 +89,8 @@ class Task:
         )
 
 
-_SMALL_PAIRS = Recipe(hidden=Rate(5e-5, 32, 20), prediction=Rate(2e-5, 32, 5))
-_MNLI = Recipe(hidden=Rate(5e-5, 64, 5), prediction=Rate(5e-5, 64, 5))
+_SMALL_PAIRS = Recipe(hidden=PhaseRecipe(5e-5, 32, 20), prediction=PhaseRecipe(2e-5, 32, 5))
+_MNLI = Recipe(hidden=PhaseRecipe(5e-5, 64, 5), prediction=PhaseRecipe(5e-5, 64, 5))
 _PAIR = ("sentence1", "sentence2")
 
 TASKS: dict[str, Task] = {
@@ -102,7 +102,7 @@ TASKS: dict[str, Task] = {
         labels=("unacceptable", "acceptable"),
         metrics=("matthews", "accuracy"),
         max_length=64,
-        recipe=Recipe(hidden=Rate(5e-5, 32, 30), prediction=Rate(2e-5, 32, 5)),
+        recipe=Recipe(hidden=PhaseRecipe(5e-5, 32, 30), prediction=PhaseRecipe(2e-5, 32, 5)),
     ),
     "sst2": Task(
         name="sst2",
@@ -112,7 +112,7 @@ TASKS: dict[str, Task] = {
         labels=("negative", "positive"),
         metrics=("accuracy",),
         max_length=64,
-        recipe=Recipe(hidden=Rate(5e-5, 32, 10), prediction=Rate(2e-5, 32, 5)),
+        recipe=Recipe(hidden=PhaseRecipe(5e-5, 32, 10), prediction=PhaseRecipe(2e-5, 32, 5)),
     ),
     "mrpc": Task(
         name="mrpc",
@@ -163,7 +163,7 @@ TASKS: dict[str, Task] = {
         labels=("entailment", "not_entailment"),
         metrics=("accuracy",),
         max_length=128,
-        recipe=Recipe(hidden=Rate(5e-5, 64, 5), prediction=Rate(2e-5, 64, 5)),
+        recipe=Recipe(hidden=PhaseRecipe(5e-5, 64, 5), prediction=PhaseRecipe(2e-5, 64, 5)),
     ),
     "rte": Task(
         name="rte",

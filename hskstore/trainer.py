@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
 from hskstore.checkpoint import Checkpoint, RunState
 from hskstore.classifiers import choose_device, model_inputs
-from hskstore.config import DEFAULT_WARMUP
+from hskstore.config import DEFAULT_WARMUP, TrainPrecision
 from hskstore.errors import ModelError
 from hskstore.loader import TrainingRows, epoch_batches
 from hskstore.methods import Method, Phase
@@ -34,8 +34,6 @@ WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 RECENT_STEPS = 50
 """Steps whose mean losses a result reports."""
-
-TrainPrecision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class PhaseSettings:
 
 
 @dataclass(frozen=True)
-class Score:
+class DevScore:
     """A dev score: which metric decided, and all of them."""
 
     metric: str
@@ -129,7 +127,7 @@ def train(
     key: str,
     seed: int,
     out: Path,
-    score: Callable[[Learner], Score] | None,
+    score: Callable[[Learner], DevScore] | None,
     precision: TrainPrecision = "fp32",
     device: str | None = None,
     watch: Watch = unwatched,
@@ -282,7 +280,7 @@ def _check_loss(loss: Tensor, phase: Phase, step: int) -> None:
         )
 
 
-def _note_score(score: Score, state: RunState, checkpoint: Checkpoint, learner: Learner, log: Any, phase: Phase) -> None:
+def _note_score(score: DevScore, state: RunState, checkpoint: Checkpoint, learner: Learner, log: Any, phase: Phase) -> None:
     values = {"step": state.step, **score.values}
     state.scores = [*state.scores, values]
     if log is not None:

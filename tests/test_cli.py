@@ -235,6 +235,13 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--lr", "0"], "above zero"),
     ([*DISTILL, "--targets", "none"], "'ignore'"),
     ([*DISTILL, "--max-steps", "1"], "2 phases"),
+    ([*DISTILL, "--alpha", "0.5"], "--alpha is no option of the method mud; its own are: --targets"),
+    ([*DISTILL, "--method", "finetune", "--temperature", "2"], "its own are: none"),
+    ([*DISTILL, "--method", "kd", "--projection", "shared"], "only mud has one"),
+    ([*DISTILL, "--temperature", "0"], "above zero"),
+    ([*DISTILL, "--method", "kd", "--alpha", "1.5"], "from 0 to 1"),
+    (["eval", "{world}/hidden-teacher", "{store}", "--task", "sst2"], "leave out --task"),
+    (["demo", "--out", "{world}"], "is not empty"),
     (["distill", "{store}", "--student", "{world}/student", "--out", "{world}/student"], "already holds a model"),
     (["distill", "{store}", "--student", "{world}/student", "--out", "{world}/data/train.tsv", "--max-steps", "2"], "train.tsv"),
     (["eval", "{world}/hidden-teacher", "{world}/data", "--task", "cola"], "unacceptable"),
@@ -271,10 +278,9 @@ def test_a_mistake_gets_one_message_exit_code_2_and_leaves_nothing_behind(
     code = hsk(*filled)
     err = capsys.readouterr().err
     assert code == 2, err
-    assert any(part in err for part in said.split("|")), err
+    assert said in err
     assert "Traceback" not in err
-    model = tmp_path / "new"
-    assert not (model / "config.json").exists() and not list(model.rglob("manifest.json"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_is_one_message_and_what_was_finished_is_kept(world: Path, tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
     update = console.Bar.update
 
     def stop(self: Any, rows: int, total: int, note: str = "") -> None:
-        if self._title == "hidden" and rows == 3 * 32:
+        if self.title == "hidden" and rows == 3 * 32:
             os.kill(os.getpid(), signal.SIGINT)
         update(self, rows, total, note)
 
@@ -317,3 +323,27 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
     whole = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "whole", "--max-steps", 8]
     assert hsk(*whole) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_rows_without_text_are_kept_counted_and_warned_of(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "the cat sees\t1\n" * 20 + "\t0\n" * 3)
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nthe cat\t1\n \t0\n")
+    words = ["--task", "sst2", "--student-layers", 2, "--keep", "1,4,4", "--out", tmp_path / "stores"]
+    assert hsk("extract", world / "hidden-teacher", tmp_path, *words) == 0
+    err = capsys.readouterr().err
+    assert "3 rows of train have no text" in err and "1 rows of validation have no text" in err
+    assert open_store(tmp_path / "stores" / "d1-l4-w4").plan.splits["train"].rows == 23
+
+
+def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a corpus and a number of steps too small to learn much."""
+    monkeypatch.setattr("hskstore.demo.ROWS", {"train": 300, "validation": 60, "test": 80})
+    monkeypatch.setattr("hskstore.demo.TEACHER_EPOCHS", 1)
+    monkeypatch.setattr("hskstore.demo.STUDENT_STEPS", 6)
+    assert hsk("demo", "--out", tmp_path / "demo", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["learns_from"] for row in result["rows"]][3:] == ["1 % of the hidden states", "all hidden states"]
+    assert result["rows_scored"] == 80 and all(0 <= row["score"] <= 1 for row in result["rows"])
+    assert not (tmp_path / "demo" / "teacher").exists() and (tmp_path / "demo" / "run3" / "config.json").exists()

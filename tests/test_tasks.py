@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hskstore.errors import OptionError
-from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Rate, Task, compute_metrics, get_task
+from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, PhaseRecipe, Task, compute_metrics, get_task
 
 
 def custom(kind="classes", labels=("a", "b", "c"), metrics=("accuracy", "f1")) -> Task:
@@ -32,13 +32,13 @@ def test_an_unknown_task_lists_the_known_ones_and_the_way_round():
 @pytest.mark.parametrize(
     ("name", "hidden", "prediction", "max_length"),
     [
-        ("cola", Rate(5e-5, 32, 30), Rate(2e-5, 32, 5), 64),
-        ("sst2", Rate(5e-5, 32, 10), Rate(2e-5, 32, 5), 64),
-        ("qnli", Rate(5e-5, 64, 5), Rate(2e-5, 64, 5), 128),
-        ("mnli", Rate(5e-5, 64, 5), Rate(5e-5, 64, 5), 128),
-        ("mrpc", Rate(5e-5, 32, 20), Rate(2e-5, 32, 5), 128),
-        ("rte", Rate(5e-5, 32, 20), Rate(2e-5, 32, 5), 128),
-        ("stsb", Rate(5e-5, 32, 20), Rate(2e-5, 32, 5), 128),
+        ("cola", PhaseRecipe(5e-5, 32, 30), PhaseRecipe(2e-5, 32, 5), 64),
+        ("sst2", PhaseRecipe(5e-5, 32, 10), PhaseRecipe(2e-5, 32, 5), 64),
+        ("qnli", PhaseRecipe(5e-5, 64, 5), PhaseRecipe(2e-5, 64, 5), 128),
+        ("mnli", PhaseRecipe(5e-5, 64, 5), PhaseRecipe(5e-5, 64, 5), 128),
+        ("mrpc", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
+        ("rte", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
+        ("stsb", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
     ],
 )
 def test_recipes_are_those_of_table_4(name, hidden, prediction, max_length):

@@ -74,7 +74,7 @@ def test_padding_gets_no_attention() -> None:
     torch.testing.assert_close(score.sum(dim=1), torch.ones(4))
 
 
-def test_raw_scores_rank_within_a_head_as_probabilities_do_and_padding_is_never_first() -> None:
+def test_raw_scores_are_finite_on_real_tokens_and_minus_infinity_on_padding() -> None:
     model = FAMILIES["bert"]()
     teacher = Teacher(model, None, name="bert", device=torch.device("cpu"))
     ids, types, mask = padded_batch()

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from hskstore.batch import HiddenTargets
 from hskstore.errors import ModelError, OptionError
 from hskstore.loader import HiddenRows, TrainingRows
 from hskstore.methods import Finetune, Kd, Mud
-from hskstore.methods.contract import Phase
-from hskstore.trainer import Learner, PhaseSettings, Score, sum_terms, train
+from hskstore.trainer import DevScore, Learner, PhaseSettings, sum_terms, train
 from tests.conftest import make_bert
 
 ROWS = 96
@@ -57,7 +56,7 @@ def run(out: Path, method: Any, *, watch: Any = None, of: Learner | None = None,
     mine = of or learner()
     data = rows()
     scores = iter(options.pop("scores", [0.5 + step / 1000 for step in range(100)]))
-    arguments: dict[str, Any] = {"key": "ab" * 32, "seed": 0, "score": lambda _: Score("accuracy", {"accuracy": next(scores)})}
+    arguments: dict[str, Any] = {"key": "ab" * 32, "seed": 0, "score": lambda _: DevScore("accuracy", {"accuracy": next(scores)})}
     if watch is not None:
         arguments["watch"] = watch
     results = train(mine, data, method, options.pop("phases", settings(method)), out=out, device="cpu", **(arguments | options))
@@ -133,9 +132,9 @@ def test_the_best_dev_score_is_kept_in_a_phase_that_predicts(tmp_path: Path) -> 
     values = iter([0.6, 0.9, 0.7])
     mine = learner()
 
-    def score(of: Learner) -> Score:
+    def score(of: Learner) -> DevScore:
         snapshots.append({name: tensor.clone() for name, tensor in of.state_dict().items()})
-        return Score("accuracy", {"accuracy": next(values)})
+        return DevScore("accuracy", {"accuracy": next(values)})
 
     final, (result,) = run(tmp_path, Finetune(), of=mine, score=score, phases=settings(Finetune(), 18))
     assert [each["step"] for each in result.scores] == [6, 12, 18]
@@ -194,7 +193,3 @@ def test_bf16_and_fp32_train_in_one_process(tmp_path: Path) -> None:
     for precision in ("bf16", "fp32", "bf16"):
         _, results = run(tmp_path / f"{precision}{len(list(tmp_path.iterdir()))}", Mud(), precision=precision)
         assert all(np.isfinite(list(result.losses.values())).all() for result in results)
-
-
-def test_phases_are_plain_data() -> None:
-    assert asdict(Phase("x", {"a": 1.0}, "linear", True, False))["weights"] == {"a": 1.0}

@@ -1,10 +1,27 @@
 """One file per method of distillation."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+
+from hskstore.config import MethodName
+from hskstore.errors import OptionError
 from hskstore.methods.contract import Method, Phase
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
 from hskstore.methods.mud import Mud
 
-METHODS: dict[str, type[Mud] | type[Kd] | type[Finetune]] = {"mud": Mud, "kd": Kd, "finetune": Finetune}
+METHODS: dict[MethodName, type[Mud] | type[Kd] | type[Finetune]] = {"mud": Mud, "kd": Kd, "finetune": Finetune}
 
-__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase"]
+
+def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
+    """A method by its name with the options given. Raises OptionError for an option that the method does not have."""
+    chosen = METHODS[name]
+    own = [field.name for field in fields(chosen)]
+    for option in options:
+        if option not in own:
+            flags = ", ".join("--" + field.replace("_", "-") for field in own) or "none"
+            raise OptionError(f"--{option.replace('_', '-')} is no option of the method {name}; its own are: {flags}")
+    return chosen(**options)  # type: ignore[arg-type]
+
+
+__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "make_method"]

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from hskstore.batch import Batch, StudentOutput
-from hskstore.tasks import Rate, Recipe
+from hskstore.tasks import PhaseRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Phase:
     predicts: bool
     uses_hidden: bool
 
-    def rate(self, recipe: Recipe) -> Rate:
+    def numbers(self, recipe: Recipe) -> PhaseRecipe:
         """The paper's hyperparameters for this phase (Table 4)."""
         return recipe.prediction if self.predicts else recipe.hidden
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hskstore.batch import Batch, StudentOutput
+from hskstore.errors import OptionError
 from hskstore.losses import score_mse, soft_cross_entropy
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
@@ -19,6 +20,12 @@ class Kd:
 
     temperature: float = 1.0
     alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise OptionError(f"--temperature {self.temperature}: must be above zero")
+        if not 0 <= self.alpha <= 1:
+            raise OptionError(f"--alpha {self.alpha}: must be from 0 to 1")
 
     @property
     def requires(self) -> tuple[str, ...]:

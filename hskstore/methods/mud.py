@@ -1,17 +1,15 @@
 """Marginal Utility Diminishes (Liu et al., ACL 2021): the kept hidden states first, then the teacher's predictions."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from hskstore.batch import Batch, StudentOutput
+from hskstore.config import RegressionTarget, Targets
+from hskstore.errors import OptionError
 from hskstore.losses import hidden_mse
 from hskstore.methods.contract import Phase
 from hskstore.methods.kd import prediction_terms
-
-Targets = Literal["zero", "ignore"]
-RegressionTarget = Literal["teacher", "gold"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,10 @@ class Mud:
     targets: Targets = "zero"
     regression_target: RegressionTarget = "teacher"
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise OptionError(f"--temperature {self.temperature}: must be above zero")
 
     @property
     def requires(self) -> tuple[str, ...]:
