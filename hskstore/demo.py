@@ -116,7 +116,7 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     save_model(_bert(STUDENT, tokenizer), tokenizer, folder / "student")
     sliver, everything = (store.root for store in stores)
     ways: dict[str, tuple[Method, str]] = {
-        "gold labels (the student alone)": (Finetune(), sliver),
+        "gold labels alone": (Finetune(), sliver),
         "the teacher's logits": (Kd(), sliver),
         "1 % of the hidden states": (Mud(), sliver),
         "all hidden states": (Mud(), everything),
