@@ -59,6 +59,12 @@ def usable_positions(model: Any) -> int | None:
     return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
 
 
+def usual_length(model: Any, tokenizer: Any, wanted: int) -> int:
+    """`wanted` tokens, or as many as the tokenizer and the model can take."""
+    positions = usable_positions(model)
+    return int(min(wanted, tokenizer.model_max_length, wanted if positions is None else positions))
+
+
 def check_length(model: Any, name: str, longest: int) -> None:
     """Raise ModelError where a row of `longest` tokens has more tokens than the model has positions."""
     positions = usable_positions(model)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hskstore.batch import Batch
-from hskstore.classifiers import check_length, choose_device, label_names, load_classifier, model_inputs
+from hskstore.classifiers import check_length, choose_device, label_names, load_classifier, model_inputs, usual_length
 from hskstore.data import label_ids, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.loader import TrainingRows, rows_from_data, rows_from_store
@@ -158,7 +158,7 @@ def evaluate(
         classes = names if len(names) > 1 else ()
         dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=classes)
         known, tokenizer = dataset.task, load_tokenizer(model)
-        length = max_length or min(known.max_length, tokenizer.model_max_length)
+        length = max_length or usual_length(classifier, tokenizer, known.max_length)
         rows = {
             name: rows_from_data(tokenise(examples, tokenizer, length, split=name, watch=watch), tokenizer.pad_token_id)
             for name, examples in dataset.splits.items()

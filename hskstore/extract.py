@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hskstore.classifiers import choose_device
+from hskstore.classifiers import choose_device, usual_length
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
 from hskstore.data import read_dataset
 from hskstore.engines import run_inline
@@ -67,7 +67,7 @@ def extract(
     classes = loaded.label_names if len(loaded.label_names) > 1 else ()
     dataset = read_dataset(data, task=task, text=text, label=label, validation=validation, classes=classes)
     dataset = fit_labels(dataset, loaded)
-    length = max_length or min(dataset.task.max_length, loaded.tokenizer.model_max_length)
+    length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
     run = Pass(seed, precision, length, batch_tokens)
     rows = stored_rows(dataset, loaded, run, watch)
     plans = make_plans(keeps, strategies, run, dataset, loaded, rows)

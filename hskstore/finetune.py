@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from hskstore.checkpoint import forget_checkpoint
-from hskstore.classifiers import check_length, load_classifier
+from hskstore.classifiers import check_length, load_classifier, usual_length
 from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR, TrainPrecision
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, ModelError, OptionError
@@ -66,7 +66,7 @@ def finetune(
     if int(classifier.config.vocab_size) < len(tokenizer):
         raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
     set_labels(classifier, dataset.task.labels, dataset.task.kind)
-    length = max_length or min(dataset.task.max_length, tokenizer.model_max_length)
+    length = max_length or usual_length(classifier, tokenizer, dataset.task.max_length)
     if lr <= 0:
         raise OptionError(f"--lr {lr}: must be above zero")
     tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}

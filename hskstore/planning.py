@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hskstore.classifiers import check_length
 from hskstore.config import Keep, Strategy, resolve
 from hskstore.data import Dataset
 from hskstore.errors import ModelError, OptionError
@@ -38,6 +39,7 @@ def stored_rows(dataset: Dataset, teacher: Teacher, run: Pass, watch: Watch = un
         name: tokenise(examples, teacher.tokenizer, run.max_length, split=name, watch=watch)
         for name, examples in dataset.splits.items()
     }
+    check_length(teacher.model, teacher.name, max(int(split.n_tokens.max()) for split in rows.values()))
     order = np.random.default_rng(run.seed).permutation(len(rows["train"]))
     return {**rows, "train": rows["train"].take(order)}
 

@@ -436,3 +436,31 @@ def test_real_glue_sets_go_through_the_whole_pass(task: str, tmp_path: Path) -> 
     assert store.plan.splits["train"].rows == (41 if task == "cola" else 40)
     assert (store.read_all("train/token_type_ids").sum() > 0) == (task != "cola")
     assert store.read_all("train/label").dtype == (np.float32 if task == "stsb" else np.int64)
+
+
+def test_roberta_has_two_positions_less_than_its_config_says(tmp_path: Path) -> None:
+    """Its first ones belong to padding: the usual length stops there, a longer one is refused before the teacher runs."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from tests.conftest import make_tokenizer
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=22,
+        type_vocab_size=1,
+        pad_token_id=1,
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 10**30
+    teacher = save_folder(RobertaForSequenceClassification(config), tmp_path / "teacher", tokenizer)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("sentence\tlabel\n" + f"{'the cat sees ' * 20}\t1\nthe dog\t0\n" * 4)
+    (made,) = run(teacher, str(tmp_path), tmp_path / "stores", "1,2,4")
+    assert open_store(made.root).plan.splits["train"].longest == 20
+    with pytest.raises(ModelError, match="positions for 20 tokens; a row has 22: pass --max-length 20"):
+        run(teacher, str(tmp_path), tmp_path / "more", "1,2,4", max_length=22)

@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "trainer",
     },
     "engines": {"engines"},
-    "planning": {"data", "rows", "store", "tasks", "teacher", "tokenizers"},
+    "planning": {"classifiers", "data", "rows", "store", "tasks", "teacher", "tokenizers"},
     "worker": {"rows", "select", "store", "teacher"},
     "extract": {"classifiers", "data", "engines", "planning", "store", "teacher", "tokenizers", "worker"},
     "finetune": {"checkpoint", "classifiers", "data", "evaluate", "export", "loader", "methods", "rows", "tokenizers", "trainer"},
