@@ -8,7 +8,7 @@ JobT = TypeVar("JobT", contravariant=True)
 
 
 class Worker(Protocol[JobT]):
-    """Pure in (plans, data); its only effect is put. A job may be run twice: the second run writes the same bytes."""
+    """Pure in (plans, data); its only effect is put. A job may be run twice: the second run is as good as the first."""
 
     def run(self, job: JobT) -> None: ...
 

@@ -60,7 +60,7 @@ class Plan:
     """A store's content. `length` token slots per row and layer, `width` units per vector of `hidden_size`.
 
     `teacher`, `tokenizer` and `task` are plain JSON: hashes, sizes, label names, metrics. No path, device or library
-    version stands here: the same plan is the same store wherever it is made.
+    version stands here: where a run goes on, and with how many threads, is free. The last bits of a state may follow both.
     """
 
     keep: Keep
