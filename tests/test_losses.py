@@ -132,8 +132,7 @@ def kept_tokens(*layers: list[list[bool]]) -> torch.Tensor:
 
 def random_mask(*shape: int, seed: int) -> torch.Tensor:
     mask = torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-    assert mask.any()
-    assert not mask.all()
+    mask.view(-1)[0], mask.view(-1)[-1] = True, False  # never all, never none
     return mask
 
 
