@@ -391,9 +391,6 @@ def demo(
 
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2, never a traceback."""
-    from hskstore import console
-
-    logging.getLogger("hskstore").addHandler(console.Warnings())
     try:
         app()
     except HskError as error:
@@ -420,7 +417,7 @@ def _resumable() -> Iterator[None]:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice out of the way; downloads from a hub still show theirs."""
+    """Keep the libraries' own bars and advice out of the way, and show our warnings; hub downloads still show their bars."""
     import os
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -430,6 +427,10 @@ def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     enable_progress_bars()
+
+    from hskstore import console
+
+    logging.getLogger("hskstore").handlers = [console.Warnings()]
 
 
 def _numbers(option: str, text: str | None, kind: type) -> Any:

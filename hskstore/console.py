@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from hskstore.show import Progress as StoreProgress
-from hskstore.show import RankedRow, StoreDescription
 from hskstore.watch import Watch
 
-if TYPE_CHECKING:  # torch is heavy, and hsk show does without it
+if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.demo import DemoResult
     from hskstore.evaluate import Scored
+    from hskstore.show import Progress as StoreProgress
+    from hskstore.show import RankedRow, StoreDescription
     from hskstore.worker import PlannedStore
 
 out = Console(highlight=False, soft_wrap=True)
@@ -148,6 +148,9 @@ def print_plan(planned: list[PlannedStore]) -> None:
 
 def print_shown(result: StoreDescription | StoreProgress | RankedRow) -> None:
     """A store, sealed or not, or one of its rows."""
+    from hskstore.show import Progress as StoreProgress
+    from hskstore.show import RankedRow
+
     if isinstance(result, RankedRow):
         _print_row(result)
     elif isinstance(result, StoreProgress):

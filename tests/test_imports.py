@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "finetune": {"checkpoint", "classifiers", "data", "evaluate", "export", "loader", "methods", "rows", "tokenizers", "trainer"},
     "show": {"store", "tokenizers"},
     "demo": {"distill", "evaluate", "export", "extract", "finetune", "methods", "show"},
-    "console": {"show"},
+    "console": set(),
     "cli": set(),
 }
 
@@ -90,6 +90,18 @@ def test_heavy_libraries_are_not_imported_by(module: str, heavy: list[str]) -> N
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The command itself, not only its module: what main does before a command counts too."""
+    code = (
+        "import sys; sys.argv = ['hsk', '--help']; import hskstore.cli\n"
+        "try: hskstore.cli.main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('numpy', 'zarr', 'torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
 
 
 def test_losses_import_torch_alone() -> None:
