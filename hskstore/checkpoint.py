@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,16 @@ class Checkpoint:
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         fresh = self._folder.with_name("checkpoint.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        _save(tensors, fresh / "tensors.safetensors")
-        if state.best is not None and (self._folder / "best.safetensors").exists():
-            shutil.copyfile(self._folder / "best.safetensors", fresh / "best.safetensors")
-        (fresh / "state.json").write_text(json.dumps(asdict(state)))
-        shutil.rmtree(self._old, ignore_errors=True)
-        if self._folder.exists():
-            self._folder.rename(self._old)
-        fresh.rename(self._folder)
+        with written(fresh):
+            fresh.mkdir(parents=True)
+            _save(tensors, fresh / "tensors.safetensors")
+            if state.best is not None and (self._folder / "best.safetensors").exists():
+                shutil.copyfile(self._folder / "best.safetensors", fresh / "best.safetensors")
+            (fresh / "state.json").write_text(json.dumps(asdict(state)))
+            shutil.rmtree(self._old, ignore_errors=True)
+            if self._folder.exists():
+                self._folder.rename(self._old)
+            fresh.rename(self._folder)
         shutil.rmtree(self._old, ignore_errors=True)
 
     def restore_weights(self, learner: nn.Module) -> None:
@@ -89,8 +91,9 @@ class Checkpoint:
             torch.cuda.set_rng_state(tensors["rng.cuda"])
 
     def write_best(self, learner: nn.Module) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _save(learner.state_dict(), self._folder / "best.safetensors")
+        with written(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _save(learner.state_dict(), self._folder / "best.safetensors")
 
     def restore_best(self, learner: nn.Module) -> None:
         learner.load_state_dict(load_file(self._folder / "best.safetensors"))
@@ -107,8 +110,14 @@ def _parameters(optimizer: torch.optim.AdamW) -> list[nn.Parameter]:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # Clones: safetensors refuses tensors that share memory, as tied weights do.
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Raise HskError where the disk refuses what is written below `path`."""
     try:
-        # Clones: safetensors refuses tensors that share memory, as tied weights do.
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+        yield
     except (OSError, SafetensorError) as error:
         raise HskError(f"{path} could not be written ({error}): make room and run the same command again") from None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,8 +21,10 @@ from hskstore.watch import Watch
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.demo import DemoResult
     from hskstore.evaluate import Scored
+    from hskstore.replay import Replayed
     from hskstore.show import Progress as StoreProgress
     from hskstore.show import RankedRow, StoreDescription
+    from hskstore.store.verify import Verified
     from hskstore.worker import PlannedStore
 
 out = Console(highlight=False, soft_wrap=True)
@@ -88,8 +91,15 @@ def bars() -> Iterator[Watch]:
 
 def print_json(result: Any) -> None:
     """A result for scripts: one JSON document on standard output."""
-    plain = [dataclasses.asdict(item) for item in result] if isinstance(result, list) else dataclasses.asdict(result)
-    print(json.dumps(plain, indent=2))
+    print(json.dumps(_plain(result), indent=2))
+
+
+def _plain(result: Any) -> Any:
+    if isinstance(result, list):
+        return [_plain(item) for item in result]
+    if isinstance(result, dict):
+        return {name: _plain(item) for name, item in result.items()}
+    return dataclasses.asdict(result) if dataclasses.is_dataclass(result) and not isinstance(result, type) else result
 
 
 class Warnings(logging.Handler):
@@ -163,8 +173,9 @@ def print_shown(result: StoreDescription | StoreProgress | RankedRow) -> None:
 
 
 def _print_store(store: StoreDescription) -> None:
-    out.print(f"[bold]{store.root}[/]: sealed, {size(store.total_bytes)}, digest {store.digest}")
-    out.print(f"keep {store.keep} (depth,length,width): {', '.join(f'{name} {value}' for name, value in store.plan.items())}")
+    out.print(f"[bold]{escape(store.root)}[/]: sealed, {size(store.total_bytes)}, digest {store.digest}")
+    planned = ", ".join(f"{name} {value}" for name, value in store.plan.items())
+    out.print(f"keep {store.keep} (depth,length,width): {planned}", markup=False)
     share = 100 * store.kept_units / store.full_units
     out.print(
         f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
@@ -176,10 +187,12 @@ def _print_store(store: StoreDescription) -> None:
         table.add_row(path, shape, size(store.array_bytes[path]))
     out.print(table)
     made = store.made
-    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}")
-    if "teacher" in made:
+    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}", markup=False)
+    if "versions" in made:
+        maker = f"cut from store {made['derived_from'][:16]}" if "derived_from" in made else f"made by {made['teacher']}"
+        device = f" on {made['device']}" if "device" in made else ""
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-        out.print(f"made by {made['teacher']} on {made['device']}, {made['first_unit']} to {made['last_unit']}; {versions}")
+        out.print(f"{maker}{device}, {made['first_unit']} to {made['last_unit']}; {versions}", markup=False)
 
 
 def _print_row(row: RankedRow) -> None:
@@ -203,6 +216,55 @@ def _rank_style(ranks: list[int], position: int) -> str:
         return "dim"
     colours = ("bold red", "red", "yellow", "green", "cyan", "blue")
     return colours[ranks.index(position) * len(colours) // len(ranks)]
+
+
+def print_verified(found: Verified, replayed: Replayed | None) -> None:
+    """What is wrong with a store, or that nothing is."""
+    for problem in found.problems:
+        unit = "" if problem.unit is None else f" (unit {problem.unit} of {problem.split})"
+        out.print(f"{found.root}/{problem.key} {problem.what}{unit}", markup=False)
+    looked = "sizes and every sha256" if found.deep else "presence and sizes; --deep reads every byte"
+    if found.problems:
+        out.print(f"{len(found.problems)} of {found.objects} objects are bad ({looked})")
+        _print_repair(found)
+    elif found.digest is None:
+        out.print(
+            f"{found.root}: not sealed; {found.units_done} of {found.units} units done, nothing is wrong with them ({looked})"
+        )
+    else:
+        out.print(f"{found.root}: sealed and whole: {found.objects} objects, {size(found.bytes)} ({looked})")
+        out.print(f"digest {found.digest}")
+    if replayed is not None:
+        _print_replayed(replayed)
+
+
+def _print_repair(found: Verified) -> None:
+    if found.condemned:
+        out.print(f"condemned: {', '.join(found.condemned)}")
+        out.print(f"run the same hsk extract again: it makes just that; or hsk pull GOOD_COPY {found.root}")
+    elif any(problem.key == "plan.json" for problem in found.problems):
+        out.print(f"plan.json cannot be made again: hsk pull GOOD_COPY {found.root}, or extract to another place")
+    else:
+        out.print(f"repair it: hsk pull GOOD_COPY {found.root}; or hsk verify --deep --condemn, then the same hsk extract")
+
+
+def _print_replayed(replayed: Replayed) -> None:
+    out.print(
+        f"replayed {replayed.rows} rows: {replayed.equal} equal to the last bit; {100 * replayed.same_tokens:.2f} % of the kept"
+        f" tokens chosen again; largest difference {replayed.logits_difference:.2g} in logits, {replayed.hidden_difference:.2g}"
+        f" in hidden states (allowed {replayed.tolerance:.2g})"
+    )
+    if replayed.differing:
+        rows = ", ".join(map(str, replayed.differing[:8]))
+        out.print(f"{len(replayed.differing)} rows are not what this teacher says, train rows {rows} first")
+
+
+def print_changed_digest(root: str, before: str, after: str) -> None:
+    """A store that was re-made in part, and came out as another."""
+    err.print(
+        f"[yellow]warning:[/] {root} had the digest {before[:16]} and has {after[:16]} now: what was condemned was re-made with"
+        " other last bits (another device, library or number of threads). Students made from it before name the old digest"
+    )
 
 
 def print_demo(result: DemoResult) -> None:

@@ -15,7 +15,7 @@ from hskstore.data import read_dataset
 from hskstore.engines import run_inline
 from hskstore.errors import OptionError
 from hskstore.planning import fit_labels, make_plans, most_bytes, stored_rows
-from hskstore.store.commit import begin, seal
+from hskstore.store.commit import begin, condemned_digest, seal
 from hskstore.store.plan import Pass
 from hskstore.store.schema import canonical_json
 from hskstore.teacher import Teacher, load_teacher
@@ -28,10 +28,14 @@ PROBE_ROWS = 8
 
 @dataclass(frozen=True)
 class ExtractedStore:
-    """A sealed store: where it lies, its digest, its bytes on disk, and the seconds since extract was called."""
+    """A sealed store: where it lies, its digest, its bytes on disk, and the seconds since extract was called.
+
+    `condemned` is the digest it had before some of it was condemned and re-made; None for any other store.
+    """
 
     root: str
     digest: str
+    condemned: str | None
     bytes: int
     seconds: float
 
@@ -81,20 +85,24 @@ def extract(
             ranks=strategies[0].rank.startswith("attention"),
             score=strategies[0].score,
         )
-        files = _files(loaded)
-        for store in stores:
-            if store.digest is None:
-                begin(store.objects, store.plan, files)
+    files = _files(loaded)
+    for store in stores:
+        if store.digest is None:
+            begin(store.objects, store.plan, files)
+    if any(store.missing for store in stores):
         run_inline(make_jobs(stores), partial(UnitWorker, stores, rows, loaded, watch))
-    return [
-        ExtractedStore(
-            root=store.objects.root,
-            digest=store.digest or seal(store.objects, store.plan),
-            bytes=sum(store.objects.sizes().values()),
-            seconds=round(time.monotonic() - began, 3),
-        )
-        for store in stores
-    ]
+    return [_sealed(store, began, watch) for store in stores]
+
+
+def _sealed(store: PlannedStore, began: float, watch: Watch) -> ExtractedStore:
+    before = condemned_digest(store.objects)
+    return ExtractedStore(
+        root=store.objects.root,
+        digest=store.digest or seal(store.objects, store.plan, watch),
+        condemned=before,
+        bytes=sum(store.objects.sizes().values()),
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def _files(teacher: Teacher) -> dict[str, bytes]:

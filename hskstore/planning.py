@@ -9,9 +9,9 @@ from hskstore.classifiers import check_length
 from hskstore.config import Keep, Strategy, resolve
 from hskstore.data import Dataset
 from hskstore.errors import ModelError, OptionError
-from hskstore.layers import default_top_layer, layer_pairs
+from hskstore.layers import default_top_layer
 from hskstore.rows import Rows, tokenise
-from hskstore.store.plan import Pass, Plan, Split, plan_arrays, plan_unit_rows, stored_width
+from hskstore.store.plan import Pass, Plan, Split, make_plan, stored_width
 from hskstore.tasks import Kind
 from hskstore.teacher import Teacher
 from hskstore.tokenizers import tokenizer_sha256
@@ -65,47 +65,17 @@ def _plan(keep: Keep, strategy: Strategy, run: Pass, dataset: Dataset, teacher: 
     top = default_top_layer(teacher.layers) if strategy.top_layer is None else strategy.top_layer
     if not 1 <= top <= teacher.layers:
         raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher.layers}")
-    pairs = layer_pairs(
-        keep.depth,
-        student_layers=strategy.student_layers,
-        teacher_layers=teacher.layers,
-        top_layer=top,
-        layer_map=strategy.layer_map,
-        rank_by=strategy.rank_layer,
-    )
-    width = resolve(keep.width, teacher.hidden_size)
-    if width > teacher.hidden_size:
-        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {teacher.hidden_size} units")
     separators = _separators(teacher)
-    longest = int(admitted_tokens(rows["train"], [] if strategy.ranks_separators else separators).max())
-    length = min(resolve(keep.length, longest), longest)
-    splits = {
-        name: Split(
-            rows=len(split),
-            tokens=len(split.input_ids),
-            longest=int(split.n_tokens.max()),
-            unit_rows=plan_unit_rows(
-                rows=len(split),
-                longest=int(split.n_tokens.max()),
-                layers=len(pairs) if name == "train" else 0,
-                length=length,
-                width=width,
-                hidden_size=teacher.hidden_size,
-                values=strategy.values,
-            ),
-            sha256=split.sha256(),
-        )
-        for name, split in rows.items()
-    }
     label = rows["train"].label
-    return Plan(
-        keep=keep,
-        strategy=replace(strategy, top_layer=top),
-        pairs=pairs,
-        length=length,
-        width=width,
-        hidden_size=teacher.hidden_size,
-        run=run,
+    return make_plan(
+        keep,
+        replace(strategy, top_layer=top),
+        run,
+        splits={
+            name: Split(len(split), len(split.input_ids), int(split.n_tokens.max()), split.sha256())
+            for name, split in rows.items()
+        },
+        most_admitted=int(admitted_tokens(rows["train"], [] if strategy.ranks_separators else separators).max()),
         teacher={
             "sha256": teacher.sha256,
             "model_type": teacher.model.config.model_type,
@@ -120,17 +90,7 @@ def _plan(keep: Keep, strategy: Strategy, run: Pass, dataset: Dataset, teacher: 
             "separators": separators,
         },
         task=dataset.task.as_json(),
-        splits=splits,
-        arrays=plan_arrays(
-            splits=splits,
-            layers=len(pairs),
-            length=length,
-            width=width,
-            hidden_size=teacher.hidden_size,
-            values=strategy.values,
-            labels=None if label is None else str(label.dtype),
-            logits=len(teacher.label_names),
-        ),
+        labels=None if label is None else str(label.dtype),
     )
 
 

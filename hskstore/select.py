@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from hskstore.config import Amount, Mask, Values, resolve
+from hskstore.config import Amount, Values, resolve
 
 QUANTISED_MAX = {"q8": 127, "q4": 7}
 SMALLEST_SCALE = 2.0**-14
@@ -58,17 +58,6 @@ def magnitude_mask(values: Float[Tensor, "*rows width"], kept: int) -> Bool[Tens
     equal = size == threshold
     room = kept - above.sum(dim=-1, keepdim=True)
     return above | (equal & (equal.cumsum(dim=-1) <= room))
-
-
-def static_mask(kind: Mask, *, hidden_size: int, kept: int, seed: int) -> np.ndarray:
-    """One mask [d] bool for every vector: "uniform" is Equation 7 with i from 0, "random" a prefix of one permutation."""
-    if kind == "uniform":
-        chosen = np.array([round(i * hidden_size / kept) for i in range(kept)])
-    else:
-        chosen = np.random.default_rng(seed).permutation(hidden_size)[:kept]
-    mask = np.zeros(hidden_size, dtype=bool)
-    mask[chosen] = True
-    return mask
 
 
 def random_scores(row_ids: np.ndarray, n_tokens: np.ndarray, *, longest: int, seed: int) -> np.ndarray:

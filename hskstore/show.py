@@ -1,13 +1,14 @@
 """What a store holds, in numbers and words: for `hsk show`."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from hskstore.config import units_of_hsk
+from hskstore.errors import StoreError
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
-from hskstore.store.objects import Objects
+from hskstore.store.objects import place_of
 from hskstore.store.reader import read_plan
 from hskstore.tokenizers import tokenizer_from_files
 
@@ -68,17 +69,17 @@ class RankedRow:
 
 def is_sealed(root: str) -> bool:
     """Whether a store is sealed. Raises StoreError where there is no store at all."""
-    objects = Objects(root)
-    read_plan(objects)
-    return objects.get(MANIFEST) is not None
+    place = place_of(root)
+    read_plan(place)
+    return place.get(MANIFEST) is not None
 
 
 def describe_progress(root: str) -> Progress:
     """How far the extraction of an unsealed store has come, from its receipts alone."""
-    objects = Objects(root)
-    plan = read_plan(objects)
-    done = receipts(objects)
-    times = sorted(datetime.fromisoformat(receipt.made["finished"]) for receipt in done.values())
+    place = place_of(root)
+    plan = read_plan(place)
+    done = receipts(place)
+    times = sorted(time for receipt in done.values() if (time := _finished(receipt)) is not None)
     elapsed = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
     rows = sum(receipt.rows for receipt in done.values())
     first = next(iter(done.values())).rows if done else 0
@@ -100,12 +101,12 @@ def describe(root: str) -> StoreDescription:
     sizes = store.sizes()
     array_bytes = {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in plan.arrays}
     train = plan.splits["train"]
-    kept = float(store.read_all("train/hidden/n_kept").sum()) / train.rows
+    kept = sum(float(store.read("train/hidden/n_kept", unit).sum()) for unit in range(train.units)) / train.rows
     return StoreDescription(
         root=root,
         digest=store.digest,
         keep=str(plan.keep),
-        plan={**plan.as_json()["strategy"], **plan.as_json()["pass"], "task": plan.task["name"]},
+        plan={**plan.as_json()["strategy"], **plan.as_json()["pass"], "task": _plain(plan.task["name"])},
         splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
         array_bytes=array_bytes,
         arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
@@ -113,7 +114,7 @@ def describe(root: str) -> StoreDescription:
         units_of_hsk=round(_planned_units(plan, kept), 4),
         kept_units=round(units_of_hsk(1, kept, plan.width / plan.hidden_size), 4),
         full_units=round(units_of_hsk(plan.strategy.student_layers + 1, train.tokens / train.rows, 1), 4),
-        made=_provenance(plan, receipts(store.objects)),
+        made=_provenance(plan, receipts(store.place)),
     )
 
 
@@ -122,20 +123,27 @@ def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:
     store = open_store(root)
     found = store.row(split, row)
     tokenizer = tokenizer_from_files(store.tokenizer_files())
-    ids = found["input_ids"][: int(found["n_tokens"])]
+    ids = found["input_ids"][: int(found["n_tokens"])].tolist()
+    tokens: list[Any] = tokenizer.convert_ids_to_tokens(ids) if min(ids, default=0) >= 0 else [None]
+    ranks = [
+        RankedLayer(pair.student, pair.teacher, token[:n_kept].tolist())
+        for pair, token, n_kept in zip(
+            store.plan.pairs, found.get("hidden/token", ()), found.get("hidden/n_kept", ()), strict=False
+        )
+    ]
+    if None in tokens or any(not 0 <= position < len(tokens) for rank in ranks for position in rank.kept):
+        raise StoreError(
+            f"{root}: row {row} of {split} has a token that its tokenizer does not know, or the rank of one that is not there:"
+            " the store is damaged"
+        )
     return RankedRow(
         split=split,
         row=row,
         row_id=int(found["row_id"]),
-        tokens=tokenizer.convert_ids_to_tokens(ids.tolist()),
+        tokens=[_plain(token) for token in tokens],
         label=float(found["label"]) if "label" in found else None,
         logits=[round(float(value), 4) for value in found["logits"]],
-        ranks=[
-            RankedLayer(pair.student, pair.teacher, token[:n_kept].tolist())
-            for pair, token, n_kept in zip(
-                store.plan.pairs, found.get("hidden/token", ()), found.get("hidden/n_kept", ()), strict=False
-            )
-        ],
+        ranks=ranks,
     )
 
 
@@ -147,15 +155,27 @@ def _planned_units(plan: Plan, kept: float) -> float:
 
 
 def _provenance(plan: Plan, made: dict[tuple[str, int], Receipt]) -> dict[str, Any]:
-    known: dict[str, Any] = {"teacher_sha256": plan.teacher["sha256"]}
-    if not made:  # a copy may leave the receipts behind: the seal does not need them
+    """Who made the units, by the receipts. The seal does not cover them: what is not as we write it is left out."""
+    finished = {time: receipt.made for receipt in made.values() if (time := _finished(receipt)) is not None}
+    known: dict[str, Any] = {"teacher_sha256": _plain(plan.teacher["sha256"])}
+    if not finished:
         return known
-    finished = sorted(receipt.made["finished"] for receipt in made.values())
-    latest = max(made.values(), key=lambda receipt: receipt.made["finished"]).made
-    return known | {
-        "teacher": latest["teacher"],
-        "device": latest["device"],
-        "versions": latest["versions"],
-        "first_unit": finished[0],
-        "last_unit": finished[-1],
-    }
+    latest = finished[max(finished)]
+    names = ("teacher", "device", "derived_from")
+    told: dict[str, Any] = {name: _plain(latest[name]) for name in names if isinstance(latest.get(name), str)}
+    if isinstance(latest.get("versions"), dict) and told.keys() & {"teacher", "derived_from"}:
+        told["versions"] = {_plain(name): _plain(str(version)) for name, version in latest["versions"].items()}
+    return known | told | {"first_unit": min(finished).isoformat(), "last_unit": max(finished).isoformat()}
+
+
+def _plain(text: str) -> str:
+    """A stranger's text as a terminal can show it, whatever it says."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _finished(receipt: Receipt) -> datetime | None:
+    """When a unit was finished; None where its receipt does not tell, such as one that a copy had to write anew."""
+    try:
+        return datetime.fromisoformat(receipt.made["finished"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hskstore.errors import OptionError
+from hskstore.errors import OptionError, StoreError
 
 Kind = Literal["classes", "score"]
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,24 @@ class Task:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, object]) -> Task:
-        """The inverse of `as_json`; the recipe and `max_length` come from TASKS by name, else they are the defaults."""
-        name = cast(str, data["name"])
-        known = TASKS.get(name)
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
+        """The inverse of `as_json`; the recipe and `max_length` come from TASKS by name, else they are the defaults.
+
+        Raises StoreError for what `as_json` never wrote.
+        """
+        lists = [data.get(name) for name in ("text", "labels", "metrics")]
+        words = [data.get("name"), data.get("label") or "", *(word for part in lists if isinstance(part, list) for word in part)]
+        readable = all(isinstance(part, list) for part in lists) and all(isinstance(word, str) for word in words)
+        if not readable or data.get("kind") not in get_args(Kind) or not set(METRICS) & set(data["metrics"]):
+            raise StoreError("the store's plan has no task that this hskstore knows: it is damaged, or of a later version")
+        known = TASKS.get(data["name"])
         return cls(
-            name=name,
-            kind=cast(Kind, data["kind"]),
-            text=tuple(cast(list[str], data["text"])),
-            label=cast("str | None", data["label"]),
-            labels=tuple(cast(list[str], data["labels"])),
-            metrics=tuple(cast(list[str], data["metrics"])),
+            name=data["name"],
+            kind=data["kind"],
+            text=tuple(data["text"]),
+            label=data["label"],
+            labels=tuple(data["labels"]),
+            metrics=tuple(metric for metric in data["metrics"] if metric in METRICS),
             max_length=known.max_length if known else DEFAULT_MAX_LENGTH,
             recipe=known.recipe if known else DEFAULT_RECIPE,
         )

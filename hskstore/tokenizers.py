@@ -45,8 +45,9 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
                 Path(folder, name).write_bytes(files[name])
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise StoreError(f"the store's tokenizer cannot be loaded ({error})") from None
+        except Exception as error:  # whatever the libraries make of a stranger's files
+            cause = str(error).strip().partition("\n")[0]
+            raise StoreError(f"the store's tokenizer cannot be loaded ({cause})") from None
 
 
 def load_tokenizer(name: str) -> Any:

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
-from hskstore.checkpoint import Checkpoint, RunState
+from hskstore.checkpoint import Checkpoint, RunState, written
 from hskstore.classifiers import choose_device, model_inputs
 from hskstore.config import DEFAULT_WARMUP, TrainPrecision
 from hskstore.errors import ModelError
@@ -188,8 +188,7 @@ def train(
                 state.step, state.seconds = step + 1, time.monotonic() - began
                 state.recent = [*state.recent[1 - RECENT_STEPS :], losses]
                 if log is not None:
-                    for name, value in {**losses, "rate": rate}.items():
-                        log.add_scalar(f"{run.phase.name}/{name}", value, step)
+                    _log_values(log, run.phase, {**losses, "rate": rate}, step)
                 note = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 watch(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, note)
                 last = state.step == run.steps
@@ -209,7 +208,8 @@ def train(
             if interrupted():
                 raise KeyboardInterrupt
     if log is not None:
-        log.close()
+        with written(out / "log"):
+            log.close()
     return [PhaseResult(**done) for done in state.done]
 
 
@@ -284,11 +284,16 @@ def _note_score(score: DevScore, state: RunState, checkpoint: Checkpoint, learne
     values = {"step": state.step, **score.values}
     state.scores = [*state.scores, values]
     if log is not None:
-        for name, value in score.values.items():
-            log.add_scalar(f"{phase.name}/dev_{name}", value, state.step)
+        _log_values(log, phase, {f"dev_{name}": value for name, value in score.values.items()}, state.step)
     if state.best is None or score.value > state.best[score.metric]:
         state.best = values
         checkpoint.write_best(learner)
+
+
+def _log_values(log: Any, phase: Phase, values: Mapping[str, float], step: int) -> None:
+    with written(Path(log.log_dir)):
+        for name, value in values.items():
+            log.add_scalar(f"{phase.name}/{name}", value, step)
 
 
 def _open_log(folder: Path) -> Any:
@@ -297,4 +302,5 @@ def _open_log(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    with written(folder):
+        return SummaryWriter(str(folder))

@@ -14,12 +14,14 @@ import torch
 from hskstore import __version__
 from hskstore.errors import ModelError
 from hskstore.rows import Rows
-from hskstore.select import gather_tokens, magnitude_mask, pack, random_scores, round_values, static_mask, token_rank
-from hskstore.store.commit import Receipt, commit_unit, examine, fingerprint
+from hskstore.select import gather_tokens, magnitude_mask, pack, random_scores, round_values, token_rank
+from hskstore.store.commit import Receipt, commit_unit, examine
 from hskstore.store.encode import encode_unit
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan
 from hskstore.store.schema import BLOCK_ROWS
+from hskstore.store.shard import unit_fingerprints
+from hskstore.store.values import static_mask
 from hskstore.teacher import Features, Teacher
 from hskstore.watch import Watch, unwatched
 
@@ -172,7 +174,7 @@ class UnitWorker:
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "versions": {"hskstore": __version__} | {name: version(name) for name in ("torch", "transformers", "zarr")},
         }
-        entries = {key: fingerprint(blob) for key, blob in blobs.items()}
+        entries = unit_fingerprints(store.plan.arrays_of(split), unit, blobs)
         rows = len(next(iter(columns.values())))
         commit_unit(store.objects, Receipt(split, unit, rows, self._attempt, entries, made), blobs)
 

@@ -5,6 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import itertools
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORDS = (
     "the a cat dog bird sees hears likes old young red small big never often today runs sleeps and or".split()  # noqa: SIM905
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", metavar="FILE", help="Try every fault at its full count, and write the table to FILE.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,3 +112,32 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_tsv(folder / "train.tsv", 700, seed=1)
     write_tsv(folder / "dev.tsv", 60, seed=2)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server on the loopback, its buckets in memory."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+BUCKET = itertools.count()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, which the environment leads to."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    name = f"bucket-{next(BUCKET)}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=name)
+    return f"s3://{name}"

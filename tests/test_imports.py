@@ -43,12 +43,13 @@ MAY_IMPORT = {
     "engines": {"engines"},
     "planning": {"classifiers", "data", "rows", "store", "tasks", "teacher", "tokenizers"},
     "worker": {"rows", "select", "store", "teacher"},
+    "replay": {"classifiers", "rows", "store", "teacher", "worker"},
     "extract": {"classifiers", "data", "engines", "planning", "store", "teacher", "tokenizers", "worker"},
     "finetune": {"checkpoint", "classifiers", "data", "evaluate", "export", "loader", "methods", "rows", "tokenizers", "trainer"},
     "show": {"store", "tokenizers"},
     "demo": {"distill", "evaluate", "export", "extract", "finetune", "methods", "show"},
     "console": set(),
-    "cli": set(),
+    "cli": {"cli"},
 }
 
 

@@ -19,7 +19,6 @@ from hskstore.select import (
     quantise,
     random_scores,
     round_values,
-    static_mask,
     token_rank,
 )
 from hskstore.store.plan import VALUE_DTYPES, VALUE_FILLS, stored_width
@@ -153,29 +152,10 @@ def test_gathered_vectors_are_those_of_their_positions_and_zero_where_there_is_n
     assert gather_tokens(hidden, positions).tolist() == [[[5.0, 6.0], [1.0, 2.0]], [[9.0, 10.0], [0.0, 0.0]]]
 
 
-# --- static masks and random ranks
+# --- random ranks
 
 
-@given(st.integers(1, 1024), st.data())
-def test_the_uniform_mask_is_equation_7_from_zero_and_keeps_exactly_as_many(hidden_size, data):
-    kept = data.draw(st.integers(1, hidden_size))
-    mask = static_mask("uniform", hidden_size=hidden_size, kept=kept, seed=0)
-    assert mask.sum() == kept
-    assert np.flatnonzero(mask).tolist() == [round(Fraction(i * hidden_size, kept)) for i in range(kept)]
-
-
-@given(st.integers(1, 256), st.integers(0, 5), st.data())
-def test_a_narrower_random_mask_lies_inside_a_wider_one(hidden_size, seed, data):
-    narrow = data.draw(st.integers(1, hidden_size))
-    more = data.draw(st.integers(narrow, hidden_size))
-    small, big = (static_mask("random", hidden_size=hidden_size, kept=kept, seed=seed) for kept in (narrow, more))
-    assert (small.sum(), big.sum()) == (narrow, more)
-    assert not (small & ~big).any()
-
-
-def test_random_masks_and_scores_follow_the_seed():
-    masks = [static_mask("random", hidden_size=64, kept=8, seed=seed).tobytes() for seed in (0, 0, 1)]
-    assert masks[0] == masks[1] != masks[2]
+def test_random_scores_follow_the_seed():
     ids, n_tokens = np.array([5]), np.array([20])
     scores = [random_scores(ids, n_tokens, longest=20, seed=seed).tobytes() for seed in (0, 0, 1)]
     assert scores[0] == scores[1] != scores[2]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hskstore.errors import OptionError
+from hskstore.errors import OptionError, StoreError
 from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, PhaseRecipe, Task, compute_metrics, get_task
 
 
@@ -56,6 +56,27 @@ def test_every_task_stands_under_its_own_name():
 @pytest.mark.parametrize("task", [*TASKS.values(), custom(), custom("score", (), ("spearman", "pearson"))], ids=lambda t: t.name)
 def test_a_task_survives_json(task):
     assert Task.from_json(json.loads(json.dumps(task.as_json()))) == task
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "poem"},
+        {"kind": None},
+        {"name": 5},
+        {"text": "sentence"},
+        {"labels": [1, 2]},
+        {"labels": None},
+        {"metrics": []},
+        {"metrics": ["bleu"]},
+        {"label": 3},
+    ],
+)
+def test_a_strange_task_in_a_store_is_refused(change):
+    with pytest.raises(StoreError, match="no task that this hskstore knows"):
+        Task.from_json({**TASKS["sst2"].as_json(), **change})
+    with pytest.raises(StoreError, match="no task that this hskstore knows"):
+        Task.from_json({})
 
 
 def test_accuracy_and_binary_f1_by_hand():

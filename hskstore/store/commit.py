@@ -1,24 +1,34 @@
 """How a store comes to be: the plan, then units (blobs first, receipt last), then one seal.
 
-No receipt: the unit does not exist. No manifest: the store is not sealed and readers refuse it.
+No receipt: the unit does not exist. No manifest: the store is not sealed and readers refuse it. A receipt or a manifest that
+does not agree with its own checksum, as a power cut can leave one, is none.
 """
 
 import hashlib
-import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
-from hskstore.store.objects import Objects
+from hskstore.store.objects import PARALLEL, Objects, Place
 from hskstore.store.plan import Plan
-from hskstore.store.schema import canonical_json
+from hskstore.store.schema import checked, with_check
+from hskstore.store.shard import fingerprint
+from hskstore.watch import Watch, unwatched
 
 PLAN = "plan.json"
 MANIFEST = "manifest.json"
+CONDEMNED = "condemned.json"
+"""What `verify --condemn` leaves in the manifest's place: the digest that the store had."""
+
 RECEIPTS = "units/"
 TEACHER = "teacher.json"
 TOKENIZER = "tokenizer/"
+
+FILES = ("files", 0)
+"""The unit of what is neither planned nor rows: the tokenizer's files and teacher.json. It has a receipt like any other."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,57 @@ class Receipt:
         return receipt_key(self.split, self.unit)
 
     def to_bytes(self) -> bytes:
-        return canonical_json(self.__dict__)
+        return with_check(self.__dict__)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> "Receipt":
+        """Raises StoreError for bytes that are no receipt, or another unit's."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"the receipt {key} cannot be read ({error}): delete it and extract again") from None
+            receipt = cls(**checked(data))
+            numbers = [receipt.unit, receipt.rows, *(entry["size"] for entry in receipt.objects.values())]
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError("a number is none")
+            if receipt.key != key or not isinstance(receipt.split, str):
+                raise ValueError(f"it is that of {receipt.key}")
+            if not all(isinstance(entry["sha256"], str) for entry in receipt.objects.values()):
+                raise ValueError("a sha256 is none")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreError(f"the receipt {key} is damaged ({error})") from None
+        return receipt
 
 
 def receipt_key(split: str, unit: int) -> str:
     return f"{RECEIPTS}{split}-{unit:06d}.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The seal: every object but the receipts, by key, with size and sha256. `digest` is the sha256 of its own bytes."""
+
+    store_id: str
+    objects: dict[str, dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        return with_check(self.__dict__)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Raises ValueError for bytes that are no manifest."""
+        try:
+            document = checked(data)
+            for key, entry in document["objects"].items():
+                parts = key.split("/")
+                if not isinstance(entry["size"], int) or entry["size"] < 0 or not isinstance(entry["sha256"], str):
+                    raise ValueError(f"its entry of {key} is none")
+                if not all(parts) or {".", ".."} & set(parts) or "\\" in key or not key.isprintable():
+                    raise ValueError(f"it names {key!a}, which is no place in a store")
+            return cls(**document)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(repr(error)) from None
 
 
 @dataclass(frozen=True)
@@ -65,7 +114,8 @@ class Standing:
 def examine(objects: Objects, plan: Plan) -> Standing:
     """How far the store of a plan is; nothing is written.
 
-    Raises PlanError where another plan has finished units here. A plan that never finished one is no obstacle.
+    Raises PlanError where another plan has finished units here (one that never finished a unit is no obstacle), and StoreError
+    where it is sealed and an object is missing or has another size.
     """
     found = objects.get(PLAN)
     if found is None:
@@ -80,32 +130,74 @@ def examine(objects: Objects, plan: Plan) -> Standing:
                 + "\nGive the same options to go on with it, or another --out"
             )
         return Standing(frozenset(), None)
-    sealed = objects.get(MANIFEST) if finished >= frozenset(plan.units()) else None
-    return Standing(finished, None if sealed is None else hashlib.sha256(sealed).hexdigest())
+    manifest = read_manifest(objects) if finished >= frozenset(plan.units()) else None
+    if manifest is None or manifest.store_id != plan.store_id:
+        return Standing(finished, None)
+    for key, what in faults(objects, objects.sizes(), manifest.objects, deep=False).items():
+        raise StoreError(f"{objects.root} is sealed, and {key} {what}. {repair(objects.root)}")
+    return Standing(finished, manifest.digest)
+
+
+def repair(root: str) -> str:
+    """What to do about a damaged store."""
+    return (
+        f"Repair it from a good copy: hsk pull GOOD_COPY {root}. Or condemn what is bad, hsk verify {root} --deep --condemn,"
+        " and run the same hsk extract again: it re-makes just that"
+    )
+
+
+def read_manifest(place: Place) -> Manifest | None:
+    """The seal; None where there is none, or a torn one."""
+    data = place.get(MANIFEST)
+    try:
+        return None if data is None else Manifest.from_bytes(data)
+    except ValueError:
+        return None
 
 
 def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
     """Lay down the plan, every `zarr.json` and `files` (tokenizer, teacher.json). Raises PlanError as `examine` does.
 
     Safe to repeat: what the plan decides is written again with the same bytes; `files`, which another version of the
-    libraries may spell differently, stay as they were first written.
+    libraries may spell differently, stay as the first receipt for them says.
     """
     examine(objects, plan)
     document = plan.to_bytes()
     found = objects.get(PLAN)
     if found is not None and found != document:
-        # What a plan that never finished a unit left behind; whatever else lies in the folder is not ours to delete.
-        own = {TEACHER, TOKENIZER.rstrip("/"), "zarr.json", *Plan.from_bytes(found, objects.root).splits}
-        for key in objects.sizes():
-            if key.partition("/")[0] in own:
-                objects.delete(key)
+        if not document.startswith(found.rstrip(b"\0")):  # else it is this plan, torn by a power cut
+            # What a plan that never finished a unit left behind; whatever else lies in the folder is not ours to delete.
+            own = {TEACHER, TOKENIZER.rstrip("/"), RECEIPTS.rstrip("/"), "zarr.json"}
+            own |= Plan.from_bytes(found, objects.root).splits.keys()
+            for key in objects.sizes():
+                if key.partition("/")[0] in own:
+                    objects.delete(key)
         objects.delete(PLAN)
-    if not objects.put(PLAN, document, create=True) and objects.get(PLAN) != document:
+    if not _created(objects, PLAN, document):
         raise PlanError(f"{objects.root}: another process is planning something else here; give it another --out")
-    for key, data in plan.documents().items():
-        objects.put(key, data)
+    objects.put_all(plan.documents())
+    entries = {key: fingerprint(data) for key, data in files.items()}
+    stands = read_receipt(objects, receipt_key(*FILES))
+    if stands is None:
+        commit_unit(objects, Receipt(*FILES, 0, uuid.uuid4().hex, entries, {}), files)
+        return
     for key, data in files.items():
-        objects.put(key, data, create=True)
+        if stands.objects.get(key) == entries[key]:
+            objects.put(key, data, create=True)
+
+
+def _created(objects: Objects, key: str, data: bytes) -> bool:
+    """Put an object create-only; whether it stands there now with these bytes.
+
+    An acknowledgement can get lost: what is read back decides.
+    """
+    try:
+        if objects.put(key, data, create=True):
+            return True
+    except StoreError:
+        if objects.get(key) is None:
+            raise
+    return objects.get(key) == data
 
 
 def commit_unit(objects: Objects, receipt: Receipt, blobs: Mapping[str, bytes]) -> None:
@@ -113,66 +205,131 @@ def commit_unit(objects: Objects, receipt: Receipt, blobs: Mapping[str, bytes]) 
 
     Raises StoreError where another attempt made the unit with other bytes; what it put stays as it is.
     """
-    if _receipt_stands(objects, receipt):
+    if _stands(objects, receipt):
         return
-    for key, blob in blobs.items():
-        objects.put(key, blob)
-    if not objects.put(receipt.key, receipt.to_bytes(), create=True):
-        _receipt_stands(objects, receipt)
+    objects.put_all(blobs)
+    if _created(objects, receipt.key, receipt.to_bytes()) or _stands(objects, receipt):
+        return
+    objects.put(receipt.key, receipt.to_bytes())  # what stands there is no receipt
 
 
-def _receipt_stands(objects: Objects, receipt: Receipt) -> bool:
-    """Whether the unit has a receipt for the same bytes. Raises StoreError where it has one for others."""
-    data = objects.get(receipt.key)
-    if data is None:
+def _stands(objects: Objects, receipt: Receipt) -> bool:
+    """Whether the unit has a receipt, of this attempt or for the same bytes. Raises StoreError where it has one for others."""
+    found = read_receipt(objects, receipt.key)
+    if found is None:
         return False
-    if Receipt.from_bytes(data, receipt.key).objects != receipt.objects:
+    if found.attempt != receipt.attempt and found.objects != receipt.objects:
         raise StoreError(
-            f"{objects.root}: another process made the unit of {receipt.key} with other bytes. Let one of them finish alone:"
-            " delete that receipt and run the same command again"
+            f"{objects.root}: another process made the unit of {receipt.key} with other bytes. Let one of them finish alone;"
+            f" then hsk verify {objects.root} --deep --condemn tells whether its objects are whole"
         )
     return True
 
 
-def fingerprint(blob: bytes) -> dict[str, Any]:
-    return {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+def read_receipt(place: Place, key: str) -> Receipt | None:
+    """One receipt; None where there is none, or a torn one."""
+    data = place.get(key)
+    try:
+        return None if data is None else Receipt.from_bytes(data, key)
+    except StoreError:
+        return None
 
 
-def receipts(objects: Objects) -> dict[tuple[str, int], Receipt]:
-    """Every receipt of a store, by (split, unit)."""
-    found: dict[tuple[str, int], Receipt] = {}
-    for key in objects.sizes(RECEIPTS.rstrip("/")):
-        receipt = Receipt.from_bytes(objects.get(key) or b"", key)
-        found[receipt.split, receipt.unit] = receipt
-    return found
+def receipts(place: Place) -> dict[tuple[str, int], Receipt]:
+    """Every receipt of a unit of rows, by (split, unit)."""
+    return {unit: receipt for unit, receipt in all_receipts(place).items() if unit != FILES}
 
 
-def seal(objects: Objects, plan: Plan) -> str:
+def all_receipts(place: Place) -> dict[tuple[str, int], Receipt]:
+    """`receipts`, and that of FILES."""
+    keys = [key for key in place.sizes(RECEIPTS.rstrip("/")) if key.endswith(".json")]
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        found = [receipt for receipt in pool.map(lambda key: read_receipt(place, key), keys) if receipt is not None]
+    return {(receipt.split, receipt.unit): receipt for receipt in found}
+
+
+def seal(objects: Objects, plan: Plan, watch: Watch = unwatched) -> str:
     """Write manifest.json over every object but the receipts and return its sha256, the store's digest. Idempotent.
 
-    Raises StoreError where a unit has no receipt, or an object is missing or has another size than its receipt says.
+    Every object is read and hashed once more, so that what is sealed is what the receipts say; what nobody owns, left by
+    killed writers, is swept. Raises StoreError where a unit has no receipt, naming it where an object is not its receipt's.
     """
-    made = receipts(objects)
-    missing = [receipt_key(*unit) for unit in plan.units() if unit not in made]
+    made = all_receipts(objects)
+    missing = [receipt_key(*unit) for unit in (FILES, *plan.units()) if unit not in made]
     if missing:
-        raise StoreError(f"{objects.root}: {len(missing)} units are missing, the first is {missing[0]}: run extract again")
-    listed: dict[str, dict[str, Any]] = {PLAN: fingerprint(plan.to_bytes())}
-    listed |= {key: fingerprint(data) for key, data in plan.documents().items()}
+        raise StoreError(
+            f"{objects.root}: {len(missing)} units are missing, the first is {missing[0]}: run the same command again"
+        )
     present = objects.sizes()
-    for key in present:
-        if key == TEACHER or key.startswith(TOKENIZER):
-            listed[key] = fingerprint(objects.get(key) or b"")
+    listed = planned_files(plan) | made[FILES].objects
+    _refuse(objects, faults(objects, present, listed))
+    done, rows = 0, sum(split.rows for split in plan.splits.values())
     for split, unit in plan.units():
-        expected = {spec.key(path, unit) for path, spec in plan.arrays_of(split).items()}
-        if made[split, unit].objects.keys() != expected:
-            raise StoreError(f"{objects.root}/{receipt_key(split, unit)} is damaged: delete it and run extract again")
-        listed |= made[split, unit].objects
-    for key, entry in listed.items():
-        if present.get(key) != entry["size"]:
-            raise StoreError(
-                f"{objects.root}/{key} has {present.get(key, 'no')} bytes; {entry['size']} were written."
-                " Delete the receipts that name it and run extract again"
-            )
-    manifest = canonical_json({"store_id": plan.store_id, "objects": listed})
-    objects.put(MANIFEST, manifest)
-    return hashlib.sha256(manifest).hexdigest()
+        receipt = made[split, unit]
+        found = faults(objects, present, receipt.objects)
+        if receipt.objects.keys() != {spec.key(path, unit) for path, spec in plan.arrays_of(split).items()}:
+            found[receipt.key] = "does not list the unit's objects"
+        _refuse(objects, found)
+        listed |= receipt.objects
+        done += receipt.rows
+        watch("seal", done, rows)
+    _sweep(objects, plan, present.keys() - listed.keys() - {receipt.key for receipt in made.values()})
+    manifest = Manifest(plan.store_id, listed)
+    objects.put(MANIFEST, manifest.to_bytes())
+    objects.delete(CONDEMNED)
+    return manifest.digest
+
+
+def condemned_digest(place: Place) -> str | None:
+    """The digest that a store had before some of it was condemned; None where nothing was."""
+    try:
+        return str(checked(place.get(CONDEMNED) or b"")["digest"])
+    except (ValueError, KeyError, RecursionError):
+        return None
+
+
+def planned_files(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The fingerprints of what the plan alone decides: plan.json and every zarr.json."""
+    return {key: fingerprint(data) for key, data in {PLAN: plan.to_bytes(), **plan.documents()}.items()}
+
+
+def faults(
+    place: Place, present: Mapping[str, int], entries: Mapping[str, Mapping[str, Any]], *, deep: bool = True
+) -> dict[str, str]:
+    """What is wrong with objects that should be as `entries` say, by key. `present` are the sizes of those that are there.
+
+    Without `deep` their bytes are not read.
+    """
+
+    def fault(key: str) -> str | None:
+        entry = entries[key]
+        if key not in present:
+            return "is missing"
+        if present[key] != entry["size"]:
+            return f"has {present[key]} bytes instead of {entry['size']}"
+        if deep and hashlib.sha256(place.get(key) or b"").hexdigest() != entry["sha256"]:
+            return "is damaged: its sha256 is another"
+        return None
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        return {key: found for key, found in zip(entries, pool.map(fault, entries), strict=True) if found is not None}
+
+
+def _refuse(objects: Objects, found: Mapping[str, str]) -> None:
+    for key, what in found.items():
+        raise StoreError(
+            f"{objects.root}/{key} {what}; the store was not sealed. Run hsk verify {objects.root} --deep --condemn, then the"
+            " same command again: it re-makes just that"
+        )
+
+
+def _sweep(objects: Objects, plan: Plan, foreign: Iterable[str]) -> None:
+    """Remove what killed or late writers left: temporary files of our own, and objects of our folders that no unit owns."""
+    folders = {*plan.splits, RECEIPTS.rstrip("/")}
+    own = {*folders, TOKENIZER.rstrip("/"), TEACHER, PLAN, MANIFEST, CONDEMNED, "zarr.json"}
+    for key, path in objects.stranded():
+        if key.partition("/")[0] in own:
+            path.unlink(missing_ok=True)
+    for key in foreign:
+        if key.partition("/")[0] in folders:
+            objects.delete(key)

@@ -1,11 +1,12 @@
 """One unit's arrays to shard objects and back. Pure: bytes in, bytes out, nothing touches a disk.
 
 A unit is written through the full-shape array's own metadata into memory and the shard's bytes are lifted out: the key
-and the bytes are those of a direct write, without Zarr's read-modify-write of shards.
+and the bytes are those of a direct write, without Zarr's read-modify-write of shards. It is read chunk by chunk, so that
+no chunk is decoded before its header was believed, and layers can be read alone.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from zarr.storage import MemoryStore
 
 from hskstore.errors import StoreError
 from hskstore.store.plan import Plan
-from hskstore.store.schema import ArraySpec, array_document
+from hskstore.store.schema import ArraySpec, array_document, chunk_codecs
+from hskstore.store.shard import check_chunk, ranges_of, take_chunks
 
 
 def encode_unit(plan: Plan, split: str, unit: int, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -41,27 +43,44 @@ def encode_shard(spec: ArraySpec, unit: int, column: np.ndarray) -> bytes:
     expected = (len(rows), *spec.shape[1:])
     assert column.shape == expected and column.dtype == np.dtype(spec.dtype), (column.shape, expected, column.dtype)
     objects: dict[str, Any] = {}
-    array = _in_memory(spec, objects)
+    # A chunk that equals the fill value is written like any other: an absent chunk then always means damage.
+    # `open_array` ignores its own `config` where the array exists (zarr-python#2931).
+    array = _in_memory(array_document(spec), objects).with_config({"write_empty_chunks": True})
     array[rows.start : rows.stop] = column
     return bytes(objects[spec.key("", unit).lstrip("/")].to_bytes())
 
 
 def decode_shard(spec: ArraySpec, unit: int, blob: bytes) -> np.ndarray:
     """One array of one unit [rows of the unit, ...] from its shard's bytes. Raises ValueError where they are damaged."""
-    rows = spec.rows(unit)
-    array = _in_memory(spec, {spec.key("", unit).lstrip("/"): Buffer.from_bytes(blob)})
+    return decode_layers(spec, unit, [take_chunks(blob, layer) for layer in ranges_of(spec, unit, blob)])
+
+
+def decode_layers(spec: ArraySpec, unit: int, layers: Sequence[Sequence[bytes]]) -> np.ndarray:
+    """Some layers of one unit [rows of the unit, layers, ...] from their chunks; an array without layers has one list of them.
+
+    Raises ValueError where a chunk is damaged, or claims to decode to anything but a chunk.
+    """
+    objects: dict[str, Any] = {}
+    tail = ["0" for _ in spec.shape[2 if spec.layered else 1 :]]
+    for layer, chunks in enumerate(layers):
+        for run, chunk in enumerate(chunks):
+            check_chunk(spec, chunk)
+            objects["/".join(["c", str(run), *([str(layer)] if spec.layered else []), *tail])] = Buffer.from_bytes(chunk)
+    rows = len(spec.rows(unit))
+    document = array_document(spec) | {
+        "shape": [rows, *([len(layers)] if spec.layered else []), *spec.shape[2 if spec.layered else 1 :]],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunk_shape)}},
+        "codecs": chunk_codecs(spec),
+    }
     try:
-        return np.asarray(array[rows.start : rows.stop])
+        return np.asarray(_in_memory(document, objects)[:])
     except (RuntimeError, MemoryError) as error:  # what numcodecs raises where a checksum is right and its content is not
         raise ValueError(str(error) or "it asks for more memory than there is") from None
 
 
-def _in_memory(spec: ArraySpec, objects: dict[str, Any]) -> Any:
-    objects["zarr.json"] = Buffer.from_bytes(json.dumps(array_document(spec)).encode())
-    # A chunk that equals the fill value is written like any other: an absent chunk then always means damage.
-    # `open_array` ignores its own `config` where the array exists (zarr-python#2931).
-    array = zarr.open_array(store=MemoryStore(objects), mode="r+", zarr_format=3)
-    return array.with_config({"write_empty_chunks": True})
+def _in_memory(document: Mapping[str, Any], objects: dict[str, Any]) -> Any:
+    objects["zarr.json"] = Buffer.from_bytes(json.dumps(document).encode())
+    return zarr.open_array(store=MemoryStore(objects), mode="r+", zarr_format=3)
 
 
 def _same_bytes(decoded: np.ndarray, column: np.ndarray) -> bool:

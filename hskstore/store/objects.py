@@ -1,16 +1,66 @@
-"""Where a store's bytes lie: a local folder or an object-store prefix, behind obstore."""
+"""Where a store's bytes lie: a local folder or an object-store prefix, behind obstore; or the hub, in `hskstore.store.hub`."""
 
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from hskstore.errors import StoreError
+from hskstore.store.schema import MAX_SHARD_BYTES
+
+if TYPE_CHECKING:  # types alone, which obstore has not got when it runs
+    from obstore.store import ClientConfig, RetryConfig
+
+MAX_OBJECT_BYTES = MAX_SHARD_BYTES
+MAX_DOCUMENT_BYTES = 64 * 2**20
+"""Bigger objects, or JSON documents, are not read: no store has them."""
+
+PARALLEL = 8
+"""Objects that are moved or hashed at once."""
+
+NEAR_BYTES = 2**16
+"""Stretches of one object that lie nearer than this are fetched together."""
+
+CLIENT: "ClientConfig" = {"allow_http": True, "connect_timeout": "10s", "timeout": "5m"}
+"""`allow_http`: whoever names an http endpoint means it. A whole object must pass within `timeout`."""
+
+RETRY: "RetryConfig" = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
+"""For answers that may be better a moment later (500, 503, a lost connection), with growing pauses between."""
+
+STRANDED = re.compile(r"#\d+$")
+"""The temporary files that obstore leaves in a folder when it is killed; its own listing hides them."""
+
+INSTANCE_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/")
+"""Where S3, GCS and Azure are asked for credentials when the environment has none: a machine of theirs answers there."""
+
+SAID = re.compile(r"<Message>([^<]*)</Message>")
+
+
+class Place(Protocol):
+    """Where the objects of a store lie: a folder, an object store, the hub."""
+
+    @property
+    def local(self) -> bool: ...
+
+    root: str
+
+    def get(self, key: str) -> bytes | None: ...
+    def ranges(self, key: str, ranges: Sequence[range]) -> list[bytes]: ...
+    def sizes(self, prefix: str | None = None) -> dict[str, int]: ...
+    def folders(self) -> list[str]: ...
+    def exists(self) -> bool: ...
+    def put_all(self, objects: Mapping[str, bytes]) -> None: ...
+    def delete(self, key: str) -> None: ...
 
 
 class Objects:
@@ -19,40 +69,88 @@ class Objects:
     def __init__(self, root: str | Path) -> None:
         """Nothing is made or touched here; a local folder comes into being with the first `put`."""
         self.root = str(root).removeprefix("file://").rstrip("/") or "/"
+        if self.root.startswith("hf://"):
+            raise StoreError(f"{self.root}: a store is made in a folder or an object store; hsk push brings it to the hub")
         self._folder: Path | None = None if "://" in self.root else Path(self.root).absolute()
+
+    @property
+    def local(self) -> bool:
+        return self._folder is not None
 
     def put(self, key: str, data: bytes, *, create: bool = False) -> bool:
         """Write one object whole. With `create`, never over another: False says that one already stood there."""
+        # Trying twice: a sweep by another process may take our temporary file, and an object store's answer may get lost;
+        # the second try writes the same bytes. On an object store one with `create` would find its own first: its caller
+        # reads back what stands there.
+        tries = 1 if create and not self.local else 2
         with self._explained(f"written ({key})"):
             if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                obstore.put(self._store, key, data, mode="create" if create else "overwrite")
-            except AlreadyExistsError:
-                return False
-            self._sync(key)
+                self._check(key)
+                _make_folder((self._folder / key).parent)
+            for left in reversed(range(tries)):
+                try:
+                    obstore.put(self._store, key, data, mode="create" if create else "overwrite")
+                    break
+                except AlreadyExistsError:
+                    return False
+                except (FileNotFoundError, GenericError):
+                    if not left:
+                        raise
+            if self._folder is not None:
+                # A local object shall outlive a power cut, and so shall its name; obstore has no option for it.
+                _fsync(self._folder / key)
+                _fsync((self._folder / key).parent)
         return True
 
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Write several objects, in no order."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for _ in pool.map(self.put, objects.keys(), objects.values()):
+                pass
+
     def get(self, key: str) -> bytes | None:
-        """One object's bytes; None where there is none."""
+        """One object's bytes; None where there is none. Raises StoreError for one that no store can have."""
         if not self.exists():
             return None
         with self._explained(f"read ({key})"):
+            self._check(key)
             try:
-                return obstore.get(self._store, key).bytes().to_bytes()
-            except FileNotFoundError:
+                found = obstore.get(self._store, key)
+                if found.meta["size"] > most_bytes(key):
+                    raise StoreError(f"{self.root}/{key} has {found.meta['size']} bytes; no store has such objects")
+                return bytes(found.bytes().to_bytes())
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
                 return None
 
+    def ranges(self, key: str, ranges: Sequence[range]) -> list[bytes]:
+        """Some stretches of one object's bytes."""
+        with self._explained(f"read ({key})"):
+            self._check(key)
+            # `obstore.get_ranges` joins what lies within a megabyte: of a shard with three layers all would travel for one.
+            return fetch_ranges(
+                ranges, lambda part: bytes(obstore.get_range(self._store, key, start=part.start, end=part.stop).to_bytes())
+            )
+
     def delete(self, key: str) -> None:
+        """Remove one object; it may be gone already."""
         with self._explained(f"changed ({key})"):
-            obstore.delete(self._store, key)
+            self._check(key)
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError:
+                return
+            if self._folder is not None:
+                _fsync((self._folder / key).parent)
 
     def sizes(self, prefix: str | None = None) -> dict[str, int]:
         """Every object below `prefix` with its size in bytes. Symbolic links are refused: they lead out of the store."""
         if not self.exists():
             return {}
-        if self._folder is not None:
-            self._refuse_links()
+        for path in self._files():
+            if path.is_symlink():
+                raise StoreError(f"{path} is a symbolic link; a store has none: copy the store instead of linking parts")
         with self._explained("listed"):
             return {found["path"]: found["size"] for batch in obstore.list(self._store, prefix) for found in batch}
 
@@ -66,38 +164,106 @@ class Objects:
         """Whether the local folder is there; an object store's prefix always is."""
         return self._folder is None or self._folder.is_dir()
 
+    def stranded(self) -> list[tuple[str, Path]]:
+        """Temporary files that no listing shows, as killed writers leave them in a local folder, and the keys they were for."""
+        found = [path for path in self._files() if STRANDED.search(path.name) and not path.is_dir()]
+        return [(STRANDED.sub("", path.relative_to(self._folder).as_posix()), path) for path in found if self._folder]
+
     @cached_property
     def _store(self) -> ObjectStore:
-        return from_url(self.root) if self._folder is None else LocalStore(self._folder)
+        if self._folder is not None:
+            return LocalStore(self._folder)
+        return from_url(self.root, client_options=CLIENT, retry_config=RETRY)
 
-    def _refuse_links(self) -> None:
-        assert self._folder is not None
-        for parent, folders, files in os.walk(self._folder):
-            for name in (*folders, *files):
-                path = Path(parent, name)
-                if path.is_symlink():
-                    raise StoreError(f"{path} is a symbolic link; a store has none: copy the store instead of linking parts")
+    def _files(self) -> Iterator[Path]:
+        """Everything in a local folder; nothing elsewhere."""
+        if self._folder is not None:
+            for parent, folders, files in os.walk(self._folder):
+                yield from (Path(parent, name) for name in (*folders, *files))
 
-    def _sync(self, key: str) -> None:
-        """Make a local object and its name outlive a power cut; obstore has no option for it."""
+    def _check(self, key: str) -> None:
+        """Refuse what would lead out of a local folder, or never end: a symbolic link on the way, a pipe, a device."""
         if self._folder is None:
             return
-        path = self._folder / key
-        for target in (path, path.parent):
-            handle = os.open(target, os.O_RDONLY)
+        path = self._folder
+        for part in key.split("/"):
+            path = path / part
             try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+                mode = path.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            if stat.S_ISLNK(mode):
+                raise StoreError(f"{path} is a symbolic link; a store has none: copy the store instead of linking parts")
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise StoreError(f"{path} is no file; a store has files alone")
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            cause = str(error).partition("\n")[0]
+            if "NoSuchBucket" in str(error):
+                raise StoreError(f"{self.root}: there is no such bucket") from None
+            if any(path in str(error) for path in INSTANCE_METADATA):
+                raise StoreError(
+                    f"{self.root} could not be {verb}: no credentials were found. Set them in the environment; for S3"
+                    " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+                ) from error
             if "No space left" in str(error) or "Disk quota" in str(error):
                 raise StoreError(
                     f"{self.root}: the disk is full. What was finished is kept: make room and run the same command again"
                 ) from error
-            raise StoreError(f"{self.root} could not be {verb}: {cause}") from error
+            raise StoreError(f"{self.root} could not be {verb}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what went wrong, and what an object store says of it in XML."""
+    line = str(error).partition("\n")[0]
+    said = SAID.search(str(error))
+    return line if said is None else f"{line.partition('<?xml')[0].rstrip(': ')}: {said[1]}"
+
+
+def place_of(root: str | Path) -> Place:
+    """A place to read a store from: a folder, an object-store URL, or hf://datasets/OWNER/NAME."""
+    if not str(root).startswith("hf://"):
+        return Objects(root)
+    from hskstore.store.hub import Repository
+
+    return Repository(str(root))
+
+
+def fetch_ranges(ranges: Sequence[range], fetch: Callable[[range], bytes]) -> list[bytes]:
+    """Stretches of one object's bytes, by a function that fetches one; those nearer than NEAR_BYTES are fetched as one."""
+    merged: list[range] = []
+    for part in sorted(ranges, key=lambda part: part.start):
+        if merged and part.start <= merged[-1].stop + NEAR_BYTES:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
+        else:
+            merged.append(part)
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        blobs = list(pool.map(fetch, merged))
+    found: list[bytes] = []
+    for part in ranges:
+        whole, blob = next(pair for pair in zip(merged, blobs, strict=True) if pair[0].start <= part.start < pair[0].stop)
+        found.append(blob[part.start - whole.start : part.stop - whole.start])
+    return found
+
+
+def most_bytes(key: str) -> int:
+    """The most that an object may have to be read."""
+    return MAX_DOCUMENT_BYTES if key.endswith(".json") else MAX_OBJECT_BYTES
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, all of them durable."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+        missing.mkdir(exist_ok=True)
+        _fsync(missing.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

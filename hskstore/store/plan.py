@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
-from hskstore.config import Keep, Precision, Strategy
+from hskstore.config import Keep, Precision, Strategy, resolve
 from hskstore.errors import OptionError, StoreError
-from hskstore.layers import LayerPair
+from hskstore.layers import LayerPair, layer_pairs
 from hskstore.store.schema import (
     BLOCK_ROWS,
     FORMAT_VERSION,
@@ -20,6 +21,18 @@ from hskstore.store.schema import (
     unit_rows,
 )
 
+KindT = TypeVar("KindT")
+
+SPLIT = re.compile(r"[a-z][a-z0-9_]*")
+
+INPUTS = ("input_ids", "token_type_ids", "n_tokens", "row_id", "logits", "label")
+HIDDEN = ("values", "mask", "token", "n_kept", "scale")
+KNOWN_ARRAYS = frozenset(INPUTS) | {f"hidden/{name}" for name in HIDDEN}
+"""What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
+
+LABELS = ("int64", "float32")
+"""Dtypes of class ids and of scores."""
+
 VALUE_DTYPES = {"f16": "float16", "f32": "float32", "q8": "int8", "q4": "uint8"}
 VALUE_FILLS: dict[str, float | int | str] = {"f16": "NaN", "f32": "NaN", "q8": -128, "q4": 0x88}
 """Fill values never stand for data: a quantised value is at least -127 (q8) or -7 (q4), floats are finite."""
@@ -27,17 +40,24 @@ VALUE_FILLS: dict[str, float | int | str] = {"f16": "NaN", "f32": "NaN", "q8": -
 
 @dataclass(frozen=True)
 class Split:
-    """One split's rows as stored. `sha256` is of the tokenised rows, `longest` the most tokens of a row."""
+    """One split's rows as stored. `sha256` is of the tokenised rows, `longest` the most tokens of a row.
+
+    `unit_rows` is 0 until `make_plan` has decided it.
+    """
 
     rows: int
     tokens: int
     longest: int
-    unit_rows: int
     sha256: str
+    unit_rows: int = 0
 
     @property
     def units(self) -> int:
         return math.ceil(self.rows / self.unit_rows)
+
+    def rows_of(self, unit: int) -> int:
+        """Rows of one unit; the last may be short."""
+        return min(self.unit_rows, self.rows - unit * self.unit_rows)
 
 
 @dataclass(frozen=True)
@@ -126,33 +146,79 @@ class Plan:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "Plan":
-        """Read a plan.json. Raises StoreError for anything that is not a plan this version can read."""
+        """Read a plan.json. Raises StoreError for anything that is not a plan this version can read.
+
+        Arrays and fields that this version does not know are passed over: what changes the meaning of those it knows is
+        another format version.
+        """
         try:
             document = json.loads(data)
             if document["format"] != "hskstore":
                 raise StoreError(f"{where}/plan.json is not an hskstore plan")
-            if document["version"] > FORMAT_VERSION:
+            if int(document["version"]) > FORMAT_VERSION:
                 raise StoreError(
                     f"{where} is a store of format version {document['version']}; this hskstore reads up to"
                     f" {FORMAT_VERSION}: upgrade it"
                 )
             hidden = document["hidden"]
-            return cls(
+            plan = cls(
                 keep=Keep.parse(document["keep"]),
-                strategy=Strategy(**document["strategy"]),
-                pairs=tuple(LayerPair(**pair) for pair in hidden["layers"]),
+                strategy=_known(Strategy, document["strategy"]),
+                pairs=tuple(_known(LayerPair, pair) for pair in hidden["layers"]),
                 length=hidden["length"],
                 width=hidden["width"],
                 hidden_size=hidden["hidden_size"],
-                run=Pass(**document["pass"]),
+                run=_known(Pass, document["pass"]),
                 teacher=document["teacher"],
                 tokenizer=document["tokenizer"],
                 task=document["task"],
-                splits={name: Split(**split) for name, split in document["splits"].items()},
-                arrays={path: ArraySpec.from_json(spec) for path, spec in document["arrays"].items()},
+                splits={name: _known(Split, split) for name, split in document["splits"].items()},
+                arrays={
+                    path: _known(ArraySpec, {**spec, "shape": tuple(spec["shape"])})
+                    for path, spec in document["arrays"].items()
+                    if path.partition("/")[2] in KNOWN_ARRAYS
+                },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OptionError) as error:
+            plan._check()
+            return plan
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OptionError) as error:
             raise StoreError(f"{where}/plan.json cannot be read as a plan ({error!r}): the store is damaged") from None
+
+    def _check(self) -> None:
+        """Raise ValueError, TypeError or KeyError unless the numbers are numbers, and the arrays those that they make."""
+        numbers = [self.length, self.width, self.hidden_size, self.teacher["layers"], self.teacher["hidden_size"]]
+        numbers += [n for split in self.splits.values() for n in (split.rows, split.tokens, split.longest, split.unit_rows)]
+        numbers += [self.run.max_length, self.run.batch_tokens, self.run.block_rows]
+        numbers += [spec.chunk for spec in self.arrays.values()]
+        others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.strategy.top_layer, self.run.seed]
+        others += [number for pair in self.pairs for number in asdict(pair).values()]
+        if not all(type(number) is int for number in (*numbers, *others)) or not all(0 < number < 2**63 for number in numbers):
+            raise ValueError("a number is none, or beyond all numbers")
+        for text in (self.teacher["sha256"], self.task["name"], self.run.precision):
+            str.encode(text)  # that it is text, and can be printed
+        if "train" not in self.splits or "files" in self.splits or not all(map(SPLIT.fullmatch, self.splits)):
+            raise ValueError("a split has no name for a folder")
+        label = self.arrays.get("train/label")
+        if label is not None and label.dtype not in LABELS:
+            raise ValueError(f"labels are none of {', '.join(LABELS)}")
+        planned = plan_arrays(
+            splits=self.splits,
+            layers=len(self.pairs),
+            length=self.length,
+            width=self.width,
+            hidden_size=self.hidden_size,
+            values=self.strategy.values,
+            labels=None if label is None else label.dtype,
+            logits=len(self.teacher["labels"]),
+        )
+        fits = all(spec.shard % spec.chunk == 0 for spec in self.arrays.values())
+        # As JSON, where 1, 1.0 and true are three things.
+        found, wanted = (
+            canonical_json({path: spec.as_json() | {"chunk": 0} for path, spec in arrays.items()})
+            for arrays in (self.arrays, planned)
+        )
+        if found != wanted or not fits:
+            raise ValueError("its arrays are not those that its numbers make")
 
     def differences(self, other: "Plan") -> list[str]:
         """The fields in which two plans differ, as "path: mine -> other"; arrays follow from the rest and are left out."""
@@ -164,12 +230,87 @@ class Plan:
         ]
 
 
+def _known(kind: type[KindT], document: Mapping[str, Any]) -> KindT:
+    """A dataclass from the fields of a document that it has."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in document.items() if name in names})
+
+
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
+    if isinstance(node, Mapping) and node:
         for name, child in node.items():
             yield from _leaves(child, f"{path}.{name}" if path else name)
     else:
         yield path, node
+
+
+def make_plan(
+    keep: Keep,
+    strategy: Strategy,
+    run: Pass,
+    *,
+    splits: Mapping[str, Split],
+    most_admitted: int,
+    teacher: dict[str, Any],
+    tokenizer: dict[str, Any],
+    task: dict[str, Any],
+    labels: str | None,
+) -> Plan:
+    """The plan of one configuration, by an extraction or cut from a bigger store alike.
+
+    `strategy` has its `top_layer`; `most_admitted` is the most tokens of a train row that a rank may choose among;
+    `labels` is the label's dtype or None. Raises OptionError where the teacher has no such layers or units.
+    """
+    assert strategy.top_layer is not None
+    hidden_size, outputs = int(teacher["hidden_size"]), len(teacher["labels"])
+    pairs = layer_pairs(
+        keep.depth,
+        student_layers=strategy.student_layers,
+        teacher_layers=teacher["layers"],
+        top_layer=strategy.top_layer,
+        layer_map=strategy.layer_map,
+        rank_by=strategy.rank_layer,
+    )
+    width = resolve(keep.width, hidden_size)
+    if width > hidden_size:
+        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} units")
+    length = min(resolve(keep.length, most_admitted), most_admitted)
+    units = {
+        name: plan_unit_rows(
+            rows=split.rows,
+            longest=split.longest,
+            layers=len(pairs) if name == "train" else 0,
+            length=length,
+            width=width,
+            hidden_size=hidden_size,
+            values=strategy.values,
+        )
+        for name, split in splits.items()
+    }
+    splits = {name: replace(split, unit_rows=units[name]) for name, split in splits.items()}
+    return Plan(
+        keep=keep,
+        strategy=strategy,
+        pairs=pairs,
+        length=length,
+        width=width,
+        hidden_size=hidden_size,
+        run=run,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        task=task,
+        splits=dict(splits),
+        arrays=plan_arrays(
+            splits=splits,
+            layers=len(pairs),
+            length=length,
+            width=width,
+            hidden_size=hidden_size,
+            values=strategy.values,
+            labels=labels,
+            logits=outputs,
+        ),
+    )
 
 
 def stored_width(width: int, values: str) -> int:
@@ -200,7 +341,7 @@ def plan_arrays(
             "logits": array_spec(rows, (logits,), "float32", shard=shard, fill="NaN"),
         }
         if labels is not None:
-            inputs["label"] = array_spec(rows, (), labels, shard=shard, fill="NaN" if labels == "float32" else -1)
+            inputs["label"] = array_spec(rows, (), labels, shard=shard, fill="NaN" if labels == "float32" else -(2**63))
         arrays |= {f"{name}/{array}": spec for array, spec in inputs.items()}
     rows, shard = splits["train"].rows, splits["train"].unit_rows
     kept = (layers, length)

@@ -2,76 +2,101 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from hskstore.errors import StoreError
-from hskstore.store.commit import MANIFEST, PLAN, receipts
-from hskstore.store.encode import decode_shard
-from hskstore.store.objects import Objects
-from hskstore.store.plan import Plan, Split
-from hskstore.store.schema import DTYPES, MAX_SHARD_BYTES, ArraySpec, Codec
+from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
+from hskstore.store.encode import decode_layers, decode_shard
+from hskstore.store.objects import MAX_OBJECT_BYTES, Place, place_of
+from hskstore.store.plan import Plan
+from hskstore.store.schema import MAX_SHARD_BYTES, MAX_SHARD_CHUNKS, MAX_UNITS, ArraySpec
+from hskstore.store.shard import chunk_ranges, index_bytes, layer_sha256
 from hskstore.store.values import unpack_mask, unpack_values
-
-REPAIR = (
-    "Copy the store again from a good copy; or delete manifest.json and the receipt in units/ that names this object,"
-    " and run the same hsk extract again"
-)
 
 
 class Store:
     """A sealed store. `digest` is the sha256 of its manifest: two stores with one digest hold the same bytes."""
 
-    def __init__(self, objects: Objects, plan: Plan, manifest: dict[str, Any], digest: str) -> None:
-        self.objects = objects
+    def __init__(self, place: Place, plan: Plan, manifest: Manifest) -> None:
+        self.place = place
         self.plan = plan
-        self.digest = digest
-        self._listed: dict[str, dict[str, Any]] = manifest["objects"]
+        self.manifest = manifest
+        self.digest = manifest.digest
 
     @property
     def root(self) -> str:
-        return self.objects.root
+        return self.place.root
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object the seal covers."""
-        return {key: entry["size"] for key, entry in self._listed.items()}
+        return {key: entry["size"] for key, entry in self.manifest.objects.items()}
 
     def file(self, key: str) -> bytes:
         """One object's bytes, checked against the seal. Raises StoreError where it is missing or damaged."""
-        entry = self._listed.get(key)
-        if entry is None:
-            raise StoreError(f"{self.root} holds no {key}")
-        data = self.objects.get(key)
+        entry = self._entry(key)
+        data = self.place.get(key)
         if data is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             state = "is missing" if data is None else "is damaged: its sha256 is not the sealed one"
-            raise StoreError(f"{self.root}/{key} {state}. {REPAIR}")
+            raise StoreError(f"{self.root}/{key} {state}{_of_unit(key)}. {repair(self.root)}")
         return data
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        return {key.removeprefix("tokenizer/"): self.file(key) for key in self._listed if key.startswith("tokenizer/")}
+        return {key.removeprefix("tokenizer/"): self.file(key) for key in self.manifest.objects if key.startswith("tokenizer/")}
 
     def has(self, path: str) -> bool:
         return path in self.plan.arrays
 
-    def read(self, path: str, unit: int) -> np.ndarray:
-        """One array of one unit [rows, ...]. Raises StoreError where the shard is missing or damaged."""
-        spec = self.plan.arrays.get(path)
-        if spec is None:
-            raise StoreError(f"{self.root} holds no {path}")
+    def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> np.ndarray:
+        """One array of one unit [rows, ...], or some of its layers [rows, layers, ...], which alone are then fetched.
+
+        Raises StoreError where the shard, or one of these layers, is missing or damaged.
+        """
+        spec = self._spec(path)
+        key = spec.key(path, unit)
         try:
-            return decode_shard(spec, unit, self.file(spec.key(path, unit)))
+            if layers is None or not spec.layered or list(layers) == list(range(spec.layers)):
+                return decode_shard(spec, unit, self.file(key))
+            return decode_layers(spec, unit, self._layer_chunks(spec, key, unit, layers))
         except ValueError as error:
-            raise StoreError(f"{self.root}/{spec.key(path, unit)} cannot be decoded ({error})") from None
+            raise StoreError(f"{self.root}/{key} cannot be decoded ({error}){_of_unit(key)}. {repair(self.root)}") from None
+
+    def _layer_chunks(self, spec: ArraySpec, key: str, unit: int, layers: Sequence[int]) -> list[list[bytes]]:
+        """The chunks of some layers, fetched alone, each layer checked against the seal."""
+        entry = self._entry(key)
+        size, digests = entry["size"], entry.get("layers")
+        if not isinstance(digests, list) or len(digests) != spec.layers:
+            raise ValueError("the seal has no hashes of its layers")
+        (index,) = self.place.ranges(key, [range(max(0, size - index_bytes(spec)), size)])
+        places = chunk_ranges(spec, unit, index, size)
+        wanted = [place for layer in layers for place in places[layer]]
+        chunks = iter(self.place.ranges(key, wanted))
+        found = [[next(chunks) for _ in places[layer]] for layer in layers]
+        for layer, parts in zip(layers, found, strict=True):
+            if layer_sha256(parts) != digests[layer]:
+                raise ValueError(f"its layer {layer} has another sha256 than the sealed one")
+        return found
 
     def read_all(self, path: str) -> np.ndarray:
         """One array, all its rows [N, ...]."""
+        spec = self._spec(path)
+        units = self.plan.splits[path.partition("/")[0]].units
+        return np.concatenate([self.read(path, unit) for unit in range(units)]) if units else np.empty(spec.shape)
+
+    def _spec(self, path: str) -> ArraySpec:
         spec = self.plan.arrays.get(path)
         if spec is None:
             raise StoreError(f"{self.root} holds no {path}")
-        units = self.plan.splits[path.partition("/")[0]].units
-        return np.concatenate([self.read(path, unit) for unit in range(units)]) if units else np.empty(spec.shape)
+        return spec
+
+    def _entry(self, key: str) -> dict[str, Any]:
+        entry = self.manifest.objects.get(key)
+        if entry is None:
+            raise StoreError(f"{self.root} holds no {key}")
+        return entry
 
     def row(self, split: str, index: int) -> dict[str, np.ndarray]:
         """One stored row, every array by its name; `hidden/values` decoded to float32, `hidden/mask` to bool [D, L, d]."""
@@ -91,68 +116,107 @@ class Store:
 
 
 def open_store(root: str | Path) -> Store:
-    """Open a sealed store on disk or at an object-store URL.
+    """Open a sealed store on disk, at an object-store URL or on the hub.
 
     Checks the seal, the metadata's hashes, and that every sealed object is there with its size. Raises StoreError.
     """
-    objects = Objects(root)
-    plan = read_plan(objects)
-    sealed = objects.get(MANIFEST)
+    return open_at(place_of(root))
+
+
+def open_at(place: Place) -> Store:
+    """`open_store` for a place at hand."""
+    plan = read_plan(place)
+    sealed = place.get(MANIFEST)
     if sealed is None:
-        done, total = len(receipts(objects)), sum(split.units for split in plan.splits.values())
+        done, total = len(receipts(place)), sum(split.units for split in plan.splits.values())
+        condemned = place.get(CONDEMNED) is not None
         raise StoreError(
-            f"{objects.root} is not sealed: {done} of {total} units are done."
-            " Run the same hsk extract again; it goes on where it stopped"
+            f"{place.root} is not sealed: {done} of {total} units are done."
+            + (" What was bad was condemned." if condemned else "")
+            + " Run the same hsk extract (derive, pull, push) again: it goes on where it stopped"
+            + (f"; or hsk pull GOOD_COPY {place.root}" if condemned else "")
         )
     try:
-        manifest = json.loads(sealed)
-        listed = {key: int(entry["size"]) for key, entry in manifest["objects"].items() if entry["sha256"]}
-        store_id = manifest["store_id"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{objects.root}/{MANIFEST} cannot be read: the store is damaged") from None
-    if store_id != plan.store_id:
-        raise StoreError(f"{objects.root}: the seal belongs to another plan: the store is damaged")
-    store = Store(objects, plan, manifest, hashlib.sha256(sealed).hexdigest())
+        manifest = Manifest.from_bytes(sealed)
+    except ValueError as error:
+        raise StoreError(f"{place.root}/{MANIFEST} is damaged ({error}). {repair(place.root)}") from None
+    found = unsealed(manifest, plan) or faults(place, place.sizes(), manifest.objects, deep=False)
+    for key, what in found.items():
+        raise StoreError(f"{place.root}/{key} {what}{_of_unit(key)}. {repair(place.root)}")
+    store = Store(place, plan, manifest)
     for key, document in plan.documents().items():
-        if store.file(key) != document:
-            raise StoreError(f"{objects.root}/{key} does not describe the planned array: the store is damaged")
-    planned = {spec.key(path, unit) for split, unit in plan.units() for path, spec in plan.arrays_of(split).items()}
-    if not planned <= listed.keys():
-        raise StoreError(f"{objects.root}/{MANIFEST} does not list {min(planned - listed.keys())}: the store is damaged")
-    present = objects.sizes()
-    for key, size in listed.items():
-        if present.get(key) != size:
-            raise StoreError(f"{objects.root}/{key} has {present.get(key, 'no')} bytes instead of {size}. {REPAIR}")
+        if not describes(store.file(key), document):
+            raise StoreError(f"{place.root}/{key} does not describe the planned arrays: the store is damaged")
+    if hashlib.sha256(store.file(PLAN)).hexdigest() != manifest.store_id:
+        raise StoreError(f"{place.root}: the seal belongs to another plan: the store is damaged")
     return store
 
 
-def read_plan(objects: Objects) -> Plan:
+def unsealed(manifest: Manifest, plan: Plan) -> dict[str, str]:
+    """What is wrong with a seal for a plan, before either is believed: as `faults` says it."""
+    listed = manifest.objects
+    for key, entry in listed.items():
+        if entry["size"] > MAX_OBJECT_BYTES:
+            return {key: f"would have {entry['size']} bytes, which no store's objects have; refused"}
+    if sum(split.units * len(plan.arrays_of(name)) for name, split in plan.splits.items()) > len(listed):
+        return {MANIFEST: "lists fewer objects than the plan has units"}
+    planned = {spec.key(path, unit) for split, unit in plan.units() for path, spec in plan.arrays_of(split).items()}
+    planned |= {PLAN, *plan.documents()}
+    return {MANIFEST: f"does not list {min(planned - listed.keys())}"} if planned - listed.keys() else {}
+
+
+def describes(document: bytes, planned: bytes) -> bool:
+    """Whether a `zarr.json` is the planned one; the root's may carry arrays of a later version besides."""
+    if document == planned:
+        return True
+    try:
+        found, expected = json.loads(document), json.loads(planned)
+        nodes = found["consolidated_metadata"]["metadata"]
+        known = expected["consolidated_metadata"]["metadata"]
+        return bool(all(nodes.get(path) == node for path, node in known.items()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _of_unit(key: str) -> str:
+    """Say which unit a shard is of."""
+    unit = unit_of(key)
+    return "" if unit in (None, FILES) else " (unit {1} of {0})".format(*unit)
+
+
+def unit_of(key: str) -> tuple[str, int] | None:
+    """The unit that an object belongs to, by its key; None for what the plan alone decides, and for receipts."""
+    split, _, rest = key.partition("/")
+    if key == TEACHER or key.startswith(TOKENIZER):
+        return FILES
+    number = rest.partition("/c/")[2].partition("/")[0]
+    return (split, int(number)) if number.isdecimal() and len(number) < 10 else None
+
+
+def _holds(objects: Place, key: str) -> bool:
+    """Whether there is an object that can be read; a link in a folder that is no store is nobody's business."""
+    try:
+        return objects.get(key) is not None
+    except StoreError:
+        return False
+
+
+def read_plan(objects: Place) -> Plan:
     """The plan of a store, sealed or not. Raises StoreError where there is none, or where its arrays are beyond all reason."""
     data = objects.get(PLAN)
     if data is None and not objects.exists():
-        raise StoreError(f"{objects.root} is not a store: there is no such folder")
+        missing = "folder" if objects.local else "repository, or your token does not see it"
+        raise StoreError(f"{objects.root} is not a store: there is no such {missing}")
     if data is None:
-        stores = [folder for folder in objects.folders() if objects.get(f"{folder}/{PLAN}") is not None]
+        stores = [folder for folder in objects.folders() if _holds(objects, f"{folder}/{PLAN}")]
         hint = f"; it holds the stores {', '.join(stores)}: name one of them" if stores else ""
         raise StoreError(f"{objects.root} is not a store: it has no {PLAN}{hint}")
     plan = Plan.from_bytes(data, objects.root)
-    if {path.partition("/")[0] for path in plan.arrays} != plan.splits.keys():
-        raise StoreError(f"{objects.root}/{PLAN} names splits without arrays, or arrays without a split: the store is damaged")
     for path, spec in plan.arrays.items():
-        if not _fits(spec, plan.splits[path.partition("/")[0]]):
-            raise StoreError(f"{objects.root}/{PLAN} describes no array that can be in {path}: the store is damaged")
         if spec.shard_bytes > MAX_SHARD_BYTES:
             raise StoreError(f"{objects.root}: the plan asks for shards of {spec.shard_bytes} bytes in {path}; refused")
+        if spec.chunks_per_shard > MAX_SHARD_CHUNKS:
+            raise StoreError(f"{objects.root}: the plan asks for shards of {spec.chunks_per_shard} chunks in {path}; refused")
+    if sum(split.units for split in plan.splits.values()) > MAX_UNITS:
+        raise StoreError(f"{objects.root}: the plan asks for more than {MAX_UNITS} units; refused")
     return plan
-
-
-def _fits(spec: ArraySpec, split: Split) -> bool:
-    """Whether an array's numbers are numbers, its dtype one that stores have, and its rows and units those of its split."""
-    numbers = (*spec.shape, spec.shard, spec.chunk, split.rows, split.unit_rows)
-    return (
-        all(type(number) is int and 0 < number < 2**63 for number in numbers)
-        and (spec.shape[:1], spec.shard) == ((split.rows,), split.unit_rows)
-        and spec.shard % spec.chunk == 0
-        and spec.dtype in DTYPES
-        and spec.codec in get_args(Codec)
-    )

@@ -3,6 +3,7 @@
 The documents are written here rather than by a Zarr library, so that their bytes are a function of the plan alone.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,13 +20,17 @@ MAX_UNIT_ROWS = 8192
 SHARD_BYTES = 64 * 2**20
 CHUNK_BYTES = 512 * 2**10
 MAX_SHARD_BYTES = 2**30
-"""Decoded; what a reader accepts at most, whatever a plan says."""
+"""Of one shard, decoded or not; what a reader accepts at most, whatever a plan says."""
+
+MAX_SHARD_CHUNKS = 2**16
+"""Of one shard; likewise."""
 
 MAX_BLOSC_TYPESIZE = 255
 
+MAX_UNITS = 2**20
+"""Of one store; likewise."""
+
 Codec = Literal["values", "mask", "packed"]
-DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32")
-"""Those that stores have."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,20 @@ class ArraySpec:
         return (self.shard, *self.shape[1:])
 
     @property
+    def layers(self) -> int:
+        """Chunks of a shard that lie side by side; 1 for an array without layers."""
+        return self.shape[1] if self.layered else 1
+
+    @property
+    def chunks_per_shard(self) -> int:
+        return self.shard // self.chunk * self.layers
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one decoded chunk."""
+        return math.prod(self.chunk_shape) * np.dtype(self.dtype).itemsize
+
+    @property
     def shard_bytes(self) -> int:
         """Of one decoded shard."""
         return math.prod(self.shard_shape) * np.dtype(self.dtype).itemsize
@@ -69,10 +88,6 @@ class ArraySpec:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"shape": list(self.shape)}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "ArraySpec":
-        return cls(**{**document, "shape": tuple(document["shape"])})
 
 
 def power_of_two_below(number: int) -> int:
@@ -99,8 +114,8 @@ def array_spec(
     return ArraySpec((rows, *inner), dtype, shard, chunk, codec, fill)
 
 
-def array_document(spec: ArraySpec) -> dict[str, Any]:
-    """The array's `zarr.json`: sharding around bytes, a compressor and crc32c, all core codecs of Zarr v3."""
+def chunk_codecs(spec: ArraySpec) -> list[dict[str, Any]]:
+    """What a chunk goes through: bytes, a compressor, crc32c."""
     dtype = np.dtype(spec.dtype)
     to_bytes: dict[str, Any] = {"name": "bytes"}
     if dtype.itemsize > 1:
@@ -122,11 +137,16 @@ def array_document(spec: ArraySpec) -> dict[str, Any]:
                 "blocksize": 0,
             },
         }
+    return [to_bytes, compressor, {"name": "crc32c"}]
+
+
+def array_document(spec: ArraySpec) -> dict[str, Any]:
+    """The array's `zarr.json`: sharding around `chunk_codecs`, all core codecs of Zarr v3."""
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(spec.shape),
-        "data_type": dtype.name,
+        "data_type": spec.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.shard_shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": spec.fill,
@@ -135,7 +155,7 @@ def array_document(spec: ArraySpec) -> dict[str, Any]:
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": list(spec.chunk_shape),
-                    "codecs": [to_bytes, compressor, {"name": "crc32c"}],
+                    "codecs": chunk_codecs(spec),
                     "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
                     "index_location": "end",
                 },
@@ -164,6 +184,23 @@ def hierarchy(arrays: Mapping[str, ArraySpec], attributes: Mapping[str, Mapping[
 def _parents(path: str) -> list[str]:
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def with_check(document: Mapping[str, Any]) -> bytes:
+    """Canonical JSON that carries the sha256 of the rest of itself as `check`: a receipt, a manifest."""
+    check = hashlib.sha256(canonical_json(document)).hexdigest()
+    return canonical_json({**document, "check": check})
+
+
+def checked(data: bytes) -> dict[str, Any]:
+    """What `with_check` wrote. Raises ValueError where one bit is another."""
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    document.pop("check", None)
+    if with_check(document) != data:
+        raise ValueError("its own checksum does not agree with it")
+    return document
 
 
 def canonical_json(document: object) -> bytes:

@@ -1,6 +1,9 @@
-"""Stored values back to numbers: the NumPy half of what `hskstore.select` packs on the teacher's device."""
+"""Stored values back to numbers: the NumPy half of what `hskstore.select` packs on the teacher's device; and the masks that
+are the same for every vector."""
 
 import numpy as np
+
+from hskstore.config import Mask
 
 
 def unpack_mask(mask: np.ndarray, hidden_size: int) -> np.ndarray:
@@ -22,3 +25,14 @@ def unpack_nibbles(packed: np.ndarray, width: int) -> np.ndarray:
     """Two 4-bit two's complement values a byte, the first in the low half -> int8 [..., width]."""
     pairs = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return ((pairs[..., :width] ^ 8).astype(np.int8)) - np.int8(8)
+
+
+def static_mask(kind: Mask, *, hidden_size: int, kept: int, seed: int) -> np.ndarray:
+    """One mask [d] bool for every vector: "uniform" is Equation 7 with i from 0, "random" a prefix of one permutation."""
+    if kind == "uniform":
+        chosen = np.array([round(i * hidden_size / kept) for i in range(kept)])
+    else:
+        chosen = np.random.default_rng(seed).permutation(hidden_size)[:kept]
+    mask = np.zeros(hidden_size, dtype=bool)
+    mask[chosen] = True
+    return mask

@@ -1,20 +1,24 @@
 """A small valid plan, columns for it, and the store they make: three units of train (the last is short), two of validation."""
 
+import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from google_crc32c import value as crc32c
 
 from hskstore.config import Keep, Strategy
 from hskstore.layers import layer_pairs
-from hskstore.store.commit import Receipt, begin, commit_unit, fingerprint, seal
+from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan, Split, plan_arrays
+from hskstore.store.schema import ArraySpec, with_check
+from hskstore.store.shard import ABSENT, fingerprint, unit_fingerprints
 
 FILES = {"teacher.json": b'{"sha256":"5e"}', "tokenizer/tokenizer.json": b'{"model":{}}'}
 WIDTH, HIDDEN_SIZE, LENGTH, UNIT_ROWS = 5, 20, 3, 8
@@ -41,7 +45,7 @@ def make_plan(
         width=WIDTH,
         hidden_size=HIDDEN_SIZE,
         run=Pass(seed=seed, precision="fp32", max_length=64, batch_tokens=8192),
-        teacher={"sha256": "5e", "layers": 6, "labels": ["no", "yes"]},
+        teacher={"sha256": "5e", "layers": 6, "hidden_size": HIDDEN_SIZE, "labels": ["no", "yes"]},
         tokenizer={"sha256": "70", "pad_token_id": 0, "separators": [3]},
         task={"name": "tiny", "labels": ["no", "yes"]},
         splits=splits,
@@ -80,7 +84,7 @@ def make_unit(
     """One unit as a worker has it before the commit."""
     columns = random_columns(plan, split, unit, seed)
     blobs = encode_unit(plan, split, unit, columns)
-    entries = {key: fingerprint(blob) for key, blob in blobs.items()}
+    entries = unit_fingerprints(plan.arrays_of(split), unit, blobs)
     return Receipt(split, unit, len(columns[f"{split}/row_id"]), attempt, entries, made or {}), blobs
 
 
@@ -99,6 +103,46 @@ def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
     after = change(before)
     assert after != before
     path.write_bytes(after)
+
+
+def flipped(data: bytes, bit: int = 77) -> bytes:
+    """The same bytes but for one bit."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def edit_signed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest or a receipt as somebody would who knows its own checksum."""
+    document = json.loads(path.read_bytes())
+    del document["check"]
+    change(document)
+    damage(path, lambda _: with_check(document))
+
+
+def forge(root: Path, files: Mapping[str, bytes]) -> None:
+    """Put files into a sealed store and seal them in as a stranger can, with sizes, hashes and checksums that agree."""
+    for key, data in files.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        (root / key).write_bytes(data)
+    document = json.loads((root / "manifest.json").read_bytes())
+    document["objects"] |= {key: fingerprint(data) for key, data in files.items()}
+    document["store_id"] = fingerprint((root / "plan.json").read_bytes())["sha256"]
+    del document["check"]
+    (root / "manifest.json").write_bytes(with_check(document))
+
+
+def forged_shard(spec: ArraySpec, payloads: Sequence[bytes]) -> bytes:
+    """A shard of the first unit whose chunks are `payloads`, layer after layer of each run of rows, with right checksums."""
+    chunks = [payload + crc32c(payload).to_bytes(4, "little") for payload in payloads]
+    places = [(sum(map(len, chunks[:place])), len(chunk)) for place, chunk in enumerate(chunks)]
+    index = np.array(places + [(ABSENT, ABSENT)] * (spec.chunks_per_shard - len(places)), dtype="<u8").tobytes()
+    return b"".join([*chunks, index, crc32c(index).to_bytes(4, "little")])
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -12,16 +12,27 @@ from pathlib import Path
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError
+from obstore.store import MemoryStore
 
 from hskstore.errors import PlanError, StoreError
 from hskstore.store import open_store
-from hskstore.store.commit import Receipt, Standing, begin, commit_unit, examine, fingerprint, receipt_key, receipts, seal
+from hskstore.store.commit import Receipt, Standing, begin, commit_unit, examine, read_receipt, receipt_key, receipts, seal
 from hskstore.store.objects import Objects
-from tests.store.conftest import FILES, damage, make_plan, make_unit, write_store
+from hskstore.store.schema import canonical_json, with_check
+from hskstore.store.shard import fingerprint
+from tests.store.conftest import FILES, damage, edit_signed, flipped, make_plan, make_unit, tree, write_store
 
 
-def tree(root) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+def in_memory() -> Objects:
+    """An object store that is no folder."""
+    objects = Objects("memory:///store")
+    objects._store = MemoryStore()
+    return objects
+
+
+FILES_RECEIPT = "units/files-000000.json"
+"""That of the tokenizer's files and teacher.json, which no unit of rows owns."""
 
 
 @pytest.fixture
@@ -34,12 +45,24 @@ def begun(plan, tmp_path) -> Objects:
 # --- begin
 
 
-def test_begin_lays_down_the_plan_the_documents_and_the_files(plan, begun):
-    assert {key: begun.get(key) for key in begun.sizes()} == {"plan.json": plan.to_bytes(), **plan.documents(), **FILES}
+def test_begin_lays_down_the_plan_the_documents_and_the_files_with_their_receipt(plan, begun):
+    found = {key: begun.get(key) for key in begun.sizes()}
+    receipt = Receipt.from_bytes(found.pop(FILES_RECEIPT), FILES_RECEIPT)
+    assert receipt.objects == {key: fingerprint(data) for key, data in FILES.items()}
+    assert found == {"plan.json": plan.to_bytes(), **plan.documents(), **FILES}
+    assert receipts(begun) == {}, "files are no unit of rows"
 
 
 def test_begin_again_changes_nothing(plan, begun, tmp_path):
     before = tree(tmp_path)
+    begin(begun, plan, FILES)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:-1], lambda data: data[:99] + bytes(len(data) - 99)])
+def test_begin_again_mends_a_torn_plan_and_keeps_what_else_is_there(plan, begun, tmp_path, change):
+    before = tree(tmp_path)
+    damage(tmp_path / "store" / "plan.json", change)
     begin(begun, plan, FILES)
     assert tree(tmp_path) == before
 
@@ -58,6 +81,14 @@ def test_begin_again_keeps_the_files_as_they_were_first_written_and_adds_those_t
     (tmp_path / "store" / "teacher.json").unlink()
     begin(begun, plan, {"teacher.json": FILES["teacher.json"], "tokenizer/tokenizer.json": b"spelt otherwise"})
     assert tree(tmp_path) == before
+
+
+def test_a_file_that_is_gone_is_not_replaced_by_one_that_its_receipt_does_not_name(plan, begun, tmp_path):
+    (tmp_path / "store" / "teacher.json").unlink()
+    begin(begun, plan, {**FILES, "teacher.json": b"spelt otherwise"})
+    assert begun.get("teacher.json") is None
+    begin(begun, plan, FILES)
+    assert begun.get("teacher.json") == FILES["teacher.json"]
 
 
 def other_plan(plan):
@@ -100,8 +131,10 @@ def test_a_plan_that_finished_no_unit_gives_way_to_another_and_leaves_nothing_be
     other = other_plan(plan)
     assert examine(begun, other) == Standing(frozenset(), None)
     begin(begun, other, {"teacher.json": b"another teacher"})
-    expected = {"plan.json": other.to_bytes(), **other.documents(), "teacher.json": b"another teacher"}
-    assert tree(tmp_path / "store") == expected
+    found = tree(tmp_path / "store")
+    receipt = Receipt.from_bytes(found.pop(FILES_RECEIPT), FILES_RECEIPT)
+    assert receipt.objects == {"teacher.json": fingerprint(b"another teacher")}
+    assert found == {"plan.json": other.to_bytes(), **other.documents(), "teacher.json": b"another teacher"}
 
 
 def test_a_folder_s_other_files_outlive_a_change_of_plan(plan, begun, tmp_path):
@@ -134,6 +167,20 @@ def test_what_stands_is_nothing_then_the_finished_units_then_the_digest(plan, tm
     assert examine(objects, plan) == Standing(frozenset(units), digest)
 
 
+@pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:-9], flipped, lambda data: b"\0" * len(data)])
+def test_a_torn_manifest_is_none_and_the_seal_is_made_again(plan, sealed, change):
+    whole = tree(sealed)
+    damage(sealed / "manifest.json", change)
+    assert examine(Objects(sealed), plan) == Standing(frozenset(plan.units()), None)
+    assert seal(Objects(sealed), plan) == hashlib.sha256(whole["manifest.json"]).hexdigest()
+    assert tree(sealed) == whole
+
+
+def test_the_manifest_of_another_plan_is_no_seal(plan, sealed):
+    edit_signed(sealed / "manifest.json", lambda manifest: manifest.update(store_id="0" * 64))
+    assert examine(Objects(sealed), plan) == Standing(frozenset(plan.units()), None)
+
+
 def test_a_sealed_store_that_lost_a_receipt_is_not_whole(plan, sealed):
     (sealed / receipt_key("train", 1)).unlink()
     assert examine(Objects(sealed), plan) == Standing(frozenset(plan.units()) - {("train", 1)}, None)
@@ -146,15 +193,68 @@ def test_a_receipt_comes_back_from_its_bytes(plan):
     receipt, blobs = make_unit(plan, "train", 1, made={"device": "cpu", "seconds": 1.5})
     assert Receipt.from_bytes(receipt.to_bytes(), receipt.key) == receipt
     assert receipt.key == receipt_key("train", 1) == "units/train-000001.json"
-    assert receipt.objects == {
-        key: {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for key, blob in blobs.items()
-    }
+    told = {key: {name: entry[name] for name in ("size", "sha256")} for key, entry in receipt.objects.items()}
+    assert told == {key: {"size": len(blob), "sha256": hashlib.sha256(blob).hexdigest()} for key, blob in blobs.items()}
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"split":"train"}', b"\xff"])
-def test_a_receipt_that_cannot_be_read_is_named(data):
-    with pytest.raises(StoreError, match=r"^the receipt units/train-000001\.json cannot be read .*delete it and extract again$"):
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"{}", b'{"split":"train"}', b"\xff", b"null", pytest.param(b"[" * 10**6, id="nested")]
+)
+def test_bytes_that_are_no_receipt_are_a_damaged_one_and_named(data):
+    with pytest.raises(StoreError, match=r"^the receipt units/train-000001\.json is damaged \("):
         Receipt.from_bytes(data, "units/train-000001.json")
+
+
+def test_a_receipt_carries_its_own_checksum(plan):
+    receipt, _ = make_unit(plan, "train", 1)
+    document = json.loads(receipt.to_bytes())
+    assert document.pop("check") == hashlib.sha256(canonical_json(document)).hexdigest()
+    for bit in range(0, 8 * len(receipt.to_bytes()), 7):
+        with pytest.raises(StoreError, match="is damaged"):
+            Receipt.from_bytes(flipped(receipt.to_bytes(), bit), receipt.key)
+
+
+def test_another_unit_s_receipt_is_none(plan):
+    receipt, _ = make_unit(plan, "train", 1)
+    with pytest.raises(StoreError, match=r"units/train-000002\.json is damaged \(it is that of units/train-000001\.json\)$"):
+        Receipt.from_bytes(receipt.to_bytes(), "units/train-000002.json")
+
+
+STRANGE = [None, -1, 0.5, "x", [], {"a": 1}, [[]], True]
+
+
+@pytest.mark.parametrize("field", ["split", "unit", "rows", "objects", "new"])
+@pytest.mark.parametrize("value", STRANGE)
+def test_a_receipt_with_a_strange_field_and_a_right_checksum_is_none(plan, begun, field, value):
+    receipt, _ = make_unit(plan, "train", 1)
+    begun.put(receipt.key, with_check({**receipt.__dict__, field: value}))
+    assert receipts(begun) == {}
+
+
+@pytest.mark.parametrize("entry", [None, 7, {}, {"size": 1}, {"sha256": "ab"}, {"size": 1, "sha256": 7}])
+def test_a_receipt_with_a_strange_object_and_a_right_checksum_is_none(plan, begun, entry):
+    receipt, _ = make_unit(plan, "train", 1)
+    begun.put(receipt.key, with_check({**receipt.__dict__, "objects": {**receipt.objects, "train/x": entry}}))
+    assert receipts(begun) == {}
+
+
+@pytest.mark.parametrize("field", ["attempt", "made"])
+@pytest.mark.parametrize("value", STRANGE)
+def test_a_receipt_counts_whatever_it_says_of_who_made_the_unit(plan, begun, field, value):
+    receipt, _ = make_unit(plan, "train", 1)
+    begun.put(receipt.key, with_check({**receipt.__dict__, field: value}))
+    assert receipts(begun).keys() == {("train", 1)}
+
+
+@pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:-9], flipped, lambda data: b"\0" * len(data)])
+def test_a_torn_receipt_is_none_and_is_made_again(plan, begun, tmp_path, change):
+    receipt, blobs = make_unit(plan, "train", 1)
+    commit_unit(begun, receipt, blobs)
+    whole = tree(tmp_path)
+    damage(tmp_path / "store" / receipt.key, change)
+    assert (read_receipt(begun, receipt.key), receipts(begun)) == (None, {})
+    commit_unit(begun, receipt, blobs)
+    assert tree(tmp_path) == whole
 
 
 def test_committed_units_are_found_again(plan, begun):
@@ -172,7 +272,8 @@ def test_the_receipt_comes_after_every_blob(plan, begun, monkeypatch):
     )
     receipt, blobs = make_unit(plan, "train", 0)
     commit_unit(begun, receipt, blobs)
-    assert order == [*blobs, receipt.key]
+    assert sorted(order[:-1]) == sorted(blobs)
+    assert order[-1] == receipt.key
 
 
 def test_blobs_without_a_receipt_are_no_unit(plan, begun):
@@ -198,6 +299,100 @@ def test_committing_other_bytes_is_refused(plan, begun):
     assert begun.get(first.key) == first.to_bytes()
 
 
+# --- lost answers and rivals
+
+
+@pytest.fixture(params=["local", "memory"])
+def place(request, tmp_path) -> Objects:
+    return in_memory() if request.param == "memory" else Objects(tmp_path / "store")
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """What happens when an object of some key is put: `wire[key] = lambda put: ...`, where `put()` would really put it."""
+    real, happens = obstore.put, {}
+
+    def put(store, key, data, **options):
+        return happens.get(key, lambda put: put())(lambda: real(store, key, data, **options))
+
+    monkeypatch.setattr(obstore, "put", put)
+    return happens
+
+
+def lose_the_answer(put):
+    put()
+    raise GenericError("the connection was lost")
+
+
+def lose_the_request(put):
+    raise GenericError("the connection was lost")
+
+
+@pytest.mark.parametrize("lost", ["plan.json", "units/train-000000.json", FILES_RECEIPT])
+def test_an_answer_that_got_lost_is_no_failure_where_what_was_put_stands_there(plan, place, wire, lost):
+    wire[lost] = lose_the_answer
+    begin(place, plan, FILES)
+    receipt, blobs = make_unit(plan, "train", 0)
+    commit_unit(place, receipt, blobs)
+    assert (place.get("plan.json"), place.get(receipt.key)) == (plan.to_bytes(), receipt.to_bytes())
+    assert examine(place, plan) == Standing(frozenset({("train", 0)}), None)
+
+
+@pytest.mark.parametrize("lost", ["plan.json", "units/train-000000.json"])
+def test_a_request_that_got_lost_is_a_failure_and_the_next_attempt_makes_it_good(plan, place, wire, lost):
+    receipt, blobs = make_unit(plan, "train", 0)
+    wire[lost] = lose_the_request
+    with pytest.raises(StoreError, match=rf"could not be written \({lost}\): the connection was lost"):
+        begin(place, plan, FILES)
+        commit_unit(place, receipt, blobs)
+    assert place.get(lost) is None
+    wire.clear()
+    begin(place, plan, FILES)
+    commit_unit(place, receipt, blobs)
+    assert receipts(place) == {("train", 0): receipt}
+
+
+def overtaken(place, key, data):
+    """A put before which a rival's bytes arrive."""
+
+    def put(ours):
+        del wire_of_rival[key]
+        place.put(key, data)
+        return ours()
+
+    wire_of_rival = {key: put}
+    return lambda ours: wire_of_rival.get(key, lambda ours: ours())(ours)
+
+
+@pytest.mark.parametrize("answer", [lambda put: put(), lose_the_answer])
+def test_a_rival_s_receipt_for_the_same_bytes_is_as_good_as_ours(plan, place, wire, answer):
+    begin(place, plan, FILES)
+    rival, blobs = make_unit(plan, "train", 0, attempt="the rival's")
+    ours, _ = make_unit(plan, "train", 0, attempt="ours")
+    arrive = overtaken(place, rival.key, rival.to_bytes())
+    wire[rival.key] = lambda put: answer(lambda: arrive(put))
+    commit_unit(place, ours, blobs)
+    assert place.get(rival.key) == rival.to_bytes()
+
+
+@pytest.mark.parametrize("answer", [lambda put: put(), lose_the_answer])
+def test_a_rival_with_other_bytes_is_reported(plan, place, wire, answer):
+    begin(place, plan, FILES)
+    rival, _ = make_unit(plan, "train", 0, attempt="the rival's", seed=1)
+    arrive = overtaken(place, rival.key, rival.to_bytes())
+    wire[rival.key] = lambda put: answer(lambda: arrive(put))
+    with pytest.raises(StoreError, match=r"another process made the unit of units/train-000000\.json with other bytes\. "):
+        commit_unit(place, *make_unit(plan, "train", 0, attempt="ours"))
+    assert place.get(rival.key) == rival.to_bytes()
+
+
+def test_a_rival_s_plan_is_reported(plan, place, wire):
+    wire["plan.json"] = overtaken(place, "plan.json", other_plan(plan).to_bytes())
+    with pytest.raises(PlanError, match="another process is planning something else here; give it another --out"):
+        begin(place, plan, FILES)
+    assert place.get("plan.json") == other_plan(plan).to_bytes()
+
+
 # --- objects
 
 
@@ -212,12 +407,77 @@ def test_create_never_writes_over_another_object(tmp_path):
     assert objects.get("a/b") is None
 
 
-def test_a_local_put_is_synced_with_its_folder(tmp_path, monkeypatch):
-    synced = []
+@pytest.fixture
+def synced(monkeypatch) -> list[Path]:
+    """What `os.fsync` was called on, in order."""
+    found = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(Path(f"/proc/self/fd/{handle}").readlink()), fsync(handle))[1])
+    monkeypatch.setattr(os, "fsync", lambda handle: (found.append(Path(f"/proc/self/fd/{handle}").readlink()), fsync(handle))[1])
+    return found
+
+
+def test_a_local_put_is_synced_with_its_folder(tmp_path, synced):
+    (tmp_path / "a").mkdir()
     Objects(tmp_path).put("a/b", b"bytes")
     assert synced == [tmp_path / "a" / "b", tmp_path / "a"]
+
+
+def test_every_folder_that_a_put_made_is_synced_in_the_one_above_it_before_the_object(tmp_path, synced):
+    Objects(tmp_path / "stores" / "one").put("a/b", b"bytes")
+    stores, one, a = (tmp_path / "stores", tmp_path / "stores" / "one", tmp_path / "stores" / "one" / "a")
+    assert synced == [tmp_path, stores, one, a / "b", a]
+
+
+def test_a_deletion_is_synced(tmp_path, synced):
+    objects = Objects(tmp_path)
+    objects.put("a/b", b"bytes")
+    del synced[:]
+    objects.delete("a/b")
+    assert synced == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_put_whose_temporary_file_was_swept_away_is_tried_once_more(tmp_path, monkeypatch, create):
+    put, calls = obstore.put, []
+
+    def swept_the_first_time(*arguments, **options):
+        calls.append(arguments[1])
+        if len(calls) == 1:
+            raise FileNotFoundError("a/b#1")
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "put", swept_the_first_time)
+    assert Objects(tmp_path).put("a/b", b"bytes", create=create)
+    assert (calls, (tmp_path / "a" / "b").read_bytes()) == (["a/b", "a/b"], b"bytes")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("a/b#1"), GenericError("broken pipe")])
+def test_a_put_that_fails_twice_has_failed(tmp_path, monkeypatch, error):
+    calls = []
+
+    def fail(*arguments, **_):
+        calls.append(arguments[1])
+        raise error
+
+    monkeypatch.setattr(obstore, "put", fail)
+    with pytest.raises(StoreError, match=r"could not be written \(a/b\): "):
+        Objects(tmp_path).put("a/b", b"bytes")
+    assert calls == ["a/b", "a/b"]
+
+
+def test_a_create_only_put_to_an_object_store_is_not_tried_again_because_it_would_find_its_own_first(monkeypatch):
+    objects = in_memory()
+    put, calls = obstore.put, []
+
+    def lose_the_answer(*arguments, **options):
+        calls.append(arguments[1])
+        put(*arguments, **options)
+        raise GenericError("the connection was lost")
+
+    monkeypatch.setattr(obstore, "put", lose_the_answer)
+    with pytest.raises(StoreError, match="the connection was lost"):
+        objects.put("a/b", b"bytes", create=True)
+    assert calls == ["a/b"]
 
 
 def test_a_key_cannot_lead_out_of_the_root(tmp_path):
@@ -233,7 +493,7 @@ def test_a_key_cannot_lead_out_of_the_root(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"/file/store could not be written \(plan\.json\): .*Not a directory"):
+    with pytest.raises(StoreError, match=r"/file/store could not be written \(plan\.json\): .*File exists: '.*/file'"):
         Objects(tmp_path / "file" / "store").put("plan.json", b"{}")
 
 
@@ -249,7 +509,21 @@ def test_looking_makes_no_folder(tmp_path):
 def test_a_seal_covers_every_object_but_the_receipts(plan, sealed):
     manifest = json.loads((sealed / "manifest.json").read_bytes())
     objects = {key: data for key, data in tree(sealed).items() if not key.startswith("units/") and key != "manifest.json"}
-    assert manifest == {"store_id": plan.store_id, "objects": {key: fingerprint(data) for key, data in objects.items()}}
+    assert manifest.keys() == {"check", "store_id", "objects"}
+    assert manifest["store_id"] == plan.store_id
+    assert manifest["objects"].keys() == objects.keys()
+    for key, entry in manifest["objects"].items():
+        assert {name: entry[name] for name in ("size", "sha256")} == fingerprint(objects[key])
+        layered = key.startswith(("train/hidden/values/c/", "train/hidden/mask/c/"))
+        assert entry.keys() - {"size", "sha256"} == ({"layers"} if layered else set())
+
+
+def test_a_manifest_carries_its_own_checksum(sealed):
+    document = json.loads((sealed / "manifest.json").read_bytes())
+    assert document.pop("check") == hashlib.sha256(canonical_json(document)).hexdigest()
+    damage(sealed / "manifest.json", lambda data: data.replace(b'"size":2', b'"size":3'))
+    with pytest.raises(StoreError, match=r"/manifest\.json is damaged \(its own checksum does not agree with it\)"):
+        open_store(sealed)
 
 
 def test_sealing_is_idempotent_and_returns_the_manifest_s_hash(plan, sealed):
@@ -277,23 +551,86 @@ def test_a_digest_follows_the_rows(plan, sealed, tmp_path):
 def test_a_missing_unit_is_not_sealed(plan, tmp_path):
     units = list(plan.units())
     write_store(tmp_path, plan, only=units[:3])
-    with pytest.raises(StoreError, match=r": 2 units are missing, the first is units/validation-000000\.json: run extract"):
+    with pytest.raises(StoreError, match=r": 2 units are missing, the first is units/validation-000000\.json: run the same"):
         seal(Objects(tmp_path), plan)
     assert not (tmp_path / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("key", ["train/hidden/values/c/1/0/0/0", "train/zarr.json", "plan.json"])
+@pytest.mark.parametrize("key", ["train/hidden/values/c/1/0/0/0", "train/zarr.json", "teacher.json", "plan.json"])
 def test_a_missing_or_short_object_is_not_sealed(plan, tmp_path, key):
     write_store(tmp_path, plan, only=[*plan.units()])
     (tmp_path / "manifest.json").unlink()
     size = (tmp_path / key).stat().st_size
     damage(tmp_path / key, lambda data: data[:-1])
-    with pytest.raises(StoreError, match=rf"/{key} has {size - 1} bytes; {size} were written"):
+    with pytest.raises(StoreError, match=rf"/{key} has {size - 1} bytes instead of {size}; the store was not sealed"):
         seal(Objects(tmp_path), plan)
     (tmp_path / key).unlink()
-    with pytest.raises(StoreError, match=rf"/{key} has no bytes; {size} were written"):
+    with pytest.raises(StoreError, match=rf"/{key} is missing; the store was not sealed\. .*--deep --condemn"):
         seal(Objects(tmp_path), plan)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def unsealed(root, plan) -> Objects:
+    write_store(root, plan, only=[*plan.units()])
+    (root / "manifest.json").unlink()
+    return Objects(root)
+
+
+OBJECTS = ["train/hidden/values/c/1/0/0/0", "validation/label/c/0", "train/zarr.json", "tokenizer/tokenizer.json", "plan.json"]
+
+
+@pytest.mark.parametrize("key", OBJECTS)
+def test_a_bit_that_flipped_before_the_seal_is_named_and_not_sealed(plan, tmp_path, key):
+    objects = unsealed(tmp_path, plan)
+    damage(tmp_path / key, flipped)
+    with pytest.raises(StoreError, match=rf"/{key} is damaged: its sha256 is another; the store was not sealed\. .*--condemn"):
+        seal(objects, plan)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("change", [lambda listed, _: listed.popitem(), lambda listed, more: listed.update({"plan.json": more})])
+def test_a_receipt_that_does_not_list_its_unit_s_objects_is_named_and_not_sealed(plan, tmp_path, change):
+    objects = unsealed(tmp_path, plan)
+    more = fingerprint((tmp_path / "plan.json").read_bytes())
+    edit_signed(tmp_path / receipt_key("train", 1), lambda document: change(document["objects"], more))
+    with pytest.raises(StoreError, match=r"/units/train-000001\.json does not list the unit's objects; the store was not sealed"):
+        seal(objects, plan)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_the_seal_sweeps_what_killed_writers_left_and_leaves_what_others_own(plan, tmp_path):
+    objects = unsealed(tmp_path, plan)
+    before = tree(tmp_path)
+    left = [
+        "train/logits/c/1/0#3",
+        "units/train-000001.json#1",
+        "plan.json#12",
+        "tokenizer/tokenizer.json#1",
+        "train/logits/c/7/0",
+        "train/hidden/cls/c/0/0",
+        "validation/note.txt",
+        "units/train-000009.json",
+        "units/other",
+    ]
+    theirs = {"notes/thesis.tex": b"years of work", "notes/draft#2": b"a week of work", "README.md": b"hello"}
+    for key in (*left, *theirs):
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(theirs.get(key, b"rubbish"))
+    seal(objects, plan)
+    found = tree(tmp_path)
+    manifest = json.loads(found.pop("manifest.json"))
+    assert found == {**before, **theirs}
+    assert not manifest["objects"].keys() & {*left, *theirs}
+
+
+def test_a_seal_that_is_refused_sweeps_nothing(plan, tmp_path):
+    objects = unsealed(tmp_path, plan)
+    damage(tmp_path / "validation/label/c/0", flipped)
+    (tmp_path / "units" / "other").write_bytes(b"rubbish")
+    before = tree(tmp_path)
+    with pytest.raises(StoreError, match="was not sealed"):
+        seal(objects, plan)
+    assert tree(tmp_path) == before
 
 
 # --- a full disk

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
-from google_crc32c import value as crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
@@ -15,7 +14,8 @@ from hskstore.errors import StoreError
 from hskstore.store import encode
 from hskstore.store.encode import decode_shard, encode_shard, encode_unit
 from hskstore.store.schema import ArraySpec, array_document, canonical_json
-from tests.store.conftest import make_plan, random_columns, whole
+from hskstore.store.shard import BLOSC_HEADER, ZSTD_MAGIC, index_bytes
+from tests.store.conftest import flipped, forged_shard, make_plan, random_columns, whole
 
 
 def written_by_zarr(folder, spec: ArraySpec, rows: np.ndarray) -> dict[str, bytes]:
@@ -105,22 +105,48 @@ def test_a_row_order_in_memory_makes_no_difference():
     assert encode_shard(spec, 0, np.asfortranarray(column)) == encode_shard(spec, 0, column)
 
 
-@pytest.mark.parametrize("cut", [1, 10, 1000])
-def test_a_truncated_shard_does_not_decode(plan, cut):
-    spec = plan.arrays["train/input_ids"]
-    blob = encode_shard(spec, 0, random_columns(plan, "train", 0)["train/input_ids"])
-    with pytest.raises(ValueError, match="checksum"):
-        decode_shard(spec, 0, blob[: max(1, len(blob) - cut)])
+@pytest.mark.parametrize("path", ["train/input_ids", "train/hidden/values"])
+def test_a_truncated_shard_does_not_decode(plan, path):
+    spec = plan.arrays[path]
+    blob = encode_shard(spec, 0, random_columns(plan, "train", 0)[path])
+    for size in range(len(blob)):
+        with pytest.raises(ValueError, match=r"index|checksum"):
+            decode_shard(spec, 0, blob[:size])
 
 
-@pytest.mark.parametrize("codec", ["values", "packed"])
-@pytest.mark.parametrize("content", [b"", b"no compressed stream begins like this one"])
-def test_a_shard_with_right_checksums_and_wrong_content_is_damaged_not_a_crash(codec, content):
+@pytest.mark.parametrize("path", ["train/input_ids", "train/hidden/mask"])
+def test_a_chunk_with_a_flipped_bit_does_not_decode(plan, path):
+    spec = plan.arrays[path]
+    blob = encode_shard(spec, 0, random_columns(plan, "train", 0)[path])
+    for byte in range(len(blob) - index_bytes(spec)):
+        with pytest.raises(ValueError, match=r"checksum|header|would decode to|does not say|is not one frame"):
+            decode_shard(spec, 0, flipped(blob, 8 * byte + byte % 8))
+
+
+ZSTD_BLOCK = (40 << 3 | 2 << 1 | 1).to_bytes(3, "little")
+"""The header of a frame's last block: 40 bytes, compressed."""
+
+
+def blosc_header(decoded: int, encoded: int) -> bytes:
+    return BLOSC_HEADER.pack(2, 1, 0x10, 4, decoded, decoded, encoded)
+
+
+@pytest.mark.parametrize(
+    ("codec", "content", "message"),
+    [
+        ("values", b"", "its index leads out of it"),
+        ("packed", b"", "its index leads out of it"),
+        ("values", b"no compressed stream begins like this one", "header does not agree with its size"),
+        ("packed", b"no compressed stream begins like this one", "a chunk has no header"),
+        ("values", blosc_header(16, 16 + 40) + b"\xff" * 40, "(?i)decompression"),
+        ("packed", ZSTD_MAGIC.to_bytes(4, "little") + b"\x20\x10" + ZSTD_BLOCK + b"\xff" * 40, "(?i)decompression"),
+    ],
+    ids=["no blosc", "no zstd", "a text for blosc", "a text for zstd", "blosc of nonsense", "zstd of nonsense"],
+)
+def test_a_shard_with_right_checksums_and_wrong_content_is_damaged_not_a_crash(codec, content, message):
     spec = ArraySpec(shape=(4,), dtype="int32", shard=4, chunk=4, codec=codec, fill=-1)
-    chunk = content + crc32c(content).to_bytes(4, "little")
-    index = np.array([0, len(chunk)], "<u8").tobytes()
-    with pytest.raises(ValueError, match=r"(?i)decompression"):
-        decode_shard(spec, 0, chunk + index + crc32c(index).to_bytes(4, "little"))
+    with pytest.raises(ValueError, match=message):
+        decode_shard(spec, 0, forged_shard(spec, [content]))
 
 
 # --- units

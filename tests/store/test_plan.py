@@ -27,7 +27,7 @@ documents = st.dictionaries(texts, json_values, max_size=3)
 strategies = st.builds(
     Strategy,
     small,
-    st.one_of(st.none(), small),
+    small,
     layer_map=st.sampled_from(["round", "eq5"]),
     rank=st.sampled_from(["attention", "attention-with-sep", "left", "random"]),
     rank_layer=st.sampled_from(["aligned", "same"]),
@@ -35,7 +35,7 @@ strategies = st.builds(
     mask=st.sampled_from(["magnitude", "uniform", "random"]),
     values=st.sampled_from(["f16", "f32", "q8", "q4"]),
 )
-splits = st.builds(Split, small, small, small, st.sampled_from([1, 8, 512]), texts)
+splits = st.builds(Split, small, small, small, texts, st.sampled_from([1, 8, 512]))
 
 
 @st.composite
@@ -43,7 +43,7 @@ def plans(draw):
     strategy = draw(strategies)
     by_name = {"train": draw(splits)} | draw(st.dictionaries(st.sampled_from(["validation", "test"]), splits))
     pairs = tuple(draw(st.lists(st.builds(LayerPair, small, small, small), min_size=1, max_size=3)))
-    length, width, hidden_size = draw(small), draw(small), draw(small)
+    length, width, hidden_size, labels = draw(small), draw(small), draw(small), draw(st.lists(texts, min_size=1, max_size=4))
     return Plan(
         keep=Keep(draw(amounts), draw(amounts), draw(amounts)),
         strategy=strategy,
@@ -52,9 +52,9 @@ def plans(draw):
         width=width,
         hidden_size=hidden_size,
         run=Pass(draw(small), draw(st.sampled_from(["fp32", "bf16", "fp16"])), draw(small), draw(small)),
-        teacher=draw(documents),
-        tokenizer=draw(documents),
-        task=draw(documents),
+        teacher=draw(documents) | {"sha256": "5e", "layers": draw(small), "hidden_size": draw(small), "labels": labels},
+        tokenizer=draw(documents) | {"pad_token_id": draw(small), "separators": draw(st.lists(small, max_size=2))},
+        task=draw(documents) | {"name": draw(st.text("abc/-é", max_size=5))},
         splits=by_name,
         arrays=plan_arrays(
             splits=by_name,
@@ -64,7 +64,7 @@ def plans(draw):
             hidden_size=hidden_size,
             values=strategy.values,
             labels=draw(st.sampled_from([None, "int64", "float32"])),
-            logits=draw(small),
+            logits=len(labels),
         ),
     )
 
@@ -165,7 +165,20 @@ def test_the_largest_array_decides_the_unit():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"format":"hskstore"}', b'{"format":"hskstore","version":"one"}', b"\xff\xfe", b"7"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"7",
+        b"\xff\xfe",
+        pytest.param(b"[" * 10**6, id="nested"),
+        b'{"format":"hskstore"}',
+        b'{"format":"hskstore","version":"one"}',
+        b'{"format":"hskstore","version":Infinity}',
+        pytest.param(b'{"format":"hskstore","version":' + b"9" * 5000 + b"}", id="digits"),
+    ],
 )
 def test_bytes_that_are_no_plan_are_a_damaged_store(data):
     with pytest.raises(StoreError, match=r"^here/plan\.json cannot be read as a plan \(.*\): the store is damaged$"):
@@ -181,6 +194,23 @@ def test_a_newer_format_asks_for_an_upgrade(plan):
     newer = canonical_json(plan.as_json() | {"version": FORMAT_VERSION + 1})
     with pytest.raises(StoreError, match=r"^here is a store of format version 2; this hskstore reads up to 1: upgrade it$"):
         Plan.from_bytes(newer, "here")
+
+
+@pytest.mark.parametrize("name", ["files", "..", "Train", "a/b", ""])
+def test_a_split_is_a_folder_of_its_own(plan, name):
+    document = plan.as_json()
+    document["splits"][name] = document["splits"]["validation"]
+    with pytest.raises(StoreError, match="a split has no name for a folder"):
+        Plan.from_bytes(canonical_json(document), "here")
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint64", "float64", "complex64", "object", "O", "V9", "<M8[s]", "U7", "nonsense"])
+def test_labels_are_class_ids_or_scores_and_nothing_else(plan, dtype):
+    document = plan.as_json()
+    for split in plan.splits:
+        document["arrays"][f"{split}/label"]["dtype"] = dtype
+    with pytest.raises(StoreError, match=r"/plan\.json cannot be read as a plan .*labels are none of int64, float32"):
+        Plan.from_bytes(canonical_json(document), "here")
 
 
 def leaves(node, path=()):

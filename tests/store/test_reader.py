@@ -1,7 +1,6 @@
 """What is not sealed is not opened; what is damaged is found before a row of it is returned; torch is not needed."""
 
 import hashlib
-import json
 import subprocess
 import sys
 import tracemalloc
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from hskstore.errors import StoreError
 from hskstore.store import open_store
+from hskstore.store.commit import Manifest
 from hskstore.store.objects import Objects
 from hskstore.store.schema import canonical_json
-from tests.store.conftest import FILES, damage, make_plan, whole, write_store
+from tests.store.conftest import FILES, damage, edit_signed, flipped, make_plan, whole, write_store
 
 VALUES = "train/hidden/values/c/1/0/0/0"
 
@@ -106,9 +106,10 @@ def test_a_folder_that_is_no_store_names_the_stores_inside(plan, tmp_path):
         open_store(tmp_path)
 
 
-def test_links_in_a_folder_that_is_no_store_are_nobody_s_business(tmp_path):
+def test_links_in_a_folder_that_is_no_store_are_nobody_s_business(plan, sealed_once, tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "link").symlink_to("/etc/hosts")
+    (tmp_path / "linked").symlink_to(sealed_once)
     with pytest.raises(StoreError, match=r" is not a store: it has no plan\.json$"):
         open_store(tmp_path)
 
@@ -117,7 +118,9 @@ def test_links_in_a_folder_that_is_no_store_are_nobody_s_business(tmp_path):
 def test_a_store_that_is_not_sealed_counts_its_units(plan, tmp_path, done):
     write_store(tmp_path, plan, only=list(plan.units())[:done])
     (tmp_path / "manifest.json").unlink(missing_ok=True)
-    with pytest.raises(StoreError, match=rf" is not sealed: {done} of 5 units are done\. Run the same hsk extract again"):
+    with pytest.raises(
+        StoreError, match=rf" is not sealed: {done} of 5 units are done\. Run the same hsk extract .*again: it goes on"
+    ):
         open_store(tmp_path)
 
 
@@ -157,9 +160,7 @@ def test_an_edited_document_is_refused_even_where_the_seal_agrees(sealed):
 
 
 def edit_manifest(root, change) -> None:
-    manifest = json.loads((root / "manifest.json").read_bytes())
-    change(manifest)
-    (root / "manifest.json").write_bytes(canonical_json(manifest))
+    edit_signed(root / "manifest.json", change)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +169,19 @@ def edit_manifest(root, change) -> None:
         (lambda m: m.update(store_id="0" * 64), "the seal belongs to another plan"),
         (lambda m: m["objects"]["zarr.json"].update(sha256="0" * 64), "/zarr.json is damaged"),
         (lambda m: m["objects"][VALUES].update(size=1), "bytes instead of 1"),
-        (lambda m: m["objects"].update({"train/more": {"size": 1, "sha256": "0" * 64}}), "/train/more has no bytes"),
-        (lambda m: m["objects"].update({"../secret": {"size": 1, "sha256": "0" * 64}}), "/../secret has no bytes"),
-        (lambda m: m["objects"].pop("train/zarr.json"), "holds no train/zarr.json"),
-        (lambda m: m["objects"][VALUES].pop("sha256"), "manifest.json cannot be read: the store is damaged"),
-        (lambda m: m["objects"][VALUES].update(size=None), "manifest.json cannot be read: the store is damaged"),
-        (lambda m: m.update(objects=[VALUES]), "manifest.json cannot be read: the store is damaged"),
-        (lambda m: m.pop("store_id"), "manifest.json cannot be read: the store is damaged"),
+        (lambda m: m["objects"].update({"train/more": {"size": 1, "sha256": "0" * 64}}), "/train/more is missing"),
+        (lambda m: m["objects"].update({"../secret": {"size": 1, "sha256": "0" * 64}}), "names '../secret', which is no place"),
+        (lambda m: m["objects"].pop("train/zarr.json"), "/manifest.json does not list train/zarr.json"),
+        (lambda m: m["objects"][VALUES].pop("sha256"), "/manifest.json is damaged (KeyError('sha256'))"),
+        (lambda m: m["objects"][VALUES].update(size=None), f"/manifest.json is damaged (its entry of {VALUES} is none)"),
+        (lambda m: m["objects"][VALUES].update(size=-1), f"/manifest.json is damaged (its entry of {VALUES} is none)"),
+        (lambda m: m["objects"][VALUES].update(sha256=7), f"/manifest.json is damaged (its entry of {VALUES} is none)"),
+        (lambda m: m.update(objects=[VALUES]), "/manifest.json is damaged (AttributeError("),
+        (lambda m: m.pop("store_id"), "/manifest.json is damaged (TypeError("),
+        (lambda m: m.update(more=1), "/manifest.json is damaged (TypeError("),
     ],
 )
-def test_an_edited_manifest_is_refused(sealed, change, message):
+def test_an_edited_manifest_is_refused_even_where_its_own_checksum_agrees(sealed, change, message):
     edit_manifest(sealed, change)
     with pytest.raises(StoreError) as refused:
         open_store(sealed)
@@ -187,7 +191,7 @@ def test_an_edited_manifest_is_refused(sealed, change, message):
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff"])
 def test_a_manifest_that_cannot_be_read_is_a_damaged_store(sealed, data):
     (sealed / "manifest.json").write_bytes(data)
-    with pytest.raises(StoreError, match=r"/manifest\.json cannot be read: the store is damaged$"):
+    with pytest.raises(StoreError, match=r"/manifest\.json is damaged \(.*\)\. Repair it from a good copy: hsk pull GOOD_COPY "):
         open_store(sealed)
 
 
@@ -201,14 +205,14 @@ def test_a_shard_that_the_manifest_has_another_hash_for_is_not_read(sealed):
 
 def test_a_shard_that_the_manifest_left_out_is_not_read(sealed):
     edit_manifest(sealed, lambda m: m["objects"].pop(VALUES))
-    with pytest.raises(StoreError, match=f"does not list {VALUES}: the store is damaged$"):
+    with pytest.raises(StoreError, match=rf"/manifest\.json does not list {VALUES}\. Repair it"):
         open_store(sealed)
 
 
-def test_an_edited_plan_is_refused(plan, sealed):
-    other = replace(plan, task={"name": "other"})
-    (sealed / "plan.json").write_bytes(other.to_bytes())
-    with pytest.raises(StoreError, match="the seal belongs to another plan"):
+@pytest.mark.parametrize(("name", "message"), [("tidy", "is damaged: its sha256 is not"), ("other", r"has \d+ bytes instead of")])
+def test_an_edited_plan_is_refused(plan, sealed, name, message):
+    (sealed / "plan.json").write_bytes(replace(plan, task={**plan.task, "name": name}).to_bytes())
+    with pytest.raises(StoreError, match=rf"/plan\.json {message}"):
         open_store(sealed)
 
 
@@ -246,7 +250,7 @@ def huge(plan, rows):
 def test_a_plan_that_asks_for_a_huge_shard_is_refused_before_memory_is_taken(plan, tmp_path, sealed_too):
     (tmp_path / "plan.json").write_bytes(huge(plan, 2**40).to_bytes())
     if sealed_too:
-        (tmp_path / "manifest.json").write_bytes(canonical_json({"store_id": huge(plan, 2**40).store_id, "objects": {}}))
+        (tmp_path / "manifest.json").write_bytes(Manifest(huge(plan, 2**40).store_id, {}).to_bytes())
     tracemalloc.start()
     try:
         with pytest.raises(StoreError, match=r"the plan asks for shards of \d{13,} bytes in train/[a-z_/]+; refused$"):
@@ -268,10 +272,8 @@ def test_a_bit_flipped_anywhere_in_a_shard_is_found_when_it_is_read(plan, sealed
     shard = sealed_once / plan.arrays[path].key(path, unit)
     before = shard.read_bytes()
     bit = data.draw(st.integers(0, 8 * len(before) - 1))
-    flipped = bytearray(before)
-    flipped[bit // 8] ^= 1 << bit % 8
     try:
-        shard.write_bytes(flipped)
+        shard.write_bytes(flipped(before, bit))
         with pytest.raises(StoreError, match="is damaged: its sha256 is not the sealed one"):
             store.read(path, unit)
     finally:
@@ -291,7 +293,7 @@ def test_two_whole_shards_that_changed_places_are_found(sealed):
 def test_a_shard_deleted_after_opening_is_found(sealed):
     store = open_store(sealed)
     (sealed / VALUES).unlink()
-    with pytest.raises(StoreError, match=rf"/{VALUES} is missing\. Copy the store again"):
+    with pytest.raises(StoreError, match=rf"/{VALUES} is missing \(unit 1 of train\)\. Repair it from a good copy: hsk pull"):
         store.read_all("train/hidden/values")
 
 
@@ -304,7 +306,7 @@ import sys
 import numpy as np
 import hskstore
 from hskstore.store import open_store
-from hskstore.store import commit, encode, objects, plan, reader, schema, values
+from hskstore.store import commit, copy, derive, encode, objects, plan, reader, schema, shard, values, verify
 spec = schema.ArraySpec((4, 2), "float16", 4, 2, "values", "NaN")
 encode.encode_shard(spec, 0, np.ones((4, 2), np.float16))
 assert open_store({str(sealed_once)!r}).row("train", 0)["hidden/mask"].any()

@@ -1,6 +1,5 @@
 """The grid of a store is bounded, and its documents are plain Zarr v3."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -14,13 +13,14 @@ from hskstore.store.schema import (
     CHUNK_BYTES,
     MAX_UNIT_ROWS,
     SHARD_BYTES,
-    ArraySpec,
     array_document,
     array_spec,
     canonical_json,
+    checked,
     hierarchy,
     power_of_two_below,
     unit_rows,
+    with_check,
 )
 from tests.store.conftest import make_plan, whole
 
@@ -83,9 +83,29 @@ def test_a_shard_s_key_is_zarr_s_default_one():
     assert array_spec(20, (), "int8", shard=8, fill=0).key("train/n_tokens", 0) == "train/n_tokens/c/0"
 
 
-def test_a_spec_comes_back_from_its_json():
-    for spec in make_plan().arrays.values():
-        assert ArraySpec.from_json(json.loads(canonical_json(spec.as_json()))) == spec
+@given(inner_shapes, st.sampled_from(["uint8", "float16", "int64"]), st.integers(0, 13).map(lambda power: 2**power))
+def test_the_chunks_of_a_shard_are_all_of_it(inner, dtype, shard):
+    spec = array_spec(10**5, inner, dtype, shard=shard, fill=0)
+    assert spec.layers == (inner[0] if len(inner) == 3 else 1)
+    assert spec.chunks_per_shard * spec.chunk_bytes == spec.shard_bytes
+
+
+# --- a checksum of its own
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=4).filter(lambda d: "check" not in d))
+def test_a_document_comes_back_from_its_checked_bytes_and_from_no_others(document):
+    data = with_check(document)
+    assert checked(data) == document
+    for other in (data + b" ", data[:-1], canonical_json(document), canonical_json({**document, "check": "0" * 64})):
+        with pytest.raises(ValueError, match=r"checksum|delimiter|Expecting|Unterminated"):
+            checked(other)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"7", b"{", b"\xff", b'{"check":"x"}'])
+def test_bytes_that_carry_no_checksum_of_their_own_are_refused(data):
+    with pytest.raises(ValueError, match=r"checksum|JSON object|Expecting|codec"):
+        checked(data)
 
 
 # --- documents

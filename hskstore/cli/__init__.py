@@ -1,0 +1,93 @@
+"""hsk: parse, call, print."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hskstore import __version__
+from hskstore.cli import models, stores
+from hskstore.cli.options import JsonOpt, quiet_libraries
+from hskstore.errors import HskError
+
+app = typer.Typer(
+    name="hsk",
+    help="Offline hidden-state distillation: run the teacher once, train any student from what was kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+student_app = typer.Typer(help="Make a student: from scratch, or out of a teacher's layers.", no_args_is_help=True)
+app.add_typer(student_app, name="student")
+
+app.command()(models.finetune)
+app.command()(stores.extract)
+app.command()(stores.show)
+app.command()(stores.verify)
+app.command()(stores.derive)
+app.command()(stores.push)
+app.command()(stores.pull)
+student_app.command("new")(models.student_new)
+student_app.command("slice")(models.student_slice)
+app.command()(models.distill)
+app.command("eval")(models.evaluate)
+
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+"""What a user's folder can answer to a write."""
+
+
+@app.callback(invoke_without_command=True)
+def _hsk(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Keep everything it makes here. Default: a temporary folder.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """The whole story offline, on a made-up language: teacher, stores, teacher deleted, students, table."""
+    from hskstore import console
+
+    quiet_libraries()
+    from hskstore.demo import run_demo
+
+    with console.bars() as watch:
+        result = run_demo(out, say=console.err.print, watch=watch)
+    if as_json:
+        console.print_json(result)
+    else:
+        console.print_demo(result)
+
+
+def main() -> None:
+    """Run a command. What a user can mend is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except HskError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _fail(f"{error.filename or 'a file'} could not be written: {error.strerror}. Make room, or choose another --out")
+
+
+def _fail(message: str) -> None:
+    print(f"hsk: {message}", file=sys.stderr)
+    sys.exit(2)
