@@ -1,8 +1,8 @@
-# make setup | demo | test: each does its own set-up. PYTHON names the interpreter that makes .venv.
+# make setup | demo | test | faults | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test faults lint
 
 setup: .venv/installed
 
@@ -16,6 +16,9 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+faults: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults --faults benchmarks/results/faults_cpu_$(shell date +%F).md
 
 lint: setup
 	$(BIN)/ruff check .
