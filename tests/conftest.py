@@ -5,8 +5,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hashlib
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from hskstore import cli
 
 # A slow or busy machine is no failure: examples have no time limit.
 settings.register_profile("hskstore", deadline=None)
@@ -39,6 +43,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason=f"needs the real data and models in {SHARED}"))
+
+
+def hsk(*words: object) -> int:
+    """Run a command in this process; its exit code."""
+    before = sys.argv
+    sys.argv = ["hsk", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def sealed_tree(folder: Path) -> dict[str, str]:
+    """Every sealed byte of a store, by file: receipts tell who and when, so they differ."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "units" not in path.relative_to(folder).parts
+    }
 
 
 def make_tokenizer(words: list[str] = WORDS) -> Any:

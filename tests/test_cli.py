@@ -12,22 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hskstore import cli
 from hskstore.store import open_store
-from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
-
-
-def hsk(*words: object) -> int:
-    """Run a command in this process; its exit code."""
-    before = sys.argv
-    sys.argv = ["hsk", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+from tests.conftest import hsk, make_bert, make_tokenizer, save_folder, write_tsv
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A smaller store cut from a bigger one is, byte for byte, the one that the teacher would have written."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,8 +27,7 @@ from hskstore.store.derive import Derived
 from hskstore.store.objects import Objects
 from hskstore.store.shard import index_bytes, ranges_of
 from hskstore.store.verify import verify
-from tests.conftest import SHARED, make_bert, save_folder, sentences
-from tests.test_cli import hsk
+from tests.conftest import SHARED, hsk, make_bert, save_folder, sealed_tree, sentences
 
 Extracted = Callable[[str], Path]
 FLIPPED = 20
@@ -103,15 +101,6 @@ def derive(source: Path, keep: str, out: Path) -> Derived:
     return derive_module.derive(source, Keep.parse(keep), out)
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """Every sealed byte of a store, by file: receipts tell who and when, so they differ."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "units" not in path.relative_to(folder).parts
-    }
-
-
 @pytest.fixture(scope="module")
 def extracted(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     """The stores of a family, made in one pass when they are first asked for."""
@@ -151,7 +140,7 @@ def test_a_cut_is_what_the_teacher_would_have_written(
     made = derive(stores / folder_of(source), keep, tmp_path / "cut")
     direct = stores / folder_of(keep)
     assert made.digest == open_store(direct).digest and made.source == open_store(stores / folder_of(source)).digest
-    assert tree(tmp_path / "cut") == tree(direct)
+    assert sealed_tree(tmp_path / "cut") == sealed_tree(direct)
     assert made.bytes == sum(path.stat().st_size for path in (tmp_path / "cut").rglob("*") if path.is_file())
     assert not verify(str(tmp_path / "cut"), deep=True).problems
 
@@ -167,7 +156,7 @@ def test_a_cut_can_be_cut_again(everything: Path, tmp_path: Path) -> None:
     derive(everything, "2,9,0.5", tmp_path / "one")
     twice = derive(tmp_path / "one", "1,4,0.25", tmp_path / "two")
     assert twice.digest == open_store(everything.parent / folder_of("1,4,0.25")).digest
-    assert tree(tmp_path / "two") == tree(everything.parent / folder_of("1,4,0.25"))
+    assert sealed_tree(tmp_path / "two") == sealed_tree(everything.parent / folder_of("1,4,0.25"))
 
 
 def test_every_split_is_cut_along(tmp_path: Path) -> None:
@@ -190,7 +179,7 @@ def test_every_split_is_cut_along(tmp_path: Path) -> None:
     )
     assert set(open_store(big.root).plan.splits) == {"train", "validation", "validation_mismatched"}
     assert derive(Path(big.root), "1,5,4", tmp_path / "cut").digest == small.digest
-    assert tree(tmp_path / "cut") == tree(Path(small.root))
+    assert sealed_tree(tmp_path / "cut") == sealed_tree(Path(small.root))
 
 
 def test_a_store_without_labels_is_cut_along(teacher_folder: str, tmp_path: Path) -> None:
@@ -228,10 +217,10 @@ def test_what_is_not_nested_is_refused_saying_why(
 
 
 def test_a_place_with_another_store_is_refused_and_left_alone(everything: Path, own: Path) -> None:
-    before = tree(own)
+    before = sealed_tree(own)
     with pytest.raises(PlanError, match=r"keep: all,all,all -> 1,4,0.25"):
         derive(everything, "1,4,0.25", own)
-    assert tree(own) == before
+    assert sealed_tree(own) == before
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -255,7 +244,7 @@ def test_stopped_it_goes_on_and_makes_only_what_is_missing(
     limit = -1
     made = derive(everything, "1,4,0.25", tmp_path / "cut")
     assert sorted(committed) == [f"units/{unit}.json" for unit in ("train-000000", "train-000001", "validation-000000")]
-    assert tree(tmp_path / "cut") == tree(everything.parent / folder_of("1,4,0.25"))
+    assert sealed_tree(tmp_path / "cut") == sealed_tree(everything.parent / folder_of("1,4,0.25"))
     assert derive(everything, "1,4,0.25", tmp_path / "cut").digest == made.digest and len(committed) == 3
 
 
@@ -339,7 +328,7 @@ def test_a_damaged_cut_is_repaired_by_cutting_it_again(
     damaged: str, made_again: list[str], deleted: bool, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = derive(everything, "1,4,0.25", tmp_path / "cut")
-    before = tree(tmp_path / "cut")
+    before = sealed_tree(tmp_path / "cut")
     data = bytearray((tmp_path / "cut" / damaged).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "cut" / damaged).write_bytes(data)
@@ -349,7 +338,7 @@ def test_a_damaged_cut_is_repaired_by_cutting_it_again(
     monkeypatch.setattr(derive_module, "commit_unit", lambda *arguments: (committed.append(arguments[1].key), commit(*arguments)))
     assert derive(everything, "1,4,0.25", tmp_path / "cut").digest == made.digest
     assert committed == [f"units/{unit}.json" for unit in made_again]
-    assert tree(tmp_path / "cut") == before and not verify(str(tmp_path / "cut"), deep=True).problems
+    assert sealed_tree(tmp_path / "cut") == before and not verify(str(tmp_path / "cut"), deep=True).problems
 
 
 def test_the_command_derives_tells_and_refuses(everything: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """One pass of the teacher makes every store asked for; what was finished survives; nothing else is believed."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hskstore.rows import tokenise
 from hskstore.store import Store, open_store
 from hskstore.teacher import Teacher, load_teacher
 from hskstore.worker import UnitWorker, length_batches
-from tests.conftest import make_bert, save_folder, write_tsv
+from tests.conftest import make_bert, save_folder, sealed_tree, write_tsv
 
 SEPARATOR = 3
 
@@ -29,15 +28,6 @@ def run(
     return extract(
         teacher, data, out=out, keeps=[Keep.parse(keep) for keep in keeps], strategies=strategies, task="sst2", **options
     )
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every sealed byte of a store, by file: receipts tell who and when, so they differ."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "units" not in path.relative_to(folder).parts
-    }
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +126,7 @@ def test_many_keeps_in_one_pass_are_the_stores_of_as_many_passes(teacher_folder:
     for keep, store in zip(("1,9,0.1", "all", "2,4,0.5"), together, strict=True):
         (alone,) = run(teacher_folder, data_folder, tmp_path / "alone", keep)
         assert alone.digest == store.digest
-        assert tree(Path(alone.root)) == tree(Path(store.root))
+        assert sealed_tree(Path(alone.root)) == sealed_tree(Path(store.root))
 
 
 def test_the_teacher_runs_once_for_all_keeps(
@@ -182,21 +172,21 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(UnitWorker, "_commit", commit)
     (resumed,) = run(teacher_folder, data_folder, tmp_path / "broken", "all")
     assert resumed.digest == whole.digest
-    assert tree(Path(resumed.root)) == tree(Path(whole.root))
+    assert sealed_tree(Path(resumed.root)) == sealed_tree(Path(whole.root))
 
 
 def test_another_plan_for_the_same_store_is_refused_naming_what_differs(
     teacher_folder: str, data_folder: str, tmp_path: Path
 ) -> None:
     (store,) = run(teacher_folder, data_folder, tmp_path, "1,9,0.1")
-    before = tree(Path(store.root))
+    before = sealed_tree(Path(store.root))
     with pytest.raises(PlanError, match=r"pass\.seed: 0 -> 1"):
         run(teacher_folder, data_folder, tmp_path, "1,9,0.1", seed=1)
     with pytest.raises(PlanError, match=r"strategy\.values: f16 -> q8"):
         run(teacher_folder, data_folder, tmp_path, "1,9,0.1", strategy=Strategy(2, values="q8"))
     with pytest.raises(PlanError, match=r"teacher\.sha256"):
         run(save_folder(make_bert(seed=3), tmp_path / "other"), data_folder, tmp_path, "1,9,0.1")
-    assert tree(Path(store.root)) == before
+    assert sealed_tree(Path(store.root)) == before
 
 
 def test_paths_do_not_change_the_digest(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
@@ -385,7 +375,7 @@ def test_only_the_missing_units_are_made_again(
 ) -> None:
     monkeypatch.setattr("hskstore.store.plan.unit_rows", lambda bytes_per_row, rows: 64)
     (made,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
-    before = tree(Path(made.root))
+    before = sealed_tree(Path(made.root))
     (Path(made.root) / "units" / "train-000009.json").unlink()
     (Path(made.root) / "manifest.json").unlink()
     put: list[str] = []
@@ -397,7 +387,7 @@ def test_only_the_missing_units_are_made_again(
 
     monkeypatch.setattr(UnitWorker, "_commit", noting)
     (again,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
-    assert put == ["train-9"] and again.digest == made.digest and tree(Path(again.root)) == before
+    assert put == ["train-9"] and again.digest == made.digest and sealed_tree(Path(again.root)) == before
 
 
 def test_a_plan_that_never_finished_a_unit_does_not_stand_in_the_way(

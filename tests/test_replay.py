@@ -22,8 +22,7 @@ from hskstore.store.encode import encode_unit
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.verify import verify
 from hskstore.teacher import Teacher
-from tests.conftest import make_bert, save_folder, write_tsv
-from tests.test_cli import hsk
+from tests.conftest import hsk, make_bert, save_folder, write_tsv
 
 ROWS = 150
 EVERYTHING = 10**6

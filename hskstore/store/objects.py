@@ -43,6 +43,7 @@ STRANDED = re.compile(r"#\d+$")
 INSTANCE_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/")
 """Where S3, GCS and Azure are asked for credentials when the environment has none: a machine of theirs answers there."""
 
+RETRY_SETTINGS = re.compile(r", max_retries: \d+, retry_timeout: \w+ *(?=-)")
 SAID = re.compile(r"<Message>([^<]*)</Message>")
 
 
@@ -217,8 +218,10 @@ class Objects:
 
 
 def _cause(error: Exception) -> str:
-    """The first line of what went wrong, and what an object store says of it in XML."""
-    line = str(error).partition("\n")[0]
+    """The first line of what went wrong, without the client's settings, and what an object store says of it in XML."""
+    line = RETRY_SETTINGS.sub(" ", str(error).partition("\n")[0])
+    if "error sending request" in line:
+        line += ": the endpoint does not answer. Run the same command again when it does"
     said = SAID.search(str(error))
     return line if said is None else f"{line.partition('<?xml')[0].rstrip(': ')}: {said[1]}"
 

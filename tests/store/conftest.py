@@ -12,6 +12,7 @@ import pytest
 from google_crc32c import value as crc32c
 
 from hskstore.config import Keep, Strategy
+from hskstore.extract import extract
 from hskstore.layers import layer_pairs
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
@@ -162,3 +163,12 @@ def sealed_once(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sealed(sealed_once: Path, tmp_path: Path) -> Path:
     """A sealed store of one's own."""
     return Path(shutil.copytree(sealed_once, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def stores(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an extracted store of everything and one of less, to be read only."""
+    out = tmp_path_factory.mktemp("stores")
+    keeps = [Keep.parse("all"), Keep.parse("1,4,0.25")]
+    extract(teacher_folder, data_folder, out=out, keeps=keeps, strategies=[Strategy(2)], task="sst2")
+    return out

@@ -14,14 +14,9 @@ from hskstore.store.copy import Copied, copy_store
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan
 from hskstore.store.verify import verify
-from tests.store.conftest import FILES, damage, flipped, make_plan, make_unit, write_store
+from tests.store.conftest import FILES, damage, flipped, make_plan, make_unit, tree, write_store
 
 TRAIN = "train/hidden/values/c/1/0/0/0"
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every byte, receipts too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def copy(source: Path, target: Path) -> Copied:

@@ -17,14 +17,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
-from hskstore.extract import extract
 from hskstore.store import open_store
 from hskstore.store.hub import Repository
-from tests.store.conftest import flipped
-from tests.store.test_copy import tree
-from tests.test_cli import hsk as hsk_offline
+from tests.conftest import hsk as hsk_offline
+from tests.store.conftest import flipped, tree
 
 ALL, SMALL = "dall-lall-wall", "d1-l4-w0.25"
 TRAIN = "train/hidden/values/c/1/0/0/0"
@@ -274,15 +271,6 @@ def hsk(hub: Hub, tmp_path: Path) -> Hsk:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def stores(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of everything and one of less."""
-    out = tmp_path_factory.mktemp("stores")
-    keeps = [Keep.parse("all"), Keep.parse("1,4,0.25")]
-    extract(teacher_folder, data_folder, out=out, keeps=keeps, strategies=[Strategy(2)], task="sst2")
-    return out
 
 
 def upload(hub: Hub, folder: Path, inside: str = "") -> None:

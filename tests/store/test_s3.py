@@ -11,28 +11,16 @@ import numpy as np
 import pytest
 from moto.moto_server.werkzeug_app import MotoRequestHandler
 
-from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
-from hskstore.extract import extract
 from hskstore.store import open_store
 from hskstore.store.copy import copy_store
 from hskstore.store.objects import Objects
 from hskstore.store.verify import verify
-from tests.store.conftest import flipped
-from tests.store.test_copy import tree
-from tests.test_cli import hsk
+from tests.conftest import hsk
+from tests.store.conftest import flipped, tree
 
 ALL, SMALL = "dall-lall-wall", "d1-l4-w0.25"
 TRAIN = "train/hidden/values/c/1/0/0/0"
-
-
-@pytest.fixture(scope="module")
-def stores(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of everything and one of less."""
-    out = tmp_path_factory.mktemp("stores")
-    keeps = [Keep.parse("all"), Keep.parse("1,4,0.25")]
-    extract(teacher_folder, data_folder, out=out, keeps=keeps, strategies=[Strategy(2)], task="sst2")
-    return out
 
 
 @pytest.fixture

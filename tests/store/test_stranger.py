@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hskstore import cli
 from hskstore.errors import StoreError
 from hskstore.show import describe, describe_progress, ranked_row
 from hskstore.store import Plan, open_store
@@ -24,24 +23,11 @@ from hskstore.store.plan import plan_arrays
 from hskstore.store.schema import canonical_json, with_check
 from hskstore.store.verify import verify
 from hskstore.tokenizers import tokenizer_files, tokenizer_from_files
-from tests.conftest import make_tokenizer
+from tests.conftest import hsk, make_tokenizer
 from tests.store.conftest import damage, edit_signed, forge, make_plan, tree, write_store
 from tests.store.test_plan import edited, leaves
 
 SHARD = "train/hidden/values/c/1/0/0/0"
-
-
-def hsk(*words: object) -> int:
-    """Run a command in this process; its exit code."""
-    before = sys.argv
-    sys.argv = ["hsk", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 def refused(root: Path, message: str, look: Callable[[Path], object] = open_store) -> None:
