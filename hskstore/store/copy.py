@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import StoreError
-from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, Receipt, all_receipts, faults, read_manifest, receipt_key
+from hskstore.store.commit import CONDEMNED, MANIFEST, PLAN, Receipt, all_receipts, faults, read_manifest, receipt_key
 from hskstore.store.objects import PARALLEL, Place, place_of
 from hskstore.store.reader import Store, open_store, unit_of
 from hskstore.watch import Watch, unwatched
@@ -45,12 +45,7 @@ def copy_store(source: str, target: str, *, watch: Watch = unwatched) -> Copied:
     files = units.pop(None)
     standing = _standing(store, place)
     present = place.sizes()
-    missing: dict[Unit, list[str]] = {}
-    for unit in sorted(filter(None, units)):
-        believed = unit in standing and not place.local
-        lacks = list(faults(place, present, units[unit], deep=not believed)) if place.local or believed else list(units[unit])
-        if lacks or unit not in standing:
-            missing[unit] = lacks
+    missing = _missing(place, present, units, standing)
     lacking_files = list(faults(place, present, files))
     sent_bytes = 0
     for keys in ([PLAN] if PLAN in lacking_files else [], [key for key in lacking_files if key != PLAN]):
@@ -101,6 +96,21 @@ def _standing(store: Store, place: Place) -> set[Unit]:
     return found
 
 
+def _missing(
+    place: Place, present: Mapping[str, int], units: Mapping[Unit | None, Entries], standing: set[Unit]
+) -> dict[Unit, list[str]]:
+    """The units that the target has not, each with its objects that must travel; a receipt alone may be what is missing."""
+    missing: dict[Unit, list[str]] = {}
+    for unit in sorted(filter(None, units)):
+        if place.local or unit in standing:
+            lacks = list(faults(place, present, units[unit], deep=place.local))
+        else:
+            lacks = list(units[unit])
+        if lacks or unit not in standing:
+            missing[unit] = lacks
+    return missing
+
+
 def _batches(missing: Mapping[Unit, list[str]], units: Mapping[Unit | None, Entries]) -> Iterator[list[Unit]]:
     """Units to be sent together: about BATCH_BYTES of them."""
     batch: list[Unit] = []
@@ -125,7 +135,8 @@ def _receipt(store: Store, unit: Unit, entries: Entries, made: Mapping[Unit, Rec
 
 
 def _rows(store: Store, unit: Unit) -> int:
-    return store.plan.splits[unit[0]].rows_of(unit[1]) if unit != FILES else 0
+    split = store.plan.splits.get(unit[0])
+    return 0 if split is None else split.rows_of(unit[1])
 
 
 def _seal(store: Store, place: Place) -> None:
