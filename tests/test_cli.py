@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hskstore.store import open_store
+from hskstore.store.schema import with_check
 from tests.conftest import hsk, make_bert, make_tokenizer, save_folder, write_tsv
 
 
@@ -113,6 +114,29 @@ def test_extract_again_makes_nothing_and_says_so(world: Path, tmp_path: Path, ca
     assert hsk(*words, "--out", tmp_path / "stores") == 0
     assert "nothing is missing" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stores").rglob("*") if path.is_file()} == before
+
+
+def test_extract_re_makes_what_was_condemned_and_says_so_where_the_digest_is_another(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Path(shutil.copytree(world / "stores", tmp_path / "stores")) / store(world).name
+    digest = open_store(mine).digest
+    words = ["extract", world / "hidden-teacher", world / "data", "--task", "sst2", "--student-layers", 2, "--keep", "1,4,0.25"]
+    shard = mine / "train/hidden/values/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert hsk(*words, "--out", tmp_path / "stores") == 2, "a damaged store is no finished one"
+    assert hsk("verify", mine, "--condemn") == 2
+    capsys.readouterr()
+    assert hsk(*words, "--out", tmp_path / "stores") == 0
+    assert "the teacher runs over 512 rows" in (told := capsys.readouterr().err) and "had the digest" not in told
+    assert open_store(mine).digest == digest
+
+    # As if the condemned unit had been made elsewhere, with other last bits.
+    (mine / "manifest.json").unlink()
+    (mine / "condemned.json").write_bytes(with_check({"digest": "0" * 64}))
+    assert hsk(*words, "--out", tmp_path / "stores") == 0
+    assert f"had the digest {'0' * 16} and has {digest[:16]} now" in capsys.readouterr().err
+    assert not (mine / "condemned.json").exists()
 
 
 def test_a_new_student_has_the_teachers_vocabulary(world: Path, tmp_path: Path) -> None:
