@@ -56,11 +56,13 @@ def extract(
     device: str | None = None,
     precision: Precision = "fp32",
     seed: int = 0,
+    keep_offsets: bool = False,
     on_plan: Callable[[list[PlannedStore]], None] | None = None,
     watch: Watch = unwatched,
 ) -> list[ExtractedStore]:
     """Run the teacher once over `data` and write one store per (strategy, keep) below `out`.
 
+    `keep_offsets` keeps the text too, and each token's place in it, for students of another tokenizer.
     Goes on where an earlier run of the same plan stopped. `on_plan` is called before the teacher runs.
     Raises DataError, ModelError, OptionError, PlanError or StoreError.
     """
@@ -73,7 +75,7 @@ def extract(
     dataset = fit_labels(dataset, loaded)
     length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
     run = Pass(seed, precision, length, batch_tokens)
-    rows = stored_rows(dataset, loaded, run, watch)
+    rows = stored_rows(dataset, loaded, run, keep_offsets=keep_offsets, watch=watch)
     plans = make_plans(keeps, strategies, run, dataset, loaded, rows)
     stores = [PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, rows)) for name, plan in plans.items()]
     if on_plan is not None:

@@ -11,7 +11,7 @@ from hskstore.data import Dataset
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
 from hskstore.rows import Rows, tokenise
-from hskstore.store.plan import Pass, Plan, Split, make_plan, stored_width
+from hskstore.store.plan import KeptText, Pass, Plan, Split, make_plan, stored_width
 from hskstore.tasks import Kind
 from hskstore.teacher import Teacher
 from hskstore.tokenizers import tokenizer_sha256
@@ -33,10 +33,12 @@ def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
     return dataset.with_label_order(teacher.label_names) if task.kind == "classes" else dataset
 
 
-def stored_rows(dataset: Dataset, teacher: Teacher, run: Pass, watch: Watch = unwatched) -> dict[str, Rows]:
+def stored_rows(
+    dataset: Dataset, teacher: Teacher, run: Pass, *, keep_offsets: bool, watch: Watch = unwatched
+) -> dict[str, Rows]:
     """Every split tokenised, in stored order: train permuted once, so that a block is already a random sample."""
     rows = {
-        name: tokenise(examples, teacher.tokenizer, run.max_length, split=name, watch=watch)
+        name: tokenise(examples, teacher.tokenizer, run.max_length, offsets=keep_offsets, split=name, watch=watch)
         for name, examples in dataset.splits.items()
     }
     check_length(teacher.model, teacher.name, max(int(split.n_tokens.max()) for split in rows.values()))
@@ -91,7 +93,16 @@ def _plan(keep: Keep, strategy: Strategy, run: Pass, dataset: Dataset, teacher: 
         },
         task=dataset.task.as_json(),
         labels=None if label is None else str(label.dtype),
+        text=_kept_text(rows),
     )
+
+
+def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
+    texts = {name: split.text for name, split in rows.items() if split.text is not None}
+    if not texts:
+        return None
+    most = {name: max(1, int(np.diff(text.bounds).max())) for name, text in texts.items()}
+    return KeptText(texts["train"].n_bytes.shape[1], most)
 
 
 def most_bytes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, int]:
@@ -103,6 +114,9 @@ def most_bytes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, int]:
     vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
     vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
     inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
+    inputs += sum(
+        split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
+    )
     return {"hidden": kept * vector, "inputs": inputs}
 
 

@@ -280,21 +280,26 @@ def _input_columns(
         "row_id": rows.row_id,
         "logits": features.logits.cpu().numpy(),
     }
-    return columns if rows.label is None else {**columns, "label": rows.label}
+    if rows.label is not None:
+        columns["label"] = rows.label
+    if rows.text is not None:
+        columns["n_bytes"] = rows.text.n_bytes
+        columns["text"], columns["offsets"] = rows.text.padded(rows.n_tokens)
+    return columns
 
 
 def _empty_unit(plan: Plan, split: str, unit: int) -> dict[str, np.ndarray]:
     """Arrays of one unit, padded as rows that are shorter than the array stay."""
-    empty: dict[str, np.ndarray] = {}
-    for path, spec in plan.arrays_of(split).items():
-        pad = plan.tokenizer["pad_token_id"] if path.endswith("/input_ids") else 0
-        empty[path] = np.full((len(spec.rows(unit)), *spec.shape[1:]), pad, dtype=spec.dtype)
-    return empty
+    pads = {f"{split}/input_ids": plan.tokenizer["pad_token_id"], f"{split}/offsets": -1}
+    return {
+        path: np.full((len(spec.rows(unit)), *spec.shape[1:]), pads.get(path, 0), dtype=spec.dtype)
+        for path, spec in plan.arrays_of(split).items()
+    }
 
 
 def _place(buffer: np.ndarray, at: np.ndarray, column: np.ndarray) -> None:
-    """Lay rows of a batch, which may be shorter along the token axis, into the unit's array."""
-    if column.ndim == 2 and column.shape[1] < buffer.shape[1]:
+    """Lay rows of a batch, which may be shorter along the axis of tokens (or bytes), into the unit's array."""
+    if column.ndim > 1:
         buffer[at, : column.shape[1]] = column
     else:
         buffer[at] = column

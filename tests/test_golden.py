@@ -38,6 +38,16 @@ def test_a_golden_store_opens_under_its_digest_and_is_whole(version: str, values
 
 
 @pytest.mark.parametrize(("version", "values"), STORES)
+def test_a_golden_plan_is_still_written_as_it_was(version: str, values: str, tmp_path: Path) -> None:
+    """By a plan that is read, and by one that is made anew: what was added since stands only in plans that ask for it."""
+    store = open_store(GOLDEN / version / values)
+    before = (GOLDEN / version / values / "plan.json").read_bytes()
+    assert store.plan.to_bytes() == before
+    derive(store.root, store.plan.keep, tmp_path / "same")
+    assert (tmp_path / "same" / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("version", "values"), STORES)
 def test_the_rows_of_a_golden_store_are_what_they_were(version: str, values: str) -> None:
     store = open_store(GOLDEN / version / values)
     for name, row in expected(version, values)["rows"].items():

@@ -16,7 +16,9 @@ TextOpt = Annotated[list[str] | None, typer.Option(help="Text column, for data t
 LabelOpt = Annotated[str | None, typer.Option(help="Label column: class names, class ids, or scores.")]
 ValidationOpt = Annotated[str | None, typer.Option(help="A file, or the share of train (0.1), where DATA has no such split.")]
 MaxLengthOpt = Annotated[int | None, typer.Option(help="Tokens a row is cut to. Default: the task's (64 or 128).")]
-TrainSeedOpt = Annotated[int, typer.Option(min=0, help="Decides new weights, the order of rows, and dropout.")]
+MOST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+TrainSeedOpt = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides new weights, the order of rows, and dropout.")]
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]

@@ -6,6 +6,7 @@ import typer
 
 from hskstore import config
 from hskstore.cli.options import (
+    MOST_SEED,
     DataArg,
     DeviceOpt,
     JsonOpt,
@@ -47,7 +48,14 @@ def extract(
     max_length: MaxLengthOpt = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = config.DEFAULT_BATCH_TOKENS,
     precision: Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")] = "fp32",
-    seed: Annotated[int, typer.Option(min=0, help="Decides the order of rows, and random ranks and masks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides the order of rows, and random ranks and masks.")] = 0,
+    keep_offsets: Annotated[
+        bool,
+        typer.Option(
+            "--keep-offsets",
+            help="Keep the text and each token's characters, so that a student with another tokenizer can learn too.",
+        ),
+    ] = False,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -84,6 +92,7 @@ def extract(
             device=device,
             precision=precision,
             seed=seed,
+            keep_offsets=keep_offsets,
             on_plan=console.print_plan,
             watch=watch,
         )

@@ -164,6 +164,7 @@ def _plan_cut(store: Store, keep: Keep) -> _Cut:
         tokenizer=old.tokenizer,
         task=old.task,
         labels=None if label is None else label.dtype,
+        text=old.text,
     )
     refusal = f"--keep {keep} cannot be cut from {store.root}, which keeps {old.keep}: "
     absent = [pair.student for pair in plan.pairs if pair not in old.pairs]

@@ -26,8 +26,9 @@ KindT = TypeVar("KindT")
 SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 
 INPUTS = ("input_ids", "token_type_ids", "n_tokens", "row_id", "logits", "label")
+TEXT = ("text", "n_bytes", "offsets")
 HIDDEN = ("values", "mask", "token", "n_kept", "scale")
-KNOWN_ARRAYS = frozenset(INPUTS) | {f"hidden/{name}" for name in HIDDEN}
+KNOWN_ARRAYS = frozenset(INPUTS) | frozenset(TEXT) | {f"hidden/{name}" for name in HIDDEN}
 """What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
 
 LABELS = ("int64", "float32")
@@ -76,6 +77,14 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class KeptText:
+    """That a store keeps its text: of so many columns, and the most UTF-8 bytes of a row, by split (at least 1)."""
+
+    columns: int
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A store's content. `length` token slots per row and layer, `width` units per vector of `hidden_size`.
 
@@ -95,6 +104,7 @@ class Plan:
     task: dict[str, Any]
     splits: dict[str, Split]
     arrays: dict[str, ArraySpec]
+    text: KeptText | None = None
 
     @property
     def store_id(self) -> str:
@@ -122,7 +132,8 @@ class Plan:
         return hierarchy(self.arrays, {"": {"hskstore": {"version": FORMAT_VERSION}}, "train/hidden": hidden})
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        """The text is named only where it is kept, so that every other plan stays the bytes that it was before there was any."""
+        document = {
             "format": "hskstore",
             "version": FORMAT_VERSION,
             "keep": str(self.keep),
@@ -140,6 +151,7 @@ class Plan:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "arrays": {path: spec.as_json() for path, spec in self.arrays.items()},
         }
+        return document if self.text is None else document | {"text": asdict(self.text)}
 
     def to_bytes(self) -> bytes:
         return canonical_json(self.as_json())
@@ -178,6 +190,7 @@ class Plan:
                     for path, spec in document["arrays"].items()
                     if path.partition("/")[2] in KNOWN_ARRAYS
                 },
+                text=_known(KeptText, document["text"]) if "text" in document else None,
             )
             plan._check()
             return plan
@@ -190,6 +203,10 @@ class Plan:
         numbers += [n for split in self.splits.values() for n in (split.rows, split.tokens, split.longest, split.unit_rows)]
         numbers += [self.run.max_length, self.run.batch_tokens, self.run.block_rows]
         numbers += [spec.chunk for spec in self.arrays.values()]
+        if self.text is not None:
+            numbers += [self.text.columns, *self.text.bytes.values()]
+            if self.text.columns not in (1, 2) or self.text.bytes.keys() != self.splits.keys():
+                raise ValueError("its text is of no columns, or of other splits")
         others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.strategy.top_layer, self.run.seed]
         others += [number for pair in self.pairs for number in asdict(pair).values()]
         if not all(type(number) is int for number in (*numbers, *others)) or not all(0 < number < 2**63 for number in numbers):
@@ -210,6 +227,7 @@ class Plan:
             values=self.strategy.values,
             labels=None if label is None else label.dtype,
             logits=len(self.teacher["labels"]),
+            text=self.text,
         )
         fits = all(spec.shard % spec.chunk == 0 for spec in self.arrays.values())
         # As JSON, where 1, 1.0 and true are three things.
@@ -255,11 +273,13 @@ def make_plan(
     tokenizer: dict[str, Any],
     task: dict[str, Any],
     labels: str | None,
+    text: KeptText | None = None,
 ) -> Plan:
     """The plan of one configuration, by an extraction or cut from a bigger store alike.
 
     `strategy` has its `top_layer`; `most_admitted` is the most tokens of a train row that a rank may choose among;
-    `labels` is the label's dtype or None. Raises OptionError where the teacher has no such layers or units.
+    `labels` is the label's dtype or None; `text` is None where only the tokens are kept. Raises OptionError where the teacher
+    has no such layers or units.
     """
     assert strategy.top_layer is not None
     hidden_size, outputs = int(teacher["hidden_size"]), len(teacher["labels"])
@@ -284,6 +304,7 @@ def make_plan(
             width=width,
             hidden_size=hidden_size,
             values=strategy.values,
+            text_bytes=0 if text is None else text.bytes[name],
         )
         for name, split in splits.items()
     }
@@ -309,7 +330,9 @@ def make_plan(
             values=strategy.values,
             labels=labels,
             logits=outputs,
+            text=text,
         ),
+        text=text,
     )
 
 
@@ -328,6 +351,7 @@ def plan_arrays(
     values: str,
     labels: str | None,
     logits: int,
+    text: KeptText | None = None,
 ) -> dict[str, ArraySpec]:
     """The arrays of a store. `labels` is the label's dtype ("int64", "float32") or None; `logits` the teacher's outputs."""
     arrays: dict[str, ArraySpec] = {}
@@ -342,6 +366,11 @@ def plan_arrays(
         }
         if labels is not None:
             inputs["label"] = array_spec(rows, (), labels, shard=shard, fill="NaN" if labels == "float32" else -(2**63))
+        if text is not None:
+            # No byte of UTF-8 is 255; a token without characters has -1.
+            inputs["text"] = array_spec(rows, (text.bytes[name],), "uint8", shard=shard, fill=255)
+            inputs["n_bytes"] = array_spec(rows, (text.columns,), "int32", shard=shard, fill=-1)
+            inputs["offsets"] = array_spec(rows, (split.longest, 2), "int32", shard=shard, fill=-2)
         arrays |= {f"{name}/{array}": spec for array, spec in inputs.items()}
     rows, shard = splits["train"].rows, splits["train"].unit_rows
     kept = (layers, length)
@@ -363,8 +392,14 @@ def plan_arrays(
     return arrays | {f"train/hidden/{array}": spec for array, spec in hidden.items()}
 
 
-def plan_unit_rows(*, rows: int, longest: int, layers: int, length: int, width: int, hidden_size: int, values: str) -> int:
-    """Rows of a unit, from the row's bytes in the split's largest array; `layers` 0 where no hidden states are kept."""
+def plan_unit_rows(
+    *, rows: int, longest: int, layers: int, length: int, width: int, hidden_size: int, values: str, text_bytes: int = 0
+) -> int:
+    """Rows of a unit, from the row's bytes in the split's largest array.
+
+    `layers` is 0 where no hidden states are kept, `text_bytes` where no text is.
+    """
     bytes_per_element = {"f16": 2, "f32": 4, "q8": 1, "q4": 1}[values]
     value_bytes = layers * length * stored_width(width, values) * bytes_per_element
-    return unit_rows(max(value_bytes, layers * length * math.ceil(hidden_size / 8), 4 * longest), rows)
+    input_bytes = max(8 * longest, text_bytes) if text_bytes else 4 * longest
+    return unit_rows(max(value_bytes, layers * length * math.ceil(hidden_size / 8), input_bytes), rows)

@@ -17,7 +17,7 @@ from hskstore.layers import layer_pairs
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
 from hskstore.store.objects import Objects
-from hskstore.store.plan import Pass, Plan, Split, plan_arrays
+from hskstore.store.plan import KeptText, Pass, Plan, Split, plan_arrays
 from hskstore.store.schema import ArraySpec, with_check
 from hskstore.store.shard import ABSENT, fingerprint, unit_fingerprints
 
@@ -32,6 +32,7 @@ def make_plan(
     validation_rows: int = 9,
     labels: str | None = "int64",
     seed: int = 0,
+    text: KeptText | None = None,
 ) -> Plan:
     splits = {
         "train": Split(rows=rows, tokens=7 * rows, longest=10, unit_rows=UNIT_ROWS, sha256="ab"),
@@ -59,7 +60,9 @@ def make_plan(
             values=values,
             labels=labels,
             logits=2,
+            text=text,
         ),
+        text=text,
     )
 
 

@@ -11,7 +11,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
 from hskstore.layers import LayerPair
 from hskstore.store import open_store
-from hskstore.store.plan import Pass, Plan, Split, plan_arrays, plan_unit_rows, stored_width
+from hskstore.store.plan import KeptText, Pass, Plan, Split, plan_arrays, plan_unit_rows, stored_width
 from hskstore.store.schema import FORMAT_VERSION, canonical_json
 from tests.store.conftest import make_plan
 
@@ -44,6 +44,7 @@ def plans(draw):
     by_name = {"train": draw(splits)} | draw(st.dictionaries(st.sampled_from(["validation", "test"]), splits))
     pairs = tuple(draw(st.lists(st.builds(LayerPair, small, small, small), min_size=1, max_size=3)))
     length, width, hidden_size, labels = draw(small), draw(small), draw(small), draw(st.lists(texts, min_size=1, max_size=4))
+    text = KeptText(draw(st.sampled_from([1, 2])), {name: draw(small) for name in by_name}) if draw(st.booleans()) else None
     return Plan(
         keep=Keep(draw(amounts), draw(amounts), draw(amounts)),
         strategy=strategy,
@@ -65,7 +66,9 @@ def plans(draw):
             values=strategy.values,
             labels=draw(st.sampled_from([None, "int64", "float32"])),
             logits=len(labels),
+            text=text,
         ),
+        text=text,
     )
 
 
@@ -149,6 +152,43 @@ def test_a_store_without_labels_has_no_label_array():
     assert not any(path.endswith("/label") for path in make_plan(labels=None).arrays)
 
 
+TEXT = KeptText(2, {"train": 300, "validation": 200})
+
+
+def test_a_store_that_keeps_its_text_has_three_arrays_more_and_says_so():
+    plain, plan = make_plan(), make_plan(text=TEXT)
+    extra = plan.arrays.keys() - plain.arrays.keys()
+    assert extra == {f"{split}/{name}" for split in plan.splits for name in ("text", "n_bytes", "offsets")}
+    assert {path: plan.arrays[path].shape for path in sorted(extra)} == {
+        "train/n_bytes": (20, 2),
+        "train/offsets": (20, 10, 2),
+        "train/text": (20, 300),
+        "validation/n_bytes": (9, 2),
+        "validation/offsets": (9, 7, 2),
+        "validation/text": (9, 200),
+    }
+    assert json.loads(plan.to_bytes())["text"] == {"bytes": {"train": 300, "validation": 200}, "columns": 2}
+    assert b'"text"' not in plain.to_bytes() and plan.store_id != plain.store_id
+    more = ["text.bytes.train: absent -> 300", "text.bytes.validation: absent -> 200", "text.columns: absent -> 2"]
+    assert plain.differences(plan) == more
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, 7, [], {}, {"columns": 1}, {"columns": 3, "bytes": {"train": 300, "validation": 200}}]
+    + [{"columns": 2, "bytes": many} for many in (None, 300, [300, 200], {"train": 300}, {"train": 299, "validation": 200})]
+    + [{"columns": 2, "bytes": {"train": 300, "validation": size}} for size in (0, -1, 0.5, True, "200", 2**63)]
+    + [{"columns": columns, "bytes": TEXT.bytes} for columns in (0, 1, True, 2.0)],
+)
+def test_a_text_that_is_not_that_of_the_arrays_is_refused(text):
+    document = make_plan(text=TEXT).as_json() | {"text": text}
+    with pytest.raises(StoreError, match=r"^here/plan\.json cannot be read as a plan"):
+        Plan.from_bytes(canonical_json(document), "here")
+    del document["text"]
+    with pytest.raises(StoreError, match="its arrays are not those that its numbers make"):
+        Plan.from_bytes(canonical_json(document), "here")
+
+
 def test_the_largest_array_decides_the_unit():
     def rows(**options):
         plain = {"rows": 10**6, "longest": 64, "layers": 13, "length": 128, "width": 768, "hidden_size": 768, "values": "f16"}
@@ -158,6 +198,8 @@ def test_the_largest_array_decides_the_unit():
     assert rows(values="f32") == 8
     assert rows(width=1) == 256  # masks: 13 x 128 x 96 B = 156 KiB a row
     assert rows(layers=0) == 8192  # inputs alone
+    assert rows(layers=0, longest=2**11) == 8192 and rows(layers=0, longest=2**11, text_bytes=1) == 4096  # two numbers a token
+    assert rows(layers=0, text_bytes=2**16) == 1024
 
 
 # --- plans that are none
@@ -232,8 +274,8 @@ def edited(document, path, value):
 STRANGE = [None, -1, 0, 10**30, 0.5, "x", "O", "V9999999", "../..", [], {}, [[]], True]
 
 
-def test_an_unsealed_store_whose_plan_has_any_field_made_strange_is_refused_and_never_crashes(plan, tmp_path):
-    document = plan.as_json()
+def test_an_unsealed_store_whose_plan_has_any_field_made_strange_is_refused_and_never_crashes(tmp_path):
+    document = make_plan(text=TEXT).as_json()
     for path in leaves(document):
         for value in STRANGE:
             (tmp_path / "plan.json").write_bytes(json.dumps(edited(document, path, value)).encode())

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -19,7 +20,7 @@ from hskstore.show import describe, describe_progress, ranked_row
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import Manifest
 from hskstore.store.objects import MAX_DOCUMENT_BYTES, MAX_OBJECT_BYTES, Objects
-from hskstore.store.plan import plan_arrays
+from hskstore.store.plan import KeptText, plan_arrays
 from hskstore.store.schema import canonical_json, with_check
 from hskstore.store.verify import verify
 from hskstore.tokenizers import tokenizer_files, tokenizer_from_files
@@ -54,7 +55,7 @@ LOOKS: dict[str, Callable[[Path], object]] = {
 
 
 def monstrous(
-    plan: Plan, *, rows: int = 20, unit_rows: int = 8, longest: int = 10, chunk: int | None = None, **sizes: int
+    plan: Plan, *, rows: int = 20, unit_rows: int = 8, longest: int = 10, chunk: int | None = None, **sizes: Any
 ) -> Plan:
     """A plan that agrees with itself."""
     train = replace(plan.splits["train"], rows=rows, unit_rows=unit_rows, longest=longest)
@@ -69,6 +70,7 @@ def monstrous(
         values="f16",
         labels="int64",
         logits=2,
+        text=plan.text,
     )
     small = chunk is not None
     return replace(plan, arrays={path: replace(spec, chunk=chunk) if small else spec for path, spec in arrays.items()})
@@ -88,6 +90,7 @@ MONSTERS = {
     "2^17 chunks in one shard": ({"rows": 2**17, "unit_rows": 2**17, "longest": 1, "chunk": 1}, CHUNKS),
     "2^40 tokens kept": ({"length": 2**40}, BYTES),
     "vectors of 2^40 units": ({"hidden_size": 2**40}, BYTES + "train/hidden/mask"),
+    "2^40 bytes of text": ({"text": KeptText(1, {"train": 2**40, "validation": 1})}, BYTES + "train/text"),
     "2^60 units of a vector kept": ({"width": 2**60}, BYTES + "train/hidden/values"),
 }
 
