@@ -4,9 +4,9 @@ A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens 
 (Marginal Utility Diminishes, section 5.2). A strategy says which ones (section 4).
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from hskstore.errors import OptionError
 
@@ -31,6 +31,9 @@ DEFAULT_BATCH_TOKENS = 8192
 DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 DEFAULT_WARMUP = 0.1
 """Share of a decaying phase's steps over which the rate rises; phases at a constant rate have no warm-up."""
+
+DEFAULT_PRUNE_SHARE = 0.5
+"""Share of the first phase's steps over which a student that is pruned while it learns gets narrower."""
 
 FINETUNE_EPOCHS, FINETUNE_LR, FINETUNE_BATCH_SIZE = 3, 3e-5, 32
 
@@ -137,6 +140,39 @@ def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise OptionError(f"{option} {value}: choose one of {', '.join(allowed)}")
+
+
+class Widths(NamedTuple):
+    """How wide a BERT is: heads and FFN units of each layer, and the rank of its word embeddings."""
+
+    heads: int
+    ffn: int
+    embedding_rank: int
+
+
+@dataclass(frozen=True)
+class PruneTo:
+    """How wide a BERT shall be; None: as wide as it is."""
+
+    heads: int | None = None
+    ffn: int | None = None
+    embedding_rank: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "PruneTo":
+        """Read "2,768,128" or "2,768,all". Raises OptionError."""
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) != 3 or not all(part == "all" or (part.isdecimal() and len(part) < 10) for part in parts):
+            raise OptionError(f"--prune-to {text}: expected HEADS,FFN,RANK (each a count, or all), such as 2,768,128")
+        return cls(*(None if part == "all" else int(part) for part in parts))
+
+    def within(self, now: Widths, name: str) -> Widths:
+        """The widths to reach from those of `name` now. Raises OptionError for none, or more than there is."""
+        wanted = Widths(*(has if wish is None else wish for wish, has in zip(astuple(self), now, strict=True)))
+        for what, wish, has in zip(("heads", "FFN units", "dimensions of word embeddings"), wanted, now, strict=True):
+            if not 1 <= wish <= has:
+                raise OptionError(f"{wish} {what} to keep: {name} has 1 to {has}")
+        return wanted
 
 
 def units_of_hsk(depth: float, length: float, width: float) -> float:
