@@ -1,14 +1,38 @@
-"""Hugging Face classifiers as both stages use them: loaded safely, asked for their labels and limits, fed batches."""
+"""Classifiers as both stages use them: loaded safely, asked for their labels and limits, fed batches.
+
+A classifier is a Hugging Face model, or any torch module that `run_model` can call.
+"""
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
+from hskstore import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 from hskstore.errors import ModelError, OptionError
+
+CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
+ONNX_FILE = "model.onnx"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Outputs(NamedTuple):
+    """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None."""
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+
+
+class ModelShape(NamedTuple):
+    """What a classifier was seen to give: `layers` and `width` are None where it gives no hidden states."""
+
+    outputs: int
+    layers: int | None
+    width: int | None
 
 
 def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
@@ -16,13 +40,17 @@ def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
 
     Raises ModelError where it cannot be loaded, or where its weights lack a part of its own encoder.
     """
+    if (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors")):
+        raise ModelError(f"{name} is an export to ONNX: hsk eval scores it, but it can be neither trained nor exported again")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever the libraries make of a stranger's files
         cause = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{name}: no model could be loaded ({cause})") from None
+        other_weights = isinstance(error, OSError) and "safetensors" in cause
+        advice = f". hskstore reads no pickles: convert other weights once, at {CONVERTER}" if other_weights else ""
+        raise ModelError(f"{name}: no model could be loaded ({cause}){advice}") from None
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key, *_ in report.get("mismatched_keys", ()))
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
     if encoder:
@@ -36,24 +64,91 @@ def label_names(model: Any) -> tuple[str, ...]:
     return tuple(names[index] for index in sorted(names))
 
 
+def hugging_face_config(model: Any) -> Any:
+    """A Hugging Face model's config; None of any other module, whatever it calls `config`."""
+    config = getattr(model, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
 def accepted_inputs(model: Any) -> frozenset[str]:
-    """The inputs that a model's forward takes: DistilBERT has no token types, RoBERTa one only."""
-    accepted = {"input_ids", "attention_mask", "token_type_ids"} & set(inspect.signature(model.forward).parameters)
-    if getattr(model.config, "type_vocab_size", 1) < 2:
+    """The inputs that a model's forward names: DistilBERT has no token types, RoBERTa one only."""
+    accepted = set(INPUTS) & set(inspect.signature(model.forward).parameters)
+    config = hugging_face_config(model)
+    if config is not None and getattr(config, "type_vocab_size", 1) < 2:
         accepted.discard("token_type_ids")
     return frozenset(accepted)
 
 
 def model_inputs(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
     """Keyword arguments for a model's forward, on its device; all are [batch, token], `attention_mask` True = real token."""
-    device = next(model.parameters()).device
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
     inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": attention_mask.long()}
     return {name: inputs[name].to(device) for name in accepted_inputs(model)}
 
 
+def run_model(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, *, hidden: bool = False) -> Outputs:
+    """One padded batch through a classifier, as `model_inputs` takes it.
+
+    The model is called with those of `INPUTS` that its forward names, and with `output_hidden_states` if it names that. It
+    returns logits, or a pair of logits and hidden states, or an object or mapping with `logits` and `hidden_states`. Batches
+    may have a single row, which BatchNorm cannot train on.
+    """
+    options: dict[str, Any] = dict(model_inputs(model, input_ids, token_type_ids, attention_mask))
+    named = "output_hidden_states" in inspect.signature(model.forward).parameters
+    if hidden and (named or hugging_face_config(model) is not None):
+        options["output_hidden_states"] = True
+    output = model(**options)
+    if isinstance(output, Tensor):
+        return Outputs(output.float(), None)
+    if isinstance(output, Mapping):
+        logits, states = output["logits"], output.get("hidden_states")
+    elif isinstance(output, tuple):
+        logits, states = output
+    else:
+        logits, states = output.logits, getattr(output, "hidden_states", None)
+    return Outputs(logits.float(), tuple(states) if hidden and states is not None else None)
+
+
+def shape_of(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, *, hidden: bool) -> ModelShape:
+    """What a classifier gives for a batch. Raises ModelError where that is not what `run_model` says."""
+    name = type(model).__name__
+    if "input_ids" not in accepted_inputs(model):
+        raise ModelError(f"{name}: its forward must take input_ids (and, if it wants them, attention_mask, token_type_ids)")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = run_model(model, input_ids, token_type_ids, attention_mask, hidden=hidden)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{name}: it gave no logits, or logits and hidden states, for a batch ({error})") from None
+    finally:
+        model.train(training)
+    rows, tokens = input_ids.shape
+    if output.logits.ndim != 2 or len(output.logits) != rows:
+        raise ModelError(f"{name}: its logits must be [batch, class], here [{rows}, classes], not {list(output.logits.shape)}")
+    states = output.hidden_states
+    if states is None:
+        return ModelShape(output.logits.shape[1], None, None)
+    width = states[-1].shape[-1]
+    if len(states) < 2 or any(state.shape != (rows, tokens, width) for state in states):
+        shapes = ", ".join(str(list(state.shape)) for state in states)
+        raise ModelError(
+            f"{name}: its hidden states must be [batch, token, width] of the embeddings and of each layer, all of one width,"
+            f" here [{rows}, {tokens}, width]; they are {shapes}"
+        )
+    return ModelShape(output.logits.shape[1], len(states) - 1, width)
+
+
 def usable_positions(model: Any) -> int | None:
     """Tokens that a model has positions for; None where it has no such limit. RoBERTa's first ones belong to padding."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    config = hugging_face_config(model)
+    if config is None:
+        return None
+    told = getattr(model, "positions", None)  # an exported model's
+    if isinstance(told, int):
+        return told
+    limit = getattr(config, "max_position_embeddings", None)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     offset = getattr(table, "padding_idx", None)
     return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
@@ -65,11 +160,11 @@ def usual_length(model: Any, tokenizer: Any, wanted: int) -> int:
     return int(min(wanted, tokenizer.model_max_length, wanted if positions is None else positions))
 
 
-def check_length(model: Any, name: str, longest: int) -> None:
+def check_length(model: Any, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
     """Raise ModelError where a row of `longest` tokens has more tokens than the model has positions."""
     positions = usable_positions(model)
     if positions is not None and positions < longest:
-        raise ModelError(f"{name} has positions for {positions} tokens; a row has {longest}: pass --max-length {positions}")
+        raise ModelError(f"{name} has positions for {positions} tokens; a row has {longest}: {advice.format(positions)}")
 
 
 def choose_device(text: str | None) -> torch.device:

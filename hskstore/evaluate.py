@@ -11,10 +11,21 @@ import numpy as np
 import torch
 
 from hskstore.batch import Batch
-from hskstore.classifiers import check_length, choose_device, label_names, load_classifier, model_inputs, usual_length
+from hskstore.classifiers import (
+    ONNX_FILE,
+    check_length,
+    choose_device,
+    hugging_face_config,
+    label_names,
+    load_classifier,
+    run_model,
+    shape_of,
+    usual_length,
+)
 from hskstore.data import label_ids, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.loader import TrainingRows, rows_from_data, rows_from_store
+from hskstore.onnx import OnnxClassifier, load_onnx_classifier
 from hskstore.rows import tokenise
 from hskstore.store import Store, open_store
 from hskstore.tasks import Task, compute_metrics
@@ -30,18 +41,22 @@ LATENCY_EXAMPLES = 50
 def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> np.ndarray:
     """Logits [N, classes] float32 in the rows' order; the model is put into eval mode."""
     model.eval()
-    logits = np.zeros((len(rows), int(model.config.num_labels)), dtype=np.float32)
+    order: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
     done = 0
     with torch.inference_mode():
         for batch_rows in rows.in_length_order(EVALUATION_BATCH):
-            logits[batch_rows] = model(**_inputs(model, rows.batch(batch_rows, hidden=False))).logits.float().cpu().numpy()
+            order.append(batch_rows)
+            logits.append(_logits(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
             done += len(batch_rows)
             watch(stage, done, len(rows))
-    return logits
+    found = np.concatenate(logits)
+    found[np.concatenate(order)] = found.copy()
+    return found
 
 
-def _inputs(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    return model_inputs(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
 
 
 def standard_errors(task: Task, logits: np.ndarray, label: np.ndarray, *, seed: int = 0) -> dict[str, float]:
@@ -52,12 +67,15 @@ def standard_errors(task: Task, logits: np.ndarray, label: np.ndarray, *, seed: 
 
 
 def parameters(model: Any) -> int:
+    """Numbers that a model is made of; of an exported one they stand in its file."""
+    if isinstance(model, OnnxClassifier):
+        return model.num_parameters()
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(folder: str) -> int | None:
     """Bytes of a local model folder's weights; None for a model on the hub."""
-    files = list(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
     return sum(file.stat().st_size for file in files) or None
 
 
@@ -70,7 +88,7 @@ def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMP
     with torch.inference_mode():
         for batch in batches[:5] + batches:
             began = time.perf_counter()
-            model(**_inputs(model, batch))
+            _logits(model, batch)
             times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[len(batches[:5]) :])
 
@@ -128,7 +146,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str,
+    model: str | torch.nn.Module,
     source: str,
     *,
     task: str | None = None,
@@ -137,40 +155,51 @@ def evaluate(
     validation: str | None = None,
     splits: Sequence[str] = ("validation",),
     max_length: int | None = None,
+    tokenizer: str | None = None,
+    classes: Sequence[str] = (),
     latency: bool = True,
     watch: Watch = unwatched,
 ) -> Evaluation:
-    """DevScore a model folder or hub name on splits of a data set, or of a store.
+    """Score a model folder (of torch or ONNX), a hub name or a torch module on splits of a data set, or of a store.
 
-    Raises DataError, ModelError or StoreError.
+    A module on a data set needs a `tokenizer` (a folder or hub name) and the names of its `classes`, in the order of its
+    logits: after `distill` they are `store.plan.task["labels"]`. On a store both are the store's.
+
+    Raises DataError, ModelError, OptionError or StoreError.
     """
-    classifier, trained = load_classifier(model)
-    if not trained:
-        raise ModelError(f"{model} has no trained classification head: there is nothing to score")
-    names = label_names(classifier)
+    name = model if isinstance(model, str) else type(model).__name__
+    classifier = _scored_model(model) if isinstance(model, str) else model
+    names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)
     if is_store(source):
         if task or text or label or validation or max_length:
             raise OptionError(
                 f"{source} is a store and knows its task: leave out --task, --text, --label, --validation and --max-length"
             )
-        known, rows = _stored_splits(model, source, splits)
+        store = open_store(source)
+        own = load_tokenizer(tokenizer or name) if tokenizer or isinstance(model, str) else None
+        known, rows = _stored_splits(classifier, own, store, splits, watch)
     else:
-        classes = names if len(names) > 1 else ()
-        dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=classes)
-        known, tokenizer = dataset.task, load_tokenizer(model)
-        length = max_length or usual_length(classifier, tokenizer, known.max_length)
+        if tokenizer is None and not isinstance(model, str):
+            raise OptionError("a torch module has no tokenizer of its own: pass tokenizer=")
+        expected = names if len(names) > 1 else ()
+        dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=expected)
+        if dataset.task.kind == "classes" and not names:
+            raise OptionError("a torch module does not say what its logits stand for: pass classes=")
+        known, reader = dataset.task, load_tokenizer(tokenizer or name)
+        length = max_length or usual_length(classifier, reader, known.max_length)
         rows = {
-            name: rows_from_data(tokenise(examples, tokenizer, length, split=name, watch=watch), tokenizer.pad_token_id)
-            for name, examples in dataset.splits.items()
+            split: rows_from_data(tokenise(examples, reader, length, split=split, watch=watch), reader.pad_token_id)
+            for split, examples in dataset.splits.items()
         }
     if any(split.label is None for split in rows.values()):
         raise DataError(f"{source}: its rows have no labels to score against; pass --label COLUMN, or another --split")
-    if len(names) != known.num_labels:
-        raise ModelError(f"{model} has {len(names)} outputs; the task {known.name} needs {known.num_labels}")
-    if known.kind == "classes":
+    check_length(classifier, name, max(int(split.n_tokens.max()) for split in rows.values()))
+    outputs = len(names) or shape_of(classifier, *telling_rows(rows[splits[0]]), hidden=False).outputs
+    if outputs != known.num_labels:
+        raise ModelError(f"{name} has {outputs} outputs; the task {known.name} needs {known.num_labels}")
+    if known.kind == "classes" and names:
         own_id = label_ids(known.labels, names)
         rows = {name: replace(split, label=None if split.label is None else own_id[split.label]) for name, split in rows.items()}
-    check_length(classifier, model, max(int(split.n_tokens.max()) for split in rows.values()))
     classifier.to(choose_device(None))
     gold = {name: split.label for name, split in rows.items() if split.label is not None}
     logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
@@ -183,29 +212,44 @@ def evaluate(
         rows=together.rows,
         by_split={name: score_rows(known, logits[name], gold[name]) for name in rows} if len(rows) > 1 else {splits[0]: together},
         parameters=parameters(classifier),
-        bytes=weight_bytes(model),
+        bytes=weight_bytes(model) if isinstance(model, str) else None,
         latency_ms=round(cpu_latency(classifier, rows[splits[0]]), 3) if latency else None,
     )
 
 
-def _stored_splits(model: str, source: str, splits: Sequence[str]) -> tuple[Task, dict[str, TrainingRows]]:
-    store = open_store(source)
-    check_tokenizer(model, store)
+def _scored_model(name: str) -> Any:
+    """A classifier with a trained head, of torch or ONNX. Raises ModelError."""
+    if (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors")):
+        return load_onnx_classifier(name)
+    classifier, trained = load_classifier(name)
+    if not trained:
+        raise ModelError(f"{name} has no trained classification head: there is nothing to score")
+    return classifier
+
+
+def _stored_splits(
+    model: Any, own: Any, store: Store, splits: Sequence[str], watch: Watch
+) -> tuple[Task, dict[str, TrainingRows]]:
     unknown = [split for split in splits if split not in store.plan.splits]
     if unknown:
-        raise StoreError(f"{source} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
-    return Task.from_json(store.plan.task), {split: rows_from_store(store, split) for split in splits}
+        raise StoreError(f"{store.root} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
+    reading = reading_options(model, own, store)
+    return Task.from_json(store.plan.task), {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
+
+
+def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
+    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
+    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
+        return {}
+    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
+
+
+def telling_rows(rows: TrainingRows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
+    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
+    return batch.input_ids, batch.token_type_ids, batch.attention_mask
 
 
 def is_store(source: str) -> bool:
     """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
     return "://" in source or (Path(source) / "plan.json").exists()
-
-
-def check_tokenizer(model: str, store: Store) -> None:
-    """Raise ModelError where a model would read the store's token ids as other words."""
-    if tokenizer_sha256(load_tokenizer(model)) != store.plan.tokenizer["sha256"]:
-        raise ModelError(
-            f"{model} has another tokenizer than the store's teacher: its token ids would mean other words."
-            " Choose a model with the teacher's tokenizer, such as one made by hsk student slice"
-        )

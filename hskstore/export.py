@@ -1,4 +1,4 @@
-"""Models as plain Hugging Face folders: safetensors, config, tokenizer, card. No trace of hskstore is needed to load them."""
+"""Models as plain folders: safetensors, config, tokenizer, card. Of a torch module that is no Hugging Face model, no config."""
 
 import json
 import shutil
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
 
 from hskstore.errors import HskError, OptionError
 from hskstore.tokenizers import tokenizer_files
 
 RESULT = "metrics.json"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class NewStudent:
 
 def refuse_existing_model(out: Path) -> None:
     """Raise OptionError where a finished model stands: nothing is overwritten."""
-    if (out / "config.json").exists():
+    if any((out / name).exists() for name in ("config.json", WEIGHTS)):
         raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
 
 
@@ -42,7 +44,10 @@ def save_model(
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as scratch:
             folder = Path(scratch)
-            model.save_pretrained(folder)
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(folder)
+            else:
+                safetensors.torch.save_model(model, str(folder / WEIGHTS))
             for name, data in tokenizer_files(tokenizer).items():
                 (folder / name).write_bytes(data)
             if card is not None:
@@ -58,6 +63,8 @@ def save_model(
 
 def set_labels(model: Any, labels: tuple[str, ...], kind: str) -> None:
     """Name a model's outputs, so that pipelines show them and its loss is the right one when it is trained further."""
+    if not hasattr(model, "save_pretrained"):
+        return
     model.config.problem_type = "single_label_classification" if kind == "classes" else "regression"
     if labels:
         model.config.id2label = dict(enumerate(labels))

@@ -60,9 +60,9 @@ def finetune(
     dataset = read_dataset(data, task=task, text=text, label=label, validation=validation)
     if dataset.task.label is None:
         raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
-    tokenizer = load_tokenizer(model)
     set_seed(seed)
     classifier, _ = load_classifier(model, num_labels=dataset.task.num_labels, ignore_mismatched_sizes=True)
+    tokenizer = load_tokenizer(model)
     if int(classifier.config.vocab_size) < len(tokenizer):
         raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
     set_labels(classifier, dataset.task.labels, dataset.task.kind)

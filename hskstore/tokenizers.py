@@ -56,8 +56,10 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the libraries make of a stranger's files
         raise ModelError(f"{name}: no tokenizer could be loaded ({str(error).strip().partition(chr(10))[0]})") from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers makes an empty one where it finds no files
+        raise ModelError(f"{name} has no tokenizer: its files (tokenizer.json or vocab.txt) are missing")
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer is not a fast one; convert it to tokenizer.json first")
     return tokenizer
