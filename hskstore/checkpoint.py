@@ -23,6 +23,7 @@ class RunState:
     settings: str
     phase: int = 0
     step: int = 0
+    cuts: int = 0
     seconds: float = 0.0
     recent: list[dict[str, float]] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)

@@ -19,6 +19,7 @@ from rich.text import Text
 from hskstore.watch import Watch
 
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
+    from hskstore.anatomy import Anatomy
     from hskstore.demo import DemoResult
     from hskstore.evaluate import Scored
     from hskstore.replay import Replayed
@@ -216,6 +217,34 @@ def _rank_style(ranks: list[int], position: int) -> str:
         return "dim"
     colours = ("bold red", "red", "yellow", "green", "cyan", "blue")
     return colours[ranks.index(position) * len(colours) // len(ranks)]
+
+
+def print_anatomy(models: list[Anatomy]) -> None:
+    """Models side by side: the student, and its teacher if one was named."""
+    table = grid("", *("student", "teacher")[: len(models)])
+    table.columns[0].no_wrap = True
+    parts = dict.fromkeys(part for model in models for part in model.parameters)
+    for part in parts:
+        table.add_row(f"parameters: {part}", *(_count(model.parameters.get(part)) for model in models))
+    table.add_row("parameters in all", *(_count(model.total_parameters) for model in models))
+    lengths = dict.fromkeys(length for model in models for length in (model.flops_per_token or model.latency_ms or {}))
+    for length in lengths:
+        table.add_row(
+            f"MFLOPs a token, {length} tokens",
+            *(_number((model.flops_per_token or {}).get(length), 1e6) for model in models),
+        )
+    for length in lengths:
+        table.add_row(f"CPU ms a row of {length}", *(_number((model.latency_ms or {}).get(length), 1) for model in models))
+    out.print(f"student: {models[0].name}" + "".join(f"; teacher: {model.name}" for model in models[1:]), markup=False)
+    out.print(table)
+
+
+def _count(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def _number(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.2f}"
 
 
 def print_verified(found: Verified, replayed: Replayed | None) -> None:

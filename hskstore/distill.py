@@ -1,25 +1,31 @@
 """Stage two: a student is trained from a store alone. No teacher, no data set, no hub."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import cached_file
 
 from hskstore.checkpoint import forget_checkpoint
-from hskstore.classifiers import check_length, load_classifier
-from hskstore.config import DEFAULT_WARMUP, Projection, TrainPrecision
+from hskstore.classifiers import check_length, load_classifier, shape_of
+from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Projection, PruneTo, TrainPrecision
 from hskstore.errors import ModelError, OptionError, StoreError
-from hskstore.evaluate import Scored, check_tokenizer, dev_score, parameters, score_splits
-from hskstore.export import refuse_existing_model, save_model, set_labels
+from hskstore.evaluate import Scored, dev_score, parameters, reading_options, score_splits, telling_rows
+from hskstore.export import WEIGHTS, refuse_existing_model, save_model, set_labels
 from hskstore.layers import layer_pairs
-from hskstore.loader import rows_from_store
+from hskstore.loader import TrainingRows, rows_from_store
 from hskstore.methods import Method
+from hskstore.pruned_bert import PrunedBertForSequenceClassification
+from hskstore.pruning import GradualPruning, as_pruned_bert
 from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import Recipe, Task
-from hskstore.tokenizers import tokenizer_from_files
+from hskstore.tokenizers import load_tokenizer, tokenizer_from_files
 from hskstore.trainer import (
     Learner,
     PhaseResult,
@@ -28,6 +34,17 @@ from hskstore.trainer import (
 )
 from hskstore.watch import Watch, unwatched
 
+log = logging.getLogger(__name__)
+
+MODULE_CARD = """
+It is a torch module, `{name}`: build it and give it the weights with `safetensors.torch.load_model`.
+"""
+PRUNED_CARD = """
+Its architecture is hskstore's: `import hskstore.pruned_bert` once, then transformers' Auto classes load it. What `hsk student
+export --onnx` makes of it runs without hskstore.
+"""
+
+PUBLISHED_PROJECTION = "fit_dense"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
 
 
@@ -57,10 +74,13 @@ class Distilled:
 def distill(
     store: str | Path | Store,
     *,
-    student: str,
+    student: str | nn.Module,
     method: Method,
     out: str | Path,
     overrides: Overrides | None = None,
+    prune_to: PruneTo | None = None,
+    prune_share: float = DEFAULT_PRUNE_SHARE,
+    tokenizer: str | None = None,
     seed: int = 0,
     precision: TrainPrecision = "fp32",
     projection: Projection = "shared",
@@ -68,10 +88,15 @@ def distill(
     command: str | None = None,
     watch: Watch = unwatched,
 ) -> Distilled:
-    """Train `student` (a model folder or hub name) from `store` by `method` and save it in `out`.
+    """Train `student` (a model folder, a hub name or any torch module) from `store` by `method` and save it in `out`.
 
-    Goes on from the last checkpoint in `out`. Raises StoreError where the store lacks what the method requires,
-    ModelError where the student does not fit the store, OptionError for options that make no sense.
+    A module is what `classifiers.run_model` can call. It is trained in place (to go on after a stop, build it anew), and of
+    one that is no Hugging Face model the weights alone are saved. Its words are the store's, or those of `tokenizer` (a
+    folder or hub name). With `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first
+    phase. Goes on from the last checkpoint in `out`.
+
+    Raises StoreError where the store lacks what the method requires, ModelError where the student does not fit the store,
+    OptionError for options that make no sense.
     """
     out = Path(out)
     refuse_existing_model(out)
@@ -79,14 +104,44 @@ def distill(
     plan = store.plan
     task = Task.from_json(plan.task)
     check_requirements(store, method)
-    model, tokenizer = load_student(student, store, seed=seed)
+    model, own = load_student(student, store, tokenizer=tokenizer, seed=seed)
+    name = student if isinstance(student, str) else type(student).__name__
+    reading = reading_options(model, own, store)
+    dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
+    _check_rows(model, name, dev.values())
     uses_hidden = any(phase.uses_hidden for phase in method.phases)
-    student_layers, stored_layers = match_layers(plan, int(model.config.num_hidden_layers)) if uses_hidden else ((), ())
-    rows = rows_from_store(store, "train", layers=stored_layers, watch=watch)
-    dev = {split: rows_from_store(store, split) for split in plan.splits if split != "train"}
+    shape = shape_of(model, *telling_rows(dev["validation"]), hidden=uses_hidden)
+    if shape.outputs != len(plan.teacher["labels"]):
+        raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
+    student_layers: tuple[int, ...] = ()
+    stored_layers: tuple[int, ...] = ()
+    if uses_hidden:
+        if shape.layers is None:
+            raise ModelError(
+                f"{name} gives no hidden states, which the method learns: return (logits, hidden_states), or choose kd"
+            )
+        student_layers, stored_layers = match_layers(plan, shape.layers)
+    rows = rows_from_store(store, "train", layers=stored_layers, **reading, watch=watch)
+    if reading:
+        _tell_alignment(rows, name)
+    _check_rows(model, name, [rows])
     settings = phase_settings(method, task.recipe, len(rows), overrides or Overrides())
+    pruning = None
+    if prune_to is not None:
+        model = as_pruned_bert(model, name)
+        pruning = GradualPruning(model, prune_to, prune_share, name)
+        pruning.check_steps(settings[0].steps)
     set_seed(seed)  # for the projection's weights
-    learner = Learner(model, layers=student_layers, width=plan.hidden_size, per_layer=projection == "per-layer")
+    learner = Learner(
+        model,
+        layers=student_layers,
+        own=shape.width,
+        width=plan.hidden_size,
+        per_layer=projection == "per-layer",
+        pruning=pruning,
+    )
+    if learner.projection is not None and isinstance(student, str):
+        take_published_projection(learner.projection, student)
     results = train(
         learner,
         rows,
@@ -109,10 +164,31 @@ def distill(
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
     )
-    result = asdict(distilled) | {"method": repr(method), "student": student, "seed": seed, "precision": precision}
-    save_model(model, tokenizer, out, card=_card(distilled, store, method, student, command), result=result)
+    result = asdict(distilled) | {"method": repr(method), "student": name, "seed": seed, "precision": precision}
+    saved = own or tokenizer_from_files(store.tokenizer_files())
+    if pruning is not None:
+        result |= {"pruning": repr(pruning)}
+    save_model(model, saved, out, card=_card(distilled, store, method, name, command, model), result=result)
     forget_checkpoint(out)
     return distilled
+
+
+def _check_rows(model: Any, name: str, splits: Iterable[TrainingRows]) -> None:
+    longest = max(int(rows.n_tokens.max()) for rows in splits)
+    check_length(model, name, longest, advice="choose a student with more, or extract again with --max-length {}")
+
+
+def _tell_alignment(rows: TrainingRows, name: str) -> None:
+    """Say what another tokenizer costs."""
+    said = f"{name} has another tokenizer than the teacher: it reads the kept text anew"
+    if rows.hidden is not None:
+        share = rows.hidden.aligned
+        if share == 0:
+            raise ModelError(
+                f"{name} has another tokenizer, and not one kept token of the teacher is one of its own: choose --method kd"
+            )
+        said += f"; {100 * share:.0f} % of the kept tokens are tokens of its own, whose hidden states teach it"
+    log.warning(said)
 
 
 def check_requirements(store: Store, method: Method) -> None:
@@ -124,25 +200,42 @@ def check_requirements(store: Store, method: Method) -> None:
         raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {name} needs: {advice}")
 
 
-def load_student(student: str, store: Store, *, seed: int) -> tuple[Any, Any]:
-    """A student in float32 with as many outputs as the teacher, and the store's tokenizer.
+def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | None = None, seed: int) -> tuple[Any, Any]:
+    """A student in float32 with as many outputs as the teacher, and its own tokenizer; None where it comes with none.
 
-    Raises ModelError for another tokenizer or vocabulary, or too few positions. The seed decides a new head's weights.
+    Raises ModelError for a vocabulary smaller than its tokenizer. The seed decides a new head's weights.
     """
     plan = store.plan
-    tokenizer = tokenizer_from_files(store.tokenizer_files())
+    if not isinstance(student, str):
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ModelError(f"{type(student).__name__} has no parameter that can be trained")
+        return student.float(), None if tokenizer is None else load_tokenizer(tokenizer)
     set_seed(seed)
     model, _ = load_classifier(student, num_labels=len(plan.teacher["labels"]), ignore_mismatched_sizes=True)
-    if has_tokenizer(student):
-        check_tokenizer(student, store)
-    vocabulary = int(model.config.vocab_size)
-    if vocabulary < plan.tokenizer["vocabulary"]:
+    named = tokenizer or (student if has_tokenizer(student) else None)
+    own = None if named is None else load_tokenizer(named)
+    vocabulary, words = int(model.config.vocab_size), plan.tokenizer["vocabulary"] if own is None else len(own)
+    if vocabulary < words:
         raise ModelError(
-            f"{student} has a vocabulary of {vocabulary} words, the store's tokenizer {plan.tokenizer['vocabulary']}:"
+            f"{student} has a vocabulary of {vocabulary} words, {'the store' if own is None else 'its'} tokenizer {words}:"
             " choose a student with the teacher's tokenizer"
         )
-    check_length(model, student, max(split.longest for split in plan.splits.values()))
-    return model, tokenizer
+    return model, own
+
+
+def take_published_projection(projection: nn.ModuleList, student: str) -> None:
+    """Start from the projection that a checkpoint brings along, if it is of this shape: TinyBERT's is `fit_dense`."""
+    file = cached_file(student, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return
+    with safe_open(file, "pt") as tensors:
+        names = {name: f"{PUBLISHED_PROJECTION}.{name}" for name in ("weight", "bias")}
+        if not set(names.values()) <= set(tensors.keys()):
+            return
+        published = {name: tensors.get_tensor(key).float() for name, key in names.items()}
+    for linear in projection:
+        if all(published[name].shape == tensor.shape for name, tensor in linear.state_dict().items()):
+            linear.load_state_dict(published)
 
 
 def has_tokenizer(student: str) -> bool:
@@ -217,7 +310,7 @@ def _per_phase(option: str, given: Sequence[Any] | None, recipe: list[Any]) -> l
     return values
 
 
-def _card(distilled: Distilled, store: Store, method: Method, student: str, command: str | None) -> str:
+def _card(distilled: Distilled, store: Store, method: Method, student: str, command: str | None, model: Any) -> str:
     """The student's model card: what it learnt from, how, and how well."""
     plan = store.plan
     scores = "\n".join(
@@ -226,11 +319,14 @@ def _card(distilled: Distilled, store: Store, method: Method, student: str, comm
         for metric, value in scored.score.items()
     )
     phases = "\n".join(f"- {phase.name}: {phase.steps} steps, {phase.seconds:.0f} s" for phase in distilled.phases)
+    library, loading = "library_name: transformers\npipeline_tag: text-classification\n", ""
+    if isinstance(model, PrunedBertForSequenceClassification):
+        loading = PRUNED_CARD
+    elif not isinstance(model, PreTrainedModel):
+        library, loading = "", MODULE_CARD.format(name=student)
     how = f"\n```\n{command}\n```\n" if command else ""
     return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [distillation, hskstore]
+{library}tags: [distillation, hskstore]
 ---
 
 # A student distilled from a hidden-state store
@@ -242,10 +338,11 @@ It was trained by hskstore without its teacher, from the store with the digest
 - teacher: {plan.teacher["model_type"]}, {plan.teacher["layers"]} layers, {plan.teacher["hidden_size"]} wide;
   sha256 of its weights `{plan.teacher["sha256"]}`
 - kept of its hidden states: depth, length, width = {plan.keep}, {plan.strategy.values}
-- student at the start: {student}; {distilled.parameters:,} parameters
+- student at the start: {student}
+- parameters at the end: {distilled.parameters:,}
 - method: `{method!r}`
 {phases}
-{how}
+{loading}{how}
 | split | metric | score | standard error |
 |---|---|---|---|
 {scores}

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
 from hskstore.checkpoint import Checkpoint, RunState, written
-from hskstore.classifiers import choose_device, model_inputs
+from hskstore.classifiers import choose_device, run_model
 from hskstore.config import DEFAULT_WARMUP, TrainPrecision
 from hskstore.errors import ModelError
 from hskstore.loader import TrainingRows, epoch_batches
 from hskstore.methods import Method, Phase
+from hskstore.pruning import GradualPruning
 from hskstore.watch import Watch, unwatched
 
 WEIGHT_DECAY = 0.01
@@ -81,31 +82,37 @@ class PhaseResult:
 
 
 class Learner(nn.Module):
-    """A student with the projection that training needs and export drops.
+    """A student with what its training needs and export drops: the projection, and the pruning if it gets narrower.
 
     `layers` are the student layers whose hidden states are learnt, lowest first; the projection is one Linear with bias
-    shared by all of them, or one per layer, where the teacher's width differs; None where it is the same.
+    shared by all of them, or one per layer, from the student's width `own` to the teacher's `width`; None where they are
+    the same.
     """
 
-    def __init__(self, student: Any, *, layers: Sequence[int] = (), width: int | None = None, per_layer: bool = False) -> None:
+    def __init__(
+        self,
+        student: Any,
+        *,
+        layers: Sequence[int] = (),
+        own: int | None = None,
+        width: int | None = None,
+        per_layer: bool = False,
+        pruning: GradualPruning | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.layers = tuple(layers)
-        own = int(student.config.hidden_size)
+        self.pruning = pruning
         self.projection: nn.ModuleList | None = None
-        if layers and width is not None and width != own:
+        if layers and own is not None and width is not None and width != own:
             self.projection = nn.ModuleList(nn.Linear(own, width) for _ in range(len(layers) if per_layer else 1))
 
     def forward(self, batch: Batch, *, hidden: bool = False) -> StudentOutput:
-        output = self.student(
-            **model_inputs(self.student, batch.input_ids, batch.token_type_ids, batch.attention_mask),
-            output_hidden_states=hidden,
-        )
-        logits = output.logits.float()
-        if not hidden or batch.hidden is None:
-            return StudentOutput(logits, None)
+        output = run_model(self.student, batch.input_ids, batch.token_type_ids, batch.attention_mask, hidden=hidden)
+        if output.hidden_states is None or batch.hidden is None:
+            return StudentOutput(output.logits, None)
         states = [output.hidden_states[layer] for layer in self.layers]
-        return StudentOutput(logits, self.project(states, batch.hidden))
+        return StudentOutput(output.logits, self.project(states, batch.hidden))
 
     def project(self, states: Sequence[Tensor], targets: HiddenTargets) -> Tensor:
         """Each layer's states [batch, token, width] at the kept positions, in the teacher's width: float32."""
@@ -134,6 +141,7 @@ def train(
 ) -> list[PhaseResult]:
     """Train in place, phase after phase, and leave the best weights of the last phase in `learner`.
 
+    A student that gets narrower (`learner.pruning`) does so in the first phase.
     `key` names the data (the store's digest) and orders the batches; `score` is the dev score, asked for at the end of
     each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint after every epoch and on Ctrl-C, and are
     resumed from; the caller removes them with `forget_checkpoint` once the student is saved. Raises OptionError where a
@@ -152,10 +160,14 @@ def train(
         "method": repr(method),
         "phases": [asdict(phase) for phase in phases],
         "student": _weights_sha256(learner),
+        "inputs": hashlib.sha256(rows.input_ids.tobytes()).hexdigest(),
+        "pruning": repr(learner.pruning),
     }
     checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     learner.to(accelerator.device)
+    if state.cuts:
+        _cut(learner, state.cuts)  # into shape; the weights are the checkpoint's
     if state.step or state.phase:
         checkpoint.restore_weights(learner)
     log = _open_log(out / "log")
@@ -164,6 +176,7 @@ def train(
             if number < state.phase:
                 continue
             set_seed(seed + number)
+            accelerator.free_memory()  # or it would keep the phase before's moments
             optimizer = _optimizer(learner, run.lr)
             model, prepared = accelerator.prepare(learner, optimizer)
             if state.step:
@@ -171,6 +184,13 @@ def train(
             began = time.monotonic() - state.seconds
             model.train()
             for step, batch_rows, epoch_ends in _steps(rows, run, key, seed, start=state.step):
+                due = _cuts_before(learner, number, step, run.steps)
+                if due > state.cuts:
+                    _cut(learner, due)
+                    state.cuts = due
+                    accelerator.free_memory()
+                    optimizer = _optimizer(learner, run.lr)  # its moments belong to weights that are gone
+                    model, prepared = accelerator.prepare(learner, optimizer)
                 rate = run.rate_at(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -181,6 +201,8 @@ def train(
                 loss = sum_terms(terms, run.phase.weights)
                 _check_loss(loss, run.phase, step)
                 accelerator.backward(loss)
+                if learner.pruning is not None and due < learner.pruning.cuts:
+                    learner.pruning.importance.note(learner.student)
                 accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
                 prepared.step()
                 prepared.zero_grad(set_to_none=True)
@@ -192,7 +214,7 @@ def train(
                 note = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 watch(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, note)
                 last = state.step == run.steps
-                if (epoch_ends or last) and run.phase.predicts and score is not None:
+                if (epoch_ends or last) and run.phase.predicts and score is not None and _has_its_shape(learner, due):
                     _note_score(score(learner), state, checkpoint, learner, log, run.phase)
                     model.train()
                 if not last and (epoch_ends or interrupted()):
@@ -203,7 +225,7 @@ def train(
                 checkpoint.restore_best(learner)
             means = {name: sum(each[name] for each in state.recent) / len(state.recent) for name in state.recent[0]}
             result = PhaseResult(run.phase.name, run.steps, round(state.seconds, 3), means, state.scores, state.best)
-            state = RunState(state.settings, phase=number + 1, done=[*state.done, asdict(result)])
+            state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, asdict(result)])
             checkpoint.write(state, learner, optimizer)
             if interrupted():
                 raise KeyboardInterrupt
@@ -211,6 +233,23 @@ def train(
         with written(out / "log"):
             log.close()
     return [PhaseResult(**done) for done in state.done]
+
+
+def _cuts_before(learner: Learner, phase: int, step: int, steps: int) -> int:
+    """Cuts that a student must have had before a step."""
+    if learner.pruning is None:
+        return 0
+    return learner.pruning.cuts if phase else learner.pruning.cuts_before(step, steps)
+
+
+def _cut(learner: Learner, cuts: int) -> None:
+    assert learner.pruning is not None
+    learner.pruning.cut(learner.student, cuts)
+
+
+def _has_its_shape(learner: Learner, cuts: int) -> bool:
+    """Whether a student is as narrow as it is to be: what is wider is not what was asked for, however good."""
+    return learner.pruning is None or cuts == learner.pruning.cuts
 
 
 @contextmanager

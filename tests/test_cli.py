@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from hskstore.store import open_store
 from hskstore.store.schema import with_check
@@ -167,6 +167,30 @@ def other_tokenizer(world: Path, folder: Path) -> Path:
     return folder
 
 
+def wordless(world: Path, folder: Path) -> Path:
+    make_bert().save_pretrained(folder)
+    return folder
+
+
+def short(world: Path, folder: Path) -> Path:
+    config = make_bert(layers=2).config
+    config.max_position_embeddings = 8
+    save_folder(BertForSequenceClassification(config), folder)
+    return folder
+
+
+def exported(world: Path, folder: Path) -> Path:
+    make_bert().config.save_pretrained(folder)
+    (folder / "model.onnx").write_bytes(b"no model")
+    return folder
+
+
+def pickled(world: Path, folder: Path) -> Path:
+    make_bert().config.save_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    return folder
+
+
 def small_vocabulary(world: Path, folder: Path) -> Path:
     shutil.copytree(world / "student", folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -211,7 +235,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["finetune", "{world}/blank", "{world}/data", "--task", "sst9", "--out", "{new}"], "unknown task"),
     (["finetune", "{world}/blank", "{world}/data", "--text", "sentence", "--label", "stars", "--out", "{new}"], "stars"),
     (["finetune", "{world}/blank", "{world}/data", "--text", "sentence", "--out", "{new}"], "gold labels"),
-    (["finetune", "{world}/none", "{world}/data", "--task", "sst2", "--out", "{new}"], "no tokenizer"),
+    (["finetune", "{world}/none", "{world}/data", "--task", "sst2", "--out", "{new}"], "no model could be loaded"),
     (["finetune", "{world}/blank", "{world}/data", "--task", "sst2", "--out", "{new}", "--lr", "-1"], "--lr"),
     (
         ["finetune", "{world}/blank", "{world}/data", "--task", "sst2", "--out", "{new}", "--max-length", "999"],
@@ -234,7 +258,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["distill", "{world}/nowhere", *DISTILL[2:]], "no such folder"),
     (["distill", "{unsealed}", *DISTILL[2:]], "not sealed: 3 of 3 units"),
     (["distill", "{damaged}", *DISTILL[2:]], "is damaged"),
-    (["distill", "{store}", "--student", "{other_tokenizer}", "--out", "{new}"], "another tokenizer"),
+    (["distill", "{store}", "--student", "{other_tokenizer}", "--out", "{new}"], "extract with --keep-offsets"),
     (["distill", "{store}", "--student", "{small_vocabulary}", "--out", "{new}"], "vocabulary of 10"),
     (["distill", "{world}/stores/dall-lall-wall", "--student", "{deep}", "--out", "{new}"], "extract with --student-layers 3"),
     (["distill", "{store}", "--student", "{truncated}", "--out", "{new}"], "no model could be loaded"),
@@ -264,14 +288,37 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["show", "foo://bar"], "foo://bar"),
     (["student", "new", "bert-huge", "--vocab-from", "{world}/blank", "--out", "{new}"], "bert-tiny"),
     (["student", "slice", "{world}/hidden-teacher", "--layers", "2,5", "--out", "{new}"], "layers 1 to 4"),
-    (["student", "slice", "{world}/hidden-teacher", "--layers", "two", "--out", "{new}"], "2,4,6"),
+    (["student", "slice", "{world}/hidden-teacher", "--layers", "two", "--out", "{new}"], "bottom:3 or every:2"),
+    (["student", "new", "--layers", "2", "--heads", "2", "--ffn", "8", "--out", "{new}"], "or give all of --layers"),
+    (["student", "new", "bert-tiny", "--layers", "2", "--out", "{new}"], "name a PRESET, or"),
+    (
+        ["student", "prune", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--heads", "9", "--out", "{new}"],
+        "1 to 4",
+    ),
+    (["student", "export", "{world}/hidden-teacher", "--out", "{new}"], "pass --onnx"),
+    (["student", "export", "{world}/headless", "--onnx", "--out", "{new}"], "no trained classification head"),
+    (["student", "show", "{world}/nowhere"], "nowhere"),
+    (["student", "show", "{pickled}"], "hskstore reads no pickles"),
+    (["student", "show", "{exported}"], "is an export to ONNX"),
+    (["distill", "{store}", "--student", "{exported}", "--out", "{new}"], "is an export to ONNX"),
+    (["eval", "{exported}", "{world}/data", "--task", "sst2"], "model.onnx is damaged"),
+    (["distill", "{store}", "--student", "{short}", "--out", "{new}"], "positions for 8 tokens; a row has 15: choose a student"),
+    (["student", "slice", "{wordless}", "--layers", "1", "--out", "{new}"], "has no tokenizer"),
+    (["student", "new", "bert-tiny", "--vocab-from", "{wordless}", "--out", "{new}"], "has no tokenizer"),
+    (["eval", "{wordless}", "{world}/data", "--task", "sst2"], "has no tokenizer"),
+    (["student", "new", "bert-tiny", "--vocab-from", "{world}/blank", "--seed", "99999999999", "--out", "{new}"], "--seed"),
+    ([*DISTILL, "--prune-to", "2,8," + "9" * 5000], "HEADS,FFN,RANK"),
+    (["student", "show", "{world}/student", "--teacher", "{world}/data"], "no model could be loaded"),
+    ([*DISTILL, "--prune-to", "2,8"], "HEADS,FFN,RANK"),
+    ([*DISTILL, "--prune-to", "9,8,4"], "9 heads to keep"),
+    ([*DISTILL, "--prune-share", "0.5"], "goes with --prune-to"),
 ]
 
 
 @pytest.fixture(scope="module")
 def places(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("places")
-    makers = (other_tokenizer, small_vocabulary, deep, truncated, unsealed, damaged)
+    makers = (other_tokenizer, wordless, short, exported, pickled, small_vocabulary, deep, truncated, unsealed, damaged)
     made = {maker.__name__: maker(world, folder / maker.__name__) for maker in makers}
     make_bert().bert.save_pretrained(world / "headless")
     make_tokenizer().save_pretrained(world / "headless")

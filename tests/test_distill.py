@@ -1,20 +1,28 @@
 """Students learn from stores of every kind: scores, pairs, no labels, two dev sets, other depths and widths."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Distilled, Overrides, distill, match_layers, phase_settings
-from hskstore.errors import OptionError, StoreError
+from hskstore.distill import Distilled, Overrides, distill, match_layers, phase_settings, take_published_projection
+from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import evaluate
 from hskstore.extract import extract
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
 from hskstore.store import Store, open_store
 from hskstore.tasks import get_task
-from tests.conftest import make_bert, save_folder, sentences
+from hskstore.tokenizers import tokenizer_sha256
+from hskstore.trainer import Learner
+from tests.conftest import hsk, make_bert, save_folder, sentences, write_tsv
+from tests.test_offsets import byte_level
 
 
 def csv(path: Path, rows: int, seed: int, label: Any) -> str:
@@ -127,3 +135,82 @@ def test_the_teachers_folder_is_not_needed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "teacher")
     (tmp_path / "data.csv").unlink()
     assert run(store, tmp_path, Mud()).scores["validation"].rows == 16
+
+
+# --- with another tokenizer
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    write_tsv(folder / "train.tsv", 90, seed=1)
+    write_tsv(folder / "dev.tsv", 20, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_text(teacher_folder: str, words: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    options: dict[str, Any] = {"keeps": [Keep(1, 4, 0.25)], "strategies": [Strategy(2)], "task": "sst2", "keep_offsets": True}
+    (made,) = extract(teacher_folder, str(words), out=tmp_path_factory.mktemp("stores"), **options)
+    return open_store(made.root)
+
+
+def test_a_student_of_another_tokenizer_learns_and_is_scored(
+    with_text: Store, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_level(trim=True)
+    student = make_bert(layers=2, hidden=16, seed=1)
+    student.resize_token_embeddings(len(tokenizer))
+    save_folder(student, tmp_path / "student", tokenizer)
+    root = with_text.root
+    options = ["--student", tmp_path / "student", "--max-steps", 4]
+    assert hsk("distill", root, *options, "--out", tmp_path / "run") == 0
+    told = capsys.readouterr()
+    assert "has another tokenizer than the teacher" in told.err and "% of the kept tokens are tokens of its own" in told.err
+    assert hsk("distill", root, *options, "--method", "kd", "--out", tmp_path / "kd") == 0
+    assert "reads the kept text anew" in (err := capsys.readouterr().err) and "kept tokens" not in err
+    saved = PreTrainedTokenizerFast.from_pretrained(tmp_path / "run")
+    assert tokenizer_sha256(saved) == tokenizer_sha256(tokenizer), "a student keeps its own words"
+    on_store = evaluate(str(tmp_path / "run"), root, latency=False)
+    assert on_store.score == json.loads((tmp_path / "run/metrics.json").read_text())["scores"]["validation"]["score"]
+    assert on_store.score == evaluate(str(tmp_path / "run"), str(words), task="sst2", latency=False).score
+
+
+def test_a_student_without_one_token_of_the_teachers_is_refused(with_text: Store, tmp_path: Path) -> None:
+    raw = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "[PAD]": 1, "word": 2}, unk_token="[UNK]")
+    )  # a row is one token, and none is special
+    raw.pre_tokenizer = pre_tokenizers.Split("a text that no row has", "isolated")
+    alien = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64)
+    save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student", alien)
+    with pytest.raises(ModelError, match="not one kept token of the teacher is one of its own: choose --method kd"):
+        distill(with_text, student=str(tmp_path / "student"), method=Mud(), out=tmp_path / "run")
+
+
+# --- a published student
+
+
+def test_a_published_projection_is_where_training_starts(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
+    """TinyBERT's checkpoints bring `fit_dense`, the projection to their teacher's width, along."""
+    published = {"fit_dense.weight": torch.full((32, 16), 0.25), "fit_dense.bias": torch.full((32,), -0.5)}
+    folder = Path(save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student"))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | published, folder / "model.safetensors", metadata={"format": "pt"})
+    for per_layer in (False, True):
+        projection = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), own=16, width=32, per_layer=per_layer).projection
+        assert projection is not None
+        take_published_projection(projection, str(folder))
+        for linear in projection:
+            assert torch.equal(linear.weight, published["fit_dense.weight"]) and torch.equal(
+                linear.bias, published["fit_dense.bias"]
+            )
+    other = Learner(make_bert(layers=2, hidden=16), layers=(1,), own=16, width=24).projection
+    assert other is not None
+    before = other[0].weight.detach().clone()
+    take_published_projection(other, str(folder))
+    assert torch.equal(other[0].weight, before), "it is for another teacher's width"
+    store = store_of(tmp_path, data_folder, task="sst2")
+    first = distill(store, student=str(folder), method=Mud(), out=tmp_path / "one", overrides=Overrides(max_steps=2))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    without = distill(store, student=str(folder), method=Mud(), out=tmp_path / "two", overrides=Overrides(max_steps=2))
+    assert first.phases[0].losses != without.phases[0].losses

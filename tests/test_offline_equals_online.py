@@ -41,7 +41,7 @@ def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
     layers, places = match_layers(store.plan, model.config.num_hidden_layers)
     rows = rows_from_store(store, "train", layers=places)
     torch.manual_seed(0)
-    learner = Learner(model, layers=layers, width=store.plan.hidden_size).eval()
+    learner = Learner(model, layers=layers, own=model.config.hidden_size, width=store.plan.hidden_size).eval()
     method = Mud()
     settings = phase_settings(
         method, get_task("sst2").recipe, len(rows), Overrides(epochs=[50], batch_size=[16], max_steps=STEPS)

@@ -45,7 +45,7 @@ def rows() -> TrainingRows:
 def learner(**options: Any) -> Learner:
     model = make_bert(layers=2, hidden=16, seed=4)
     torch.manual_seed(0)
-    return Learner(model, layers=(2,), width=24, **options)
+    return Learner(model, layers=(2,), own=16, width=24, **options)
 
 
 def settings(method: Any, steps: int = 10) -> list[PhaseSettings]:
@@ -97,7 +97,7 @@ def test_the_order_and_dropout_follow_the_seed(tmp_path: Path) -> None:
         ({"key": "cd" * 32}, "data"),
         ({"phases": settings(Mud(), 11)}, "phases"),
         ({"of": learner(per_layer=True)}, None),
-        ({"of": Learner(make_bert(layers=2, hidden=16, seed=9), layers=(2,), width=24)}, "student"),
+        ({"of": Learner(make_bert(layers=2, hidden=16, seed=9), layers=(2,), own=16, width=24)}, "student"),
     ],
 )
 def test_an_unfinished_run_is_not_taken_for_another(changed: dict[str, Any], named: str | None, tmp_path: Path) -> None:
@@ -172,15 +172,15 @@ def test_terms_are_weighed_and_added_and_a_wrong_name_is_an_error() -> None:
 
 def test_a_student_of_the_teachers_width_has_no_projection() -> None:
     model = make_bert(layers=2, hidden=16)
-    assert Learner(model, layers=(1, 2), width=16).projection is None
-    shared = Learner(model, layers=(1, 2), width=24).projection
-    per_layer = Learner(model, layers=(1, 2), width=24, per_layer=True).projection
+    assert Learner(model, layers=(1, 2), own=16, width=16).projection is None
+    shared = Learner(model, layers=(1, 2), own=16, width=24).projection
+    per_layer = Learner(model, layers=(1, 2), own=16, width=24, per_layer=True).projection
     assert shared is not None and per_layer is not None
     assert (len(shared), len(per_layer)) == (1, 2)
 
 
 def test_students_states_are_gathered_at_the_kept_positions() -> None:
-    mine = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), width=16)
+    mine = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), own=16, width=16)
     states = [torch.arange(2 * 5 * 16.0).view(2, 5, 16), torch.zeros(2, 5, 16)]
     position = torch.tensor([[[3, 0], [1, 4]]]).repeat(2, 1, 1)
     empty = torch.zeros(2, 2, 2, 16)

@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-student_app = typer.Typer(help="Make a student: from scratch, or out of a teacher's layers.", no_args_is_help=True)
+student_app = typer.Typer(
+    help="Students: from scratch, out of a teacher's layers, pruned; what they cost, and their export.", no_args_is_help=True
+)
 app.add_typer(student_app, name="student")
 
 app.command()(models.finetune)
@@ -32,6 +34,9 @@ app.command()(stores.push)
 app.command()(stores.pull)
 student_app.command("new")(models.student_new)
 student_app.command("slice")(models.student_slice)
+student_app.command("prune")(models.student_prune)
+student_app.command("show")(models.student_show)
+student_app.command("export")(models.student_export)
 app.command()(models.distill)
 app.command("eval")(models.evaluate)
 

@@ -9,6 +9,7 @@ import typer
 
 from hskstore import config
 from hskstore.cli.options import (
+    MOST_SEED,
     DataArg,
     DeviceOpt,
     JsonOpt,
@@ -73,30 +74,39 @@ def finetune(
 
 
 def student_new(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="tinybert-4l-312d, bert-mini, minilm-6l-384d, ...")],
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="PRESET", help="tinybert-4l-312d, bert-mini, rosita-6, ...; or give the four numbers."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Units of a vector: a multiple of --heads.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of each layer.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=1, help="Units between a layer's two dense parts.")] = None,
     vocab_from: Annotated[
-        str, typer.Option(help="Whose tokenizer: a model folder or hub name. It must be the teacher's.")
+        str, typer.Option(help="Whose tokenizer: a model folder or hub name, as a rule the teacher's.")
     ] = config.DEFAULT_VOCABULARY,
-    seed: Annotated[int, typer.Option(min=0, help="Decides its weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides its weights.")] = 0,
     as_json: JsonOpt = False,
 ) -> None:
-    """A smaller BERT from scratch, with the teacher's tokenizer."""
+    """A smaller BERT from scratch: a preset, or --layers --hidden --heads --ffn; --vocab-from names the teacher."""
     from hskstore import console
 
+    numbers = (layers, hidden, heads, ffn)
+    if (preset is None) == (None in numbers) or (preset is not None and any(numbers)):
+        raise OptionError("name a PRESET, or give all of --layers --hidden --heads --ffn")
     quiet_libraries()
-    from hskstore.students import new_student
+    from hskstore.students import Shape, new_student
 
-    result = new_student(preset, out, vocab_from=vocab_from, seed=seed)
-    if as_json:
-        console.print_json(result)
-        return
-    console.out.print(f"{out}: {preset}, {result.layers} layers, {result.parameters:,} parameters")
+    result = new_student(preset or Shape(*numbers), out, vocab_from=vocab_from, seed=seed)  # type: ignore[arg-type]
+    _print_student(console, result, preset or "from scratch", as_json)
 
 
 def student_slice(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Folder or hub name.")],
-    layers: Annotated[str, typer.Option(help="The teacher's layers to copy, from 1: 2,4,6.")],
+    layers: Annotated[
+        str, typer.Option(help="The teacher's layers to copy, from 1: 4,8,12, bottom:3 (1,2,3) or every:2 (2,4,6...).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
     as_json: JsonOpt = False,
 ) -> None:
@@ -104,13 +114,103 @@ def student_slice(
     from hskstore import console
 
     quiet_libraries()
-    from hskstore.students import parse_layers, slice_teacher
+    from hskstore.students import slice_teacher
 
-    result = slice_teacher(teacher, parse_layers(layers), out)
+    result = slice_teacher(teacher, layers, out)
+    _print_student(console, result, f"layers {layers} of {teacher}", as_json)
+
+
+def student_prune(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned BERT: folder or hub name.")],
+    data: DataArg,
+    out: Annotated[Path, typer.Option(help="Folder for the student.")],
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers to keep, from the bottom. Default: all.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads of each layer to keep. Default: all.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=1, help="FFN units of each layer to keep. Default: all.")] = None,
+    embedding_rank: Annotated[
+        int | None, typer.Option(min=1, help="Factorise the word embeddings to this rank. Default: leave them.")
+    ] = None,
+    task: TaskOpt = None,
+    text: TextOpt = None,
+    label: LabelOpt = None,
+    max_length: MaxLengthOpt = None,
+    device: DeviceOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """A student made of what matters most of TEACHER (ROSITA), by one pass over DATA's train split and its gold labels."""
+    from hskstore import console
+
+    quiet_libraries()
+    from hskstore.students import prune_teacher
+
+    with console.bars() as watch:
+        result = prune_teacher(
+            teacher,
+            data,
+            out=out,
+            layers=layers,
+            to=config.PruneTo(heads, ffn, embedding_rank),
+            task=task,
+            text=text or (),
+            label=label,
+            max_length=max_length,
+            device=device,
+            watch=watch,
+        )
+    _print_student(console, result, f"pruned from {teacher}", as_json)
+
+
+def student_show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A student: folder or hub name.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Beside this teacher: folder, hub name, or a store made with it (its shape is kept).")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """A student's parameters by part, FLOPs a token and CPU latency at lengths 32 and 128, beside its teacher's."""
+    from hskstore import console
+
+    quiet_libraries()
+    from hskstore.anatomy import describe_model, describe_teacher
+
+    result = [describe_model(model), *([describe_teacher(teacher)] if teacher else [])]
+    if as_json:
+        console.print_json(result)
+    else:
+        console.print_anatomy(result)
+
+
+def student_export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A trained student: folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.onnx, the tokenizer and the config.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="The format; there is no other.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in 8 bits: a quarter of the bytes.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Export a trained student to ONNX: onnxruntime runs it without hskstore, torch or transformers. hsk eval scores it."""
+    from hskstore import console
+
+    if not onnx:
+        raise OptionError("pass --onnx: it is the one format there is")
+    quiet_libraries()
+    from hskstore.onnx import export_onnx
+
+    result = export_onnx(model, out, int8=int8)
     if as_json:
         console.print_json(result)
         return
-    console.out.print(f"{out}: layers {layers} of {teacher}, {result.parameters:,} parameters")
+    what = "int8" if result.int8 else "float32"
+    console.out.print(
+        f"{result.folder}/model.onnx: {what}, {console.size(result.bytes)}; its logits differ from torch's by"
+        f" {result.difference:.2g} at most"
+    )
+
+
+def _print_student(console: Any, student: Any, origin: str, as_json: bool) -> None:
+    if as_json:
+        console.print_json(student)
+    else:
+        console.out.print(f"{student.folder}: {origin}, {student.layers} layers, {student.parameters:,} parameters")
 
 
 def distill(
@@ -140,6 +240,10 @@ def distill(
     projection: Annotated[
         config.Projection | None, typer.Option(help="One for all layers or one each, if widths differ (mud). Default: shared.")
     ] = None,
+    prune_to: Annotated[
+        str | None, typer.Option(help="HEADS,FFN,RANK: a BERT gets so narrow while it learns, a head at a time (ROSITA).")
+    ] = None,
+    prune_share: Annotated[float | None, typer.Option(help="Share of the first phase over which it does. Default: 0.5.")] = None,
     seed: TrainSeedOpt = 0,
     precision: Annotated[config.TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
     device: DeviceOpt = None,
@@ -157,6 +261,8 @@ def distill(
     chosen = make_method(method, {name: value for name, value in options.items() if value is not None})
     if projection is not None and method != "mud":
         raise OptionError(f"--projection: the method {method} learns no hidden states; only mud has one")
+    if prune_share is not None and prune_to is None:
+        raise OptionError("--prune-share goes with --prune-to")
     overrides = Overrides(
         epochs=_numbers("--epochs", epochs, int),
         lr=_numbers("--lr", lr, float),
@@ -171,6 +277,8 @@ def distill(
             method=chosen,
             out=out,
             overrides=overrides,
+            prune_to=None if prune_to is None else config.PruneTo.parse(prune_to),
+            prune_share=config.DEFAULT_PRUNE_SHARE if prune_share is None else prune_share,
             seed=seed,
             precision=precision,
             projection=projection or "shared",
@@ -189,7 +297,7 @@ def distill(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier: folder or hub name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier: folder (of torch or ONNX) or hub name.")],
     source: Annotated[str, typer.Argument(metavar="DATA|STORE", help="A data set, or a store (its validation split).")],
     task: TaskOpt = None,
     text: TextOpt = None,

@@ -1,6 +1,7 @@
-"""Where a student comes from: layers copied out of a teacher, or a smaller architecture from scratch."""
+"""Where a student comes from: a smaller architecture from scratch, layers copied out of a teacher, a pruned teacher."""
 
-from hskstore.students.presets import PRESETS, new_student
+from hskstore.students.presets import PRESETS, Shape, new_student
+from hskstore.students.prune import prune_teacher
 from hskstore.students.slice import parse_layers, slice_teacher
 
-__all__ = ["PRESETS", "new_student", "parse_layers", "slice_teacher"]
+__all__ = ["PRESETS", "Shape", "new_student", "parse_layers", "prune_teacher", "slice_teacher"]

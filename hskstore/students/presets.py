@@ -1,7 +1,8 @@
-"""Smaller BERTs from scratch, by the names people use."""
+"""Smaller BERTs from scratch, by the names people use or by their numbers."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -9,15 +10,23 @@ from transformers import BertConfig, BertForSequenceClassification
 from hskstore.config import DEFAULT_VOCABULARY
 from hskstore.errors import OptionError
 from hskstore.export import NewStudent, refuse_existing_model, save_model
+from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
 from hskstore.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)
 class Shape:
+    """A BERT's layers, units of a vector, heads and FFN units of each layer.
+
+    `head_size` (None: hidden / heads) and `embedding_rank` (None: one table) are those of a PrunedBert.
+    """
+
     layers: int
     hidden: int
     heads: int
     ffn: int
+    head_size: int | None = None
+    embedding_rank: int | None = None
 
 
 PRESETS: dict[str, Shape] = {
@@ -34,22 +43,30 @@ PRESETS: dict[str, Shape] = {
     "bert-6l-768d": Shape(6, 768, 12, 3072),
     # Wang et al. (2020), MiniLM
     "minilm-6l-384d": Shape(6, 384, 12, 1536),
+    # Liu et al. (2021), ROSITA, in the shape of the second student of Marginal Utility Diminishes
+    "rosita-6": Shape(6, 768, 2, 768, head_size=64, embedding_rank=128),
 }
 
 
-def new_student(preset: str, out: Path, *, vocab_from: str = DEFAULT_VOCABULARY, seed: int = 0) -> NewStudent:
-    """A randomly initialised student with the tokenizer of `vocab_from`.
+def new_student(shape: Shape | str, out: Path, *, vocab_from: str = DEFAULT_VOCABULARY, seed: int = 0) -> NewStudent:
+    """A randomly initialised student, of a preset's name or a shape, with the tokenizer of `vocab_from`.
 
-    Raises OptionError for an unknown preset, ModelError where the tokenizer cannot be loaded.
+    Raises OptionError for an unknown preset or a shape that is none, ModelError where the tokenizer cannot be loaded.
     """
-    if preset not in PRESETS:
-        raise OptionError(f"unknown preset {preset}: choose one of {', '.join(PRESETS)}")
     refuse_existing_model(out)
+    if isinstance(shape, str):
+        if shape not in PRESETS:
+            raise OptionError(f"unknown preset {shape}: choose one of {', '.join(PRESETS)}")
+        shape = PRESETS[shape]
+    if min(number for number in astuple(shape) if number is not None) < 1:
+        raise OptionError("--layers, --hidden, --heads and --ffn must be at least 1")
+    if shape.head_size is None and shape.hidden % shape.heads:
+        raise OptionError(f"--hidden {shape.hidden} --heads {shape.heads}: the width must be a multiple of the heads")
     tokenizer = load_tokenizer(vocab_from)
-    shape = PRESETS[preset]
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(
-        BertConfig(
+    try:
+        model = _model(
+            shape,
             vocab_size=len(tokenizer),
             num_hidden_layers=shape.layers,
             hidden_size=shape.hidden,
@@ -57,6 +74,15 @@ def new_student(preset: str, out: Path, *, vocab_from: str = DEFAULT_VOCABULARY,
             intermediate_size=shape.ffn,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )
+    except (RuntimeError, TypeError, MemoryError) as error:  # what torch says of numbers beyond all memory
+        cause = str(error).strip().partition("\n")[0]
+        raise OptionError(f"a student of {shape} cannot be built ({cause})") from None
     save_model(model, tokenizer, out)
     return NewStudent(str(out), shape.layers, int(model.num_parameters()))
+
+
+def _model(shape: Shape, **fields: Any) -> Any:
+    if shape.head_size is None and shape.embedding_rank is None:
+        return BertForSequenceClassification(BertConfig(**fields))
+    config = PrunedBertConfig(head_size=shape.head_size, embedding_size=shape.embedding_rank, **fields)
+    return PrunedBertForSequenceClassification(config)
