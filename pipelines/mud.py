@@ -18,7 +18,7 @@ from hskstore.distill import Overrides, distill
 from hskstore.evaluate import evaluate
 from hskstore.extract import extract
 from hskstore.methods import Finetune, Kd, Method, Mud
-from hskstore.students import parse_layers, slice_teacher
+from hskstore.students import slice_teacher
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the result as JSON")
     options = parser.parse_args()
 
-    layers = parse_layers(options.student_layers)
+    layers = tuple(int(layer) for layer in options.student_layers.split(","))
     student = options.work / "student"
     if not (student / "config.json").exists():
         slice_teacher(options.teacher, layers, student)
