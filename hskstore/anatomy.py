@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from hskstore.classifiers import load_classifier, model_inputs, usable_positions
+from hskstore.classifiers import hugging_face_config, load_classifier, model_inputs, usable_positions
 from hskstore.errors import ModelError, StoreError
 from hskstore.evaluate import cpu_latency, is_store
 from hskstore.loader import TrainingRows
@@ -93,7 +93,7 @@ def describe_module(module: nn.Module, name: str) -> Anatomy:
 def _describe(module: nn.Module, name: str) -> Anatomy:
     """The same for a module on the CPU, or on the meta device, where it has no latency."""
     module.eval()
-    config = getattr(module, "config", None)
+    config = hugging_face_config(module)
     positions = usable_positions(module)
     words = _word_table(module, name)
     rows = {length: _random_rows(words, length) for length in LENGTHS if positions is None or length <= positions}

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from hskstore import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 from hskstore.errors import ModelError, OptionError
+from hskstore.export import ONNX_FILE
 
 CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
-ONNX_FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -40,7 +40,7 @@ def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
 
     Raises ModelError where it cannot be loaded, or where its weights lack a part of its own encoder.
     """
-    if (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors")):
+    if is_onnx(name):
         raise ModelError(f"{name} is an export to ONNX: hsk eval scores it, but it can be neither trained nor exported again")
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -56,6 +56,11 @@ def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
     if encoder:
         raise ModelError(f"{name}: its weights lack {len(encoder)} tensors of its own encoder, such as {encoder[0]}")
     return model, not missing
+
+
+def is_onnx(name: str) -> bool:
+    """Whether a folder holds an export to ONNX, and no weights beside it."""
+    return (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors"))
 
 
 def label_names(model: Any) -> tuple[str, ...]:
@@ -145,11 +150,8 @@ def usable_positions(model: Any) -> int | None:
     config = hugging_face_config(model)
     if config is None:
         return None
-    told = getattr(model, "positions", None)  # an exported model's
-    if isinstance(told, int):
-        return told
     limit = getattr(config, "max_position_embeddings", None)
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    table = getattr(getattr(getattr(model, "base_model", None), "embeddings", None), "position_embeddings", None)
     offset = getattr(table, "padding_idx", None)
     return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
 

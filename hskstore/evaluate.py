@@ -12,10 +12,10 @@ import torch
 
 from hskstore.batch import Batch
 from hskstore.classifiers import (
-    ONNX_FILE,
     check_length,
     choose_device,
     hugging_face_config,
+    is_onnx,
     label_names,
     load_classifier,
     run_model,
@@ -24,6 +24,7 @@ from hskstore.classifiers import (
 )
 from hskstore.data import label_ids, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
+from hskstore.export import ONNX_FILE
 from hskstore.loader import TrainingRows, rows_from_data, rows_from_store
 from hskstore.onnx import OnnxClassifier, load_onnx_classifier
 from hskstore.rows import tokenise
@@ -219,7 +220,7 @@ def evaluate(
 
 def _scored_model(name: str) -> Any:
     """A classifier with a trained head, of torch or ONNX. Raises ModelError."""
-    if (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors")):
+    if is_onnx(name):
         return load_onnx_classifier(name)
     classifier, trained = load_classifier(name)
     if not trained:

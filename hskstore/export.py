@@ -16,6 +16,7 @@ from hskstore.tokenizers import tokenizer_files
 
 RESULT = "metrics.json"
 WEIGHTS = "model.safetensors"
+ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class NewStudent:
 
 def refuse_existing_model(out: Path) -> None:
     """Raise OptionError where a finished model stands: nothing is overwritten."""
-    if any((out / name).exists() for name in ("config.json", WEIGHTS)):
+    if any((out / name).exists() for name in ("config.json", WEIGHTS, ONNX_FILE)):
         raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hskstore.classifiers import INPUTS, ONNX_FILE, accepted_inputs, label_names, load_classifier, usable_positions
+from hskstore.classifiers import INPUTS, accepted_inputs, label_names, load_classifier, usable_positions
 from hskstore.errors import HskError, ModelError, OptionError
-from hskstore.export import refuse_existing_model
+from hskstore.export import ONNX_FILE, refuse_existing_model
 from hskstore.tokenizers import load_tokenizer, tokenizer_files
 
 TOLERANCE = 1e-4
@@ -45,14 +45,14 @@ class Exported:
 class OnnxClassifier(torch.nn.Module):
     """A classifier that onnxruntime runs on the CPU, called as Hugging Face's are; with as many threads as torch has now.
 
-    `positions` is how many tokens a row may have; None where the model has no such limit. Its weights are no torch parameters.
+    Its weights are no torch parameters, and of positions its config counts those that a row may use.
     """
 
     def __init__(self, session: Any, config: Any) -> None:
         super().__init__()
         about = session.get_modelmeta().custom_metadata_map
         self.session, self.config = session, config
-        self.positions = int(about["positions"]) if "positions" in about else None
+        config.max_position_embeddings = int(about["positions"]) if "positions" in about else None
         self._parameters_in_file = int(about["parameters"])
         self._fed = {node.name for node in session.get_inputs()}
 
@@ -146,8 +146,6 @@ def export_onnx(model: str, out: Path, *, int8: bool = False) -> Exported:
     Raises ModelError for a model that has no trained head, cannot be exported or comes out different; OptionError.
     """
     _require("onnx", "onnxruntime", "onnxscript")
-    if (out / ONNX_FILE).exists():
-        raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
     refuse_existing_model(out)
     # Eager attention is plain matrix products and one mask, which become the smaller graph; the numbers are the same.
     classifier, trained = load_classifier(model, attn_implementation="eager")

@@ -19,6 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from bilstm import BiLstm
+from transformers import AutoConfig
 
 from hskstore.anatomy import describe_model, describe_module
 from hskstore.config import Keep, PruneTo, Strategy
@@ -126,8 +127,8 @@ def origins(options: argparse.Namespace, store: str) -> dict[str, Student]:
 
 def half_as_wide(teacher: str) -> PruneTo:
     """Half the teacher's heads and FFN units, and word embeddings of rank 128, as in the paper."""
-    config = json.loads((Path(teacher) / "config.json").read_text())
-    return PruneTo(config["num_attention_heads"] // 2, config["intermediate_size"] // 2, 128)
+    config = AutoConfig.from_pretrained(teacher)
+    return PruneTo(config.num_attention_heads // 2, config.intermediate_size // 2, 128)
 
 
 def learn(name: str, student: Student, method: str, seed: int, store: Store, options: argparse.Namespace) -> dict[str, Any]:

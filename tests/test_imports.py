@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "select": set(),
     "pruned_bert": set(),
     "pruning": {"pruned_bert"},
-    "classifiers": {"pruned_bert"},
+    "classifiers": {"export", "pruned_bert"},
     "teacher": {"tokenizers", "classifiers"},
     "methods": {"methods", "losses", "batch", "tasks"},
     "loader": {"store", "batch", "data", "rows"},
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "onnx": {"classifiers", "export", "tokenizers"},
     "trainer": {"batch", "checkpoint", "loader", "methods", "classifiers", "pruning"},
-    "evaluate": {"batch", "classifiers", "data", "loader", "onnx", "rows", "store", "tasks", "tokenizers", "trainer"},
+    "evaluate": {"batch", "classifiers", "data", "export", "loader", "onnx", "rows", "store", "tasks", "tokenizers", "trainer"},
     "anatomy": {"classifiers", "evaluate", "loader", "store"},
     "distill": {
         "checkpoint",

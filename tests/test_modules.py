@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import hskstore.distill
+from hskstore.anatomy import describe_module
 from hskstore.classifiers import accepted_inputs
 from hskstore.config import Keep, Strategy
 from hskstore.distill import Overrides, distill
@@ -123,9 +124,9 @@ def test_a_module_is_scored_on_data_by_the_tokenizer_it_is_given(
 
 
 class Configured(Bag):
-    """A module with a `config` of its own, which is no Hugging Face config and cannot be written to."""
+    """A module with a `config` of its own, which is no Hugging Face config."""
 
-    config = MappingProxyType({"num_labels": 7, "max_position_embeddings": 3})
+    config = SimpleNamespace(num_labels=7, max_position_embeddings=3, num_hidden_layers=9)
 
 
 def test_what_a_module_calls_config_is_its_own_business(store: Store, tmp_path: Path) -> None:
@@ -133,6 +134,8 @@ def test_what_a_module_calls_config_is_its_own_business(store: Store, tmp_path: 
     same = distill(store, student=Bag(OUTPUTS["pair"]), method=Mud(), out=tmp_path / "again", overrides=FEW)
     assert [phase.losses for phase in found.phases] == [phase.losses for phase in same.phases]
     assert evaluate(Configured(OUTPUTS["pair"]), store.root, latency=False).rows == 60
+    shown = describe_module(Configured(OUTPUTS["pair"]), "mine")
+    assert (shown.layers, shown.total_parameters) == (None, 950)
 
 
 def test_hidden_states_that_a_method_does_not_learn_may_be_of_any_width(store: Store, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_it_stands_in_for_the_model(exported: Export) -> None:
     assert {node.name for node in stand_in.session.get_inputs()} == accepted_inputs(model) <= accepted_inputs(stand_in)
     assert [node.name for node in stand_in.session.get_outputs()] == ["logits"]
     assert stand_in.num_parameters() == result.parameters == model.num_parameters()
-    assert stand_in.positions == usable_positions(model)
+    assert usable_positions(stand_in) == usable_positions(model)
     assert stand_in.config.id2label == model.config.id2label
     assert json.loads(stand_in.session.get_modelmeta().custom_metadata_map["labels"]) == list(model.config.id2label.values())
     assert stand_in.to("cpu").eval() is stand_in

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hskstore.batch import StudentOutput
-from hskstore.classifiers import check_length, choose_device, model_inputs, usual_length
+from hskstore.classifiers import check_length, choose_device, run_model, usual_length
 from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, OptionError
@@ -71,7 +71,7 @@ def measure_importance(
     done = 0
     for batch_rows in epoch_batches(rows.n_tokens, batch_size=FINETUNE_BATCH_SIZE, key=key, seed=0, epoch=0):
         batch = rows.batch(batch_rows, hidden=False).to(model.device)
-        output = model(**model_inputs(model, batch.input_ids, batch.token_type_ids, batch.attention_mask))
+        output = run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
         model.zero_grad()
         gold_terms(StudentOutput(output.logits, None), batch)["gold"].backward()  # type: ignore[no-untyped-call]
         importance.note(model)
