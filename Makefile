@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/hsk demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 faults: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults --faults benchmarks/results/faults_cpu_$(shell date +%F).md

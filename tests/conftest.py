@@ -4,7 +4,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers of several threads each would wait for one another's; before torch counts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import hashlib
 import itertools
 import logging
@@ -43,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason=f"needs the real data and models in {SHARED}"))
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made when they were loaded stays: every gc.collect(), as accelerate calls it, need not walk it again."""
+    gc.freeze()
 
 
 def hsk(*words: object) -> int:
