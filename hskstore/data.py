@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from hskstore.errors import DataError, OptionError
 from hskstore.sources import Part, Table, glue_task, listed, open_source, read_file
+from hskstore.spool import SLICE, ArrayFile, Column, blocks, spool_text
 from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
@@ -29,14 +32,19 @@ log = logging.getLogger(__name__)
 VALIDATION_SEED = 0
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")  # "1.0": an int column that had gaps, as pandas writes it
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_HIDDEN = ("", "-1", "-1.0")
+"""What stands for a label that is not given; the numbers are the hub's mark."""
 _GENERIC_LABEL = re.compile(r"LABEL_[0-9]+|[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One split of N rows: one or two columns of N strings; `label` [N], int64 ids or float32 scores (None: unlabelled)."""
+    """One split of N rows: one or two columns of N strings; `label` [N], int64 ids or float32 scores (None: unlabelled).
 
-    text: tuple[list[str], ...]
+    As `read_dataset` makes them, both lie on disk: slices of a column are lists, and `label` is read-only.
+    """
+
+    text: tuple[Sequence[str], ...]
     label: NDArray[Any] | None
 
     def __len__(self) -> int:
@@ -58,10 +66,17 @@ class Dataset:
         new_id = label_ids(self.task.labels, names)
         labels = tuple(self.task.labels[i] for i in np.argsort(new_id))
         splits = {
-            split: replace(examples, label=None if examples.label is None else new_id[examples.label])
+            split: replace(examples, label=None if examples.label is None else _looked_up(new_id, examples.label))
             for split, examples in self.splits.items()
         }
         return replace(self, task=replace(self.task, labels=labels), splits=splits)
+
+
+def _looked_up(new_id: NDArray[np.int64], label: NDArray[Any]) -> NDArray[np.int64]:
+    ids = ArrayFile(np.int64)
+    for start in range(0, len(label), SLICE):
+        ids.append(new_id[label[start : start + SLICE]])
+    return ids.done()
 
 
 def label_ids(own: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
@@ -138,11 +153,15 @@ def read_dataset(
         read["train"], read["validation"] = _divide(read["train"], share, parts["train"].where)
     order = [*splits, *(split for split in read if split not in splits and split == "validation_mismatched")]
     chosen = {split: read[split] for split in order}
-    empty = {split: sum(not any(map(str.strip, row)) for row in zip(*e.text, strict=True)) for split, e in chosen.items()}
+    empty = {split: _without_text(examples) for split, examples in chosen.items()}
     for split, count in empty.items():
         if count:
             log.warning("%d rows of %s have no text; they are kept", count, split)
     return Dataset(task=completed, splits=chosen, empty=empty)
+
+
+def _without_text(examples: Examples) -> int:
+    return sum(not any(map(str.strip, row)) for row in zip(*examples.text, strict=True))
 
 
 def _share(validation: str | None) -> float | None:
@@ -165,12 +184,22 @@ def _divide(train: Examples, share: float, where: str) -> tuple[Examples, Exampl
         raise DataError(f"{where}: {len(train)} rows are too few to take a share of {share} for validation: pass a file")
     taken = np.zeros(len(train), dtype=np.bool_)
     taken[np.random.default_rng(VALIDATION_SEED).permutation(len(train))[:n_taken]] = True
-    return _select(train, np.flatnonzero(~taken)), _select(train, np.flatnonzero(taken))
+    return _selected(train, ~taken), _selected(train, taken)
 
 
-def _select(examples: Examples, index: NDArray[np.intp]) -> Examples:
-    text = tuple([column[i] for i in index] for column in examples.text)
-    return Examples(text=text, label=None if examples.label is None else examples.label[index])
+def _selected(examples: Examples, wanted: NDArray[np.bool_]) -> Examples:
+    """The rows [N] that are wanted, in their order."""
+    label = None if examples.label is None else ArrayFile(examples.label.dtype)
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for start in range(0, len(examples), SLICE):
+            at = slice(start, start + SLICE)
+            if label is not None and examples.label is not None:
+                label.append(examples.label[at][wanted[at]])
+            yield from compress(zip(*(column[at] for column in examples.text), strict=True), wanted[at])
+
+    text = spool_text(rows(), len(examples.text))
+    return Examples(text, None if label is None else label.done())
 
 
 # --- labels
@@ -183,20 +212,21 @@ def _complete(known: Task | None, table: Table, text: Sequence[str], label: str 
     task = Task("custom", "classes", tuple(text), label, (), ("accuracy", "f1"), DEFAULT_MAX_LENGTH, DEFAULT_RECIPE)
     if label is None:
         return task
-    distinct = set(_label_names(table, label))
+    names = _label_names(table, label)
     if classes == ():
         return replace(task, kind="score", metrics=("spearman", "pearson"))
-    if classes and {name.casefold() for name in distinct} <= {name.casefold() for name in classes}:
+    folded = {name.casefold() for name in classes or ()}
+    if classes and all(name.casefold() in folded for name in _distinct(names)):
         return replace(task, labels=tuple(classes))
-    if classes and all(whole and int(whole[1]) in range(len(classes)) for whole in map(_WHOLE.fullmatch, distinct)):
+    if classes and all(whole and int(whole[1]) in range(len(classes)) for whole in map(_WHOLE.fullmatch, _distinct(names))):
         return replace(task, labels=tuple(map(str, range(len(classes)))))
     if label in table.classes:
         return replace(task, labels=table.classes[label])
-    if all(_INTEGER.fullmatch(name) for name in distinct):
-        return replace(task, labels=tuple(map(str, sorted({int(name) for name in distinct}))))
-    if all(_is_number(name) for name in distinct):
+    if all(_INTEGER.fullmatch(name) for name in _distinct(names)):
+        return replace(task, labels=tuple(map(str, sorted({int(name) for name in _distinct(names)}))))
+    if all(_is_number(name) for name in _distinct(names)):
         return replace(task, kind="score", metrics=("spearman", "pearson"))
-    return replace(task, labels=tuple(sorted(distinct)))
+    return replace(task, labels=tuple(sorted({*_distinct(names)})))
 
 
 def _is_number(name: str) -> bool:
@@ -228,18 +258,30 @@ def _present(table: Table, official: tuple[str, ...], raw: Any) -> tuple[str, ..
     return raw if raw and {*raw} <= {*table.columns} and not {*official} <= {*table.columns} else official
 
 
-def _label_names(table: Table, column: str, known: Sequence[str] = ()) -> list[str]:
+def _label_names(table: Table, column: str, known: Sequence[str] = ()) -> Column[str]:
     """The labels as strings, before they become ids. Raises DataError where one is missing."""
     values = table.values(column)
     classes = table.classes.get(column)
-    if classes is not None:
-        values = [None if value is None or value == -1 else classes[cast(int, value)] for value in values]
-    names = [_label_name(value) for value in values]
-    if {*names} <= {"", "-1", "-1.0"} and "-1" not in known:  # the hub's mark of a hidden label
+
+    def named(some: list[object]) -> list[str]:
+        if classes is not None:
+            some = [None if value is None or value == -1 else classes[cast(int, value)] for value in some]
+        return [_label_name(value) for value in some]
+
+    names = values.map(named)
+    if "-1" not in known and all(name in _HIDDEN for name in _distinct(names)):
         raise DataError(_no_labels(table))
-    if "" in names:
-        raise DataError(f"{table.where}, row {names.index('') + 1}: column {column!r} holds no label; remove such rows")
+    for start, block in blocks(names):
+        if "" in block:
+            row = start + block.index("") + 1
+            raise DataError(f"{table.where}, row {row}: column {column!r} holds no label; remove such rows")
     return names
+
+
+def _distinct(names: Column[str]) -> Iterator[str]:
+    """Every name, at most once a slice."""
+    for _, block in blocks(names):
+        yield from {*block}
 
 
 def _label_name(value: object) -> str:
@@ -250,23 +292,28 @@ def _no_labels(table: Table) -> str:
     return f"{table.where} has no labels (its columns are {listed(table.columns)}): score on validation instead"
 
 
-def _label_ids(table: Table, names: list[str], task: Task) -> NDArray[Any]:
+def _label_ids(table: Table, names: Column[str], task: Task) -> NDArray[Any]:
     """int64 ids [N], or float32 scores [N]."""
     low, high = _SCORE_RANGE.get(task.name, (-math.inf, math.inf))
-    value_of: dict[str, float | int | None] = {}
-    for name in {*names}:
-        if task.kind == "score":
-            score = float(name) if _is_number(name) else math.nan
-            value_of[name] = score if math.isfinite(score) and low <= score <= high else None
-        else:
-            value_of[name] = _class_id(name, task)
-    if None in value_of.values():
-        row = next(i for i, name in enumerate(names) if value_of[name] is None)
-        allowed = f"classes {', '.join(task.labels)}"
-        if task.kind == "score":
-            allowed = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
-        raise DataError(f"{table.where}, row {row + 1}: label {names[row]!r} does not fit; allowed: {allowed}")
-    return np.array([value_of[name] for name in names], dtype=np.float32 if task.kind == "score" else np.int64)
+
+    @lru_cache  # bounded: scores may all differ
+    def value(name: str) -> float | int | None:
+        if task.kind == "classes":
+            return _class_id(name, task)
+        score = float(name) if _is_number(name) else math.nan
+        return score if math.isfinite(score) and low <= score <= high else None
+
+    label = ArrayFile(np.float32 if task.kind == "score" else np.int64)
+    for start, block in blocks(names):
+        found = list(map(value, block))
+        if None in found:
+            at = found.index(None)
+            allowed = f"classes {', '.join(task.labels)}"
+            if task.kind == "score":
+                allowed = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+            raise DataError(f"{table.where}, row {start + at + 1}: label {block[at]!r} does not fit; allowed: {allowed}")
+        label.append(np.array(found))
+    return label.done()
 
 
 def _class_id(name: str, task: Task) -> int | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from hskstore.data import Examples
 from hskstore.errors import DataError, ModelError, OptionError
+from hskstore.spool import ArrayFile, open_array
 from hskstore.watch import Watch, unwatched
 
 _TOKENISE_BATCH = 4096
 _ALIGN_BATCH = 65536
+_BLOCK_ROWS = 16384
+_BLOCK_SIZE = 2**18
+"""Of rows that are moved or looked at together: the most rows, and the most tokens and bytes unless one row has more."""
+_INDEX = "rows.json"
 _MOST_KEYS = 2**62
 _WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
 """By code point; the last that is white space is the ideographic space, U+3000."""
@@ -37,6 +46,11 @@ class Text:
     bounds: NDArray[np.int64]
     n_bytes: NDArray[np.int32]
     offsets: NDArray[np.int32]
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a row, all columns together; 0 where there are no rows."""
+        return _longest(self.bounds)
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]]) -> Text:
@@ -71,7 +85,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Rows:
-    """One split of N rows, tokenised; ragged, so that a million rows stay small.
+    """One split of N rows, tokenised; ragged, so that a million rows stay small. The arrays may be mapped from files.
 
     `input_ids` [total] int32 and `token_type_ids` [total] uint8 hold row i at `offsets[i]:offsets[i + 1]`; `offsets` is
     [N + 1] int64; `label` [N] or None; `row_id` [N] int64 is the row's number, from 0, in the split it was made from; `text`
@@ -90,15 +104,39 @@ class Rows:
 
     @property
     def n_tokens(self) -> NDArray[np.int32]:
-        """[N], special tokens counted."""
+        """[N], special tokens counted. Of some rows of many: `slice(start, stop).n_tokens`."""
         return np.diff(self.offsets).astype(np.int32)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 where there are no rows."""
+        return _longest(self.offsets)
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """The rows from `start` to the one before `stop`, of which little is read before it is asked for."""
+        offsets = self.offsets[start : stop + 1]
+        tokens = slice(int(offsets[0]), int(offsets[-1]))
+        text = self.text
+        if text is not None:
+            bounds = text.bounds[start : stop + 1]
+            utf8 = text.utf8[bounds[0] : bounds[-1]]
+            text = Text(utf8, bounds - bounds[0], text.n_bytes[start:stop], text.offsets[tokens])
+        return Rows(
+            input_ids=self.input_ids[tokens],
+            token_type_ids=self.token_type_ids[tokens],
+            offsets=offsets - offsets[0],
+            label=None if self.label is None else self.label[start:stop],
+            row_id=self.row_id[start:stop],
+            text=text,
+        )
+
     def take(self, index: ArrayLike) -> Rows:
-        """The rows of these positions, in that order."""
+        """The rows of these positions, in that order, in memory; no other is read."""
         positions = np.asarray(index)
         assert positions.dtype != np.bool_, "a mask is no index: np.flatnonzero makes one"
         positions = positions.astype(np.int64)
-        offsets, token = _gather(self.offsets[:-1][positions], np.diff(self.offsets)[positions])
+        starts, ends = self.offsets[:-1][positions], self.offsets[1:][positions]
+        offsets, token = _gather(starts, ends - starts)
         text = self.text
         if text is not None:
             n_bytes = text.n_bytes[positions]
@@ -113,6 +151,26 @@ class Rows:
             text=text,
         )
 
+    def reordered(self, index: NDArray[np.int64], folder: Path | None = None) -> Rows:
+        """As `take`, but block by block, and into the files of `folder` if there is one."""
+        columns = None if self.text is None else self.text.n_bytes.shape[1]
+        growing = _GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
+        for start in range(0, len(index), _BLOCK_ROWS):
+            positions = index[start : start + _BLOCK_ROWS]
+            sizes = self.offsets[1:][positions] - self.offsets[:-1][positions]
+            if self.text is not None:
+                sizes = np.maximum(sizes, self.text.bounds[1:][positions] - self.text.bounds[:-1][positions])
+            for at in _runs(sizes, _BLOCK_SIZE):
+                growing.append(self.take(positions[at]))
+        return growing.done()
+
+    def blocks(self) -> Iterator[Rows]:
+        """All rows, some after the other, none in memory before it is asked for."""
+        for start in range(0, len(self), _BLOCK_ROWS):
+            sizes = np.diff(self.offsets[start : start + _BLOCK_ROWS + 1])
+            for at in _runs(sizes, _BLOCK_SIZE):
+                yield self.slice(start + at.start, start + at.stop)
+
     def padded(self, pad_token_id: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """`input_ids` and `token_type_ids` as [N, S], the rest `pad_token_id` and 0; S is the longest row's."""
         n_tokens = self.n_tokens
@@ -126,17 +184,120 @@ class Rows:
 
     def sha256(self) -> str:
         """Hex digest of all arrays with their names, dtypes and shapes."""
-        arrays: dict[str, NDArray[Any] | None] = {name: array for name, array in vars(self).items() if name != "text"}
-        if self.text is not None:
-            arrays |= {f"text.{name}": array for name, array in vars(self.text).items()}
         digest = hashlib.sha256()
-        for name, array in arrays.items():
+        for name, array in self.arrays().items():
             if array is None:
                 digest.update(f"{name} none\n".encode())
             else:
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(np.ascontiguousarray(array).reshape(-1).data)
         return digest.hexdigest()
+
+    def arrays(self) -> dict[str, NDArray[Any] | None]:
+        """All of them by name, those of the text as "text.utf8" and the like."""
+        arrays: dict[str, NDArray[Any] | None] = {name: array for name, array in vars(self).items() if name != "text"}
+        if self.text is not None:
+            arrays |= {f"text.{name}": array for name, array in vars(self.text).items()}
+        return arrays
+
+
+def _of_arrays(arrays: Mapping[str, NDArray[Any] | None]) -> Rows:
+    """The inverse of `Rows.arrays`."""
+    own = {name: array for name, array in arrays.items() if not name.startswith("text.")}
+    text = {name.removeprefix("text."): array for name, array in arrays.items() if name.startswith("text.")}
+    return Rows(**own, text=Text(**text) if text else None)  # type: ignore[arg-type]
+
+
+class _GrowingRows:
+    """Rows as they come, some after the other: in the files of a folder, else in memory."""
+
+    def __init__(self, folder: Path | None, label: np.dtype[Any] | None, text_columns: int | None) -> None:
+        """`label` is its dtype, if there are labels; `text_columns` how many there are, if the text is kept."""
+        kinds: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "input_ids": (np.int32, ()),
+            "token_type_ids": (np.uint8, ()),
+            "offsets": (np.int64, ()),
+            "label": (label, ()),
+            "row_id": (np.int64, ()),
+        }
+        if text_columns is not None:
+            kinds |= {
+                "text.utf8": (np.uint8, ()),
+                "text.bounds": (np.int64, ()),
+                "text.n_bytes": (np.int32, (text_columns,)),
+                "text.offsets": (np.int32, (2,)),
+            }
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._arrays = {
+            name: None if dtype is None else ArrayFile(dtype, shape, None if folder is None else folder / name)
+            for name, (dtype, shape) in kinds.items()
+        }
+        self._ends = {name: 0 for name in ("offsets", "text.bounds") if name in kinds}
+        for name in self._ends:
+            self._append(name, np.zeros(1, dtype=np.int64))
+
+    def append(self, rows: Rows) -> None:
+        for name, array in rows.arrays().items():
+            if array is None:
+                continue
+            if name in self._ends:
+                array = self._ends[name] + array[1:]
+                self._ends[name] = int(array[-1]) if len(array) else self._ends[name]
+            self._append(name, array)
+
+    def _append(self, name: str, array: NDArray[Any]) -> None:
+        file = self._arrays[name]
+        assert file is not None
+        file.append(array)
+
+    def done(self) -> Rows:
+        return _of_arrays({name: None if file is None else file.done() for name, file in self._arrays.items()})
+
+
+def save_index(rows: Mapping[str, Rows], folder: Path) -> None:
+    """Make the splits that lie in folders of their names below `folder` readable to `open_rows`."""
+    splits = {
+        split: {
+            name: None if array is None else {"dtype": array.dtype.str, "shape": array.shape}
+            for name, array in one.arrays().items()
+        }
+        for split, one in rows.items()
+    }
+    (folder / _INDEX).write_text(json.dumps(splits, indent=1))
+
+
+def open_rows(folder: Path) -> dict[str, Rows]:
+    """The splits that `save_index` described, mapped from the files of `folder`."""
+    splits: dict[str, dict[str, Any]] = json.loads((folder / _INDEX).read_text())
+    return {
+        split: _of_arrays(
+            {
+                name: None if kind is None else open_array(folder / split / name, kind["dtype"], tuple(kind["shape"]))
+                for name, kind in arrays.items()
+            }
+        )
+        for split, arrays in splits.items()
+    }
+
+
+def _longest(bounds: NDArray[np.int64]) -> int:
+    """The most between two neighbours."""
+    return max(
+        (int(np.diff(bounds[start : start + _BLOCK_ROWS + 1]).max(initial=0)) for start in range(0, len(bounds), _BLOCK_ROWS)),
+        default=0,
+    )
+
+
+def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Cut rows of these sizes into runs of at most `most` together, or of one row."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
 def _gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -153,12 +314,14 @@ def tokenise(
     offsets: bool = False,
     split: str = "rows",
     watch: Watch = unwatched,
+    folder: Path | None = None,
 ) -> Rows:
     """Token ids by a Hugging Face fast tokenizer, special tokens included, each row cut to `max_length`.
 
-    `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. Raises OptionError for a
-    `max_length` that the tokenizer cannot keep, ModelError if it pads or does not cut, and DataError for a row that has no
-    token at all, or characters that are none.
+    `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. The arrays are mapped from
+    files, of their names in `folder`, else without a name. Raises OptionError for a `max_length` that the tokenizer cannot
+    keep, ModelError if it pads or does not cut, and DataError for a row that has no token at all, for characters that are
+    none, and where there is no room for the files.
     """
     n_special = int(tokenizer.num_special_tokens_to_add(pair=len(examples.text) == 2))
     if not n_special < max_length <= tokenizer.model_max_length:
@@ -166,47 +329,58 @@ def tokenise(
             f"--max-length {max_length}: this tokenizer takes {n_special + 1} to {tokenizer.model_max_length} tokens"
         )
     n_rows = len(examples)
-    n_tokens = np.zeros(n_rows, dtype=np.int64)
-    input_ids: list[NDArray[np.int32]] = []
-    token_type_ids: list[NDArray[np.uint8]] = []
-    texts: list[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]] = []
+    growing = _GrowingRows(
+        folder, None if examples.label is None else examples.label.dtype, len(examples.text) if offsets else None
+    )
     # Explicit: a tokenizer.json may have padding and truncation of its own switched on.
     options = {"padding": False, "truncation": True, "max_length": max_length, "return_attention_mask": True}
     for start in range(0, n_rows, _TOKENISE_BATCH):
-        batch = [column[start : start + _TOKENISE_BATCH] for column in examples.text]
-        try:
-            encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
-        except (TypeError, UnicodeEncodeError):
-            _check_characters(batch, start)
-            raise
-        ids: list[list[int]] = encoded["input_ids"]
-        types: list[list[int]] | None = encoded.get("token_type_ids")
-        lengths = [len(row) for row in ids]
-        if max(lengths) > max_length or any(0 in mask for mask in encoded["attention_mask"]):
-            raise ModelError(
-                f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form"
+        batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
+        stop = start + len(batch[0])
+        with _no_garbage():
+            try:
+                encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
+            except (TypeError, UnicodeEncodeError):
+                _check_characters(batch, start)
+                raise
+            ids: list[list[int]] = encoded["input_ids"]
+            types: list[list[int]] | None = encoded.get("token_type_ids")
+            lengths = [len(row) for row in ids]
+            if max(lengths) > max_length or any(0 in mask for mask in encoded["attention_mask"]):
+                raise ModelError(
+                    f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form"
+                )
+            if 0 in lengths:
+                row = start + lengths.index(0) + 1
+                raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
+            total = sum(lengths)
+            rows = Rows(
+                input_ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total),
+                token_type_ids=(
+                    np.zeros(total, dtype=np.uint8)
+                    if types is None
+                    else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
+                ),
+                offsets=np.cumsum([0, *lengths]),
+                label=None if examples.label is None else examples.label[start:stop],
+                row_id=np.arange(start, stop),
+                text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,
             )
-        if 0 in lengths:
-            raise DataError(f"row {start + lengths.index(0) + 1} has no token, not even a special one: remove rows without text")
-        n_tokens[start : start + len(ids)] = lengths
-        total = sum(lengths)
-        input_ids.append(np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total))
-        token_type_ids.append(
-            np.zeros(total, dtype=np.uint8)
-            if types is None
-            else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
-        )
-        if offsets:
-            texts.append(_text(batch, np.array(lengths), encoded))
-        watch(f"tokenise {split}", start + len(ids), n_rows)
-    return Rows(
-        input_ids=np.concatenate([np.zeros(0, dtype=np.int32), *input_ids]),
-        token_type_ids=np.concatenate([np.zeros(0, dtype=np.uint8), *token_type_ids]),
-        offsets=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
-        label=examples.label,
-        row_id=np.arange(n_rows, dtype=np.int64),
-        text=Text.joined(texts) if texts else None,
-    )
+        growing.append(rows)
+        watch(f"tokenise {split}", stop, n_rows)
+    return growing.done()
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Put the collector of cycles off: it would look through each of the many lists that tokens come in, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _check_characters(batch: Sequence[list[str]], start: int) -> None:

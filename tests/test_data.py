@@ -72,7 +72,7 @@ def test_a_share_is_taken_out_of_train_and_always_the_same(tmp_path):
     splits = read_dataset(path, task="sst2", validation="0.1").splits
     train, validation = (splits[split].text[0] for split in ("train", "validation"))
     assert len(validation) == 5
-    assert sorted(train + validation, key=int) == [str(i) for i in range(50)]
+    assert sorted([*train, *validation], key=int) == [str(i) for i in range(50)]
     assert train == sorted(train, key=int)
     assert splits["validation"].label.tolist() == [int(v) % 2 for v in validation]
     alone = read_dataset(path, task="sst2", validation="0.1", splits=("validation",))

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as arrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
+from hskstore import sources
 from hskstore.data import read_dataset
 from hskstore.errors import DataError
 from tests.conftest import SHARED
@@ -116,10 +119,55 @@ def test_a_damaged_file_names_itself_and_the_place(tmp_path, name, content, mess
         one(write(tmp_path / name, content), text=["s"])
 
 
-def test_text_that_is_not_utf8_names_its_line(tmp_path):
-    (tmp_path / "a.tsv").write_bytes(b"s\ngood\nb\xff\n")
-    with pytest.raises(DataError, match=r"a\.tsv, line 3: not UTF-8"):
-        one(str(tmp_path / "a.tsv"), text=["s"])
+@pytest.mark.parametrize("block", [1, 4, 2**20])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.json", "a.tsv.gz"])
+def test_text_that_is_not_utf8_names_its_line(tmp_path, monkeypatch, name, block):
+    monkeypatch.setattr(sources, "_BLOCK", block)
+    content = b'{"s": "a"}\n{"s": "b"}\n"\xff"\n' if "json" in name else b"s\ngood\nb\xff\n"
+    content = b"[" + content if name == "a.json" else content
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=r"a\..*, line 3: not UTF-8"):
+        one(str(tmp_path / name), text=["s"])
+
+
+@pytest.mark.parametrize("block", [1, 3, 50])
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz", "a.csv", "a.jsonl", "a.json"])
+def test_a_file_reads_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, name, block):
+    monkeypatch.setattr(sources, "_BLOCK", block)
+    if name == "a.csv":
+        test_csv_knows_quotes_commas_line_breaks_and_long_texts(tmp_path)
+    else:
+        test_text_files_hand_over_the_strings_that_they_hold(tmp_path, name)
+
+
+def test_json_values_are_what_they_are_whatever_else_the_column_holds(tmp_path):
+    """Columns that come late, values of several types, integers that no array holds, half a character: only where it is read."""
+    rows = [{"s": "a", "odd": "\ud83d"}, {"s": None, "late": 2**70}, {"late": 0.5, "s": "b"}, {"s": "c", "late": True}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert one(path, text=["s", "late"]).splits["train"].text == (
+        ["a", "", "b", "c"],
+        ["", "1180591620717411303424", "0.5", "True"],
+    )
+    assert one(path, text=["odd"]).splits["train"].text == (["\ud83d", "", "", ""],)
+    with pytest.raises(DataError, match="row 1: column 'late' holds no label"):
+        one(path, text=["s"], label="late")
+
+
+def test_columns_of_parquet_are_read_whatever_their_type(tmp_path):
+    table = {
+        "kind": arrow.array(["x", "y", None]).dictionary_encode(),
+        "a.b": arrow.array([1.5, float("nan"), None]),
+        "s": arrow.array(["a", "b", "c"], arrow.large_string()),
+        "list": arrow.array([[1], [2], [3]]),
+    }
+    parquet.write_table(arrow.table(table), tmp_path / "a.parquet", row_group_size=1)
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    for name in ("a.parquet", "b.parquet.gz"):
+        path = str(tmp_path / name)
+        assert one(path, text=["s", "kind"]).splits["train"].text == (["a", "b", "c"], ["x", "y", ""])
+        assert one(path, text=["a.b"]).splits["train"].text == (["1.5", "nan", ""],)
+        with pytest.raises(DataError, match="row 1: column 'list' holds a list, not a text"):
+            one(path, text=["list"])
 
 
 def test_blank_lines_at_the_end_are_no_rows(tmp_path):
