@@ -20,6 +20,7 @@ Score: TypeAlias = Literal["probability", "raw"]
 Mask: TypeAlias = Literal["magnitude", "uniform", "random"]
 Values: TypeAlias = Literal["f16", "f32", "q8", "q4"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Engine: TypeAlias = Literal["inline", "procs", "static", "ray"]
 TrainPrecision: TypeAlias = Literal["fp32", "bf16"]
 Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
@@ -27,7 +28,9 @@ Projection: TypeAlias = Literal["shared", "per-layer"]
 MethodName: TypeAlias = Literal["mud", "kd", "finetune"]
 
 
-DEFAULT_BATCH_TOKENS = 8192
+DEFAULT_BATCH_TOKENS = 4096
+"""Padded tokens of a teacher's batch: the same on every device, because it decides a state's last bits."""
+
 DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 DEFAULT_WARMUP = 0.1
 """Share of a decaying phase's steps over which the rate rises; phases at a constant rate have no warm-up."""

@@ -24,5 +24,9 @@ class StoreError(HskError):
     """A store is missing, unsealed, damaged, full, or lacks what is asked of it."""
 
 
+class EngineError(HskError):
+    """Jobs, workers or a cluster failed; what was finished is kept."""
+
+
 class PlanError(StoreError):
     """The store at this place was planned for something else."""

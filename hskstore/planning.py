@@ -1,21 +1,100 @@
 """From a teacher and a data set to plans: what each store will hold, before the teacher runs."""
 
+import json
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
+import torch
 
-from hskstore.classifiers import check_length
-from hskstore.config import Keep, Strategy, resolve
-from hskstore.data import Dataset
+from hskstore.classifiers import check_length, usual_length
+from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, resolve
+from hskstore.data import Dataset, read_dataset
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
-from hskstore.rows import Rows, tokenise
+from hskstore.rows import Rows, save_index, tokenise
 from hskstore.store.plan import KeptText, Pass, Plan, Split, make_plan, stored_width
+from hskstore.store.schema import block_rows, canonical_json
 from hskstore.tasks import Kind
-from hskstore.teacher import Teacher
-from hskstore.tokenizers import tokenizer_sha256
+from hskstore.teacher import Teacher, load_teacher
+from hskstore.tokenizers import tokenizer_files, tokenizer_sha256
 from hskstore.watch import Watch, unwatched
+
+_UNORDERED = "train-unordered"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the teacher runs: the teacher, the rows as they will be stored, a plan per store by its folder."""
+
+    teacher: Teacher
+    rows: Mapping[str, Rows]
+    plans: Mapping[str, Plan]
+
+
+class PassOptions(TypedDict, total=False):
+    """What decides a store besides teacher, data and configuration; by these names options of `hsk extract` as well."""
+
+    task: str | None
+    text: Sequence[str]
+    label: str | None
+    validation: str | None
+    max_length: int | None
+    batch_tokens: int
+    precision: Precision
+    seed: int
+    keep_offsets: bool
+    """Keep the text too, and each token's place in it, for students of another tokenizer."""
+
+
+def prepare(
+    teacher: str,
+    data: str,
+    folder: Path,
+    *,
+    keeps: Sequence[Keep],
+    strategies: Sequence[Strategy],
+    device: torch.device,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    validation: str | None = None,
+    max_length: int | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    keep_offsets: bool = False,
+    watch: Watch = unwatched,
+) -> Prepared:
+    """Load the teacher, read and tokenise the data into `folder`, plan the stores: what `extract` does first.
+
+    Raises DataError, ModelError or OptionError.
+    """
+    if len({replace(strategy, student_layers=1) for strategy in strategies}) > 1:
+        raise OptionError("one pass has one strategy; only the student's layers may differ")
+    if device.type == "cpu" and not _has(precision):
+        log.warning("this processor has no %s of its own and emulates it slowly; fp32 will be faster", precision)
+    loaded = load_teacher(teacher, device=device, precision=precision)
+    classes = loaded.label_names if len(loaded.label_names) > 1 else ()
+    dataset = read_dataset(data, task=task, text=text, label=label, validation=validation, classes=classes)
+    dataset = fit_labels(dataset, loaded)
+    length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
+    run = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
+    rows = stored_rows(dataset, loaded, run, keep_offsets=keep_offsets, folder=folder, watch=watch)
+    return Prepared(loaded, rows, make_plans(keeps, strategies, run, dataset, loaded, rows))
+
+
+def _has(precision: Precision) -> bool:
+    """Whether this processor computes in a precision itself."""
+    if precision == "fp32":
+        return True
+    known = torch.ops.mkldnn
+    return bool(known._is_mkldnn_bf16_supported() if precision == "bf16" else known._is_mkldnn_fp16_supported())
 
 
 def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
@@ -34,16 +113,37 @@ def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
 
 
 def stored_rows(
-    dataset: Dataset, teacher: Teacher, run: Pass, *, keep_offsets: bool, watch: Watch = unwatched
+    dataset: Dataset,
+    teacher: Teacher,
+    run: Pass,
+    *,
+    keep_offsets: bool,
+    folder: Path | None = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Rows]:
-    """Every split tokenised, in stored order: train permuted once, so that a block is already a random sample."""
-    rows = {
-        name: tokenise(examples, teacher.tokenizer, run.max_length, offsets=keep_offsets, split=name, watch=watch)
-        for name, examples in dataset.splits.items()
-    }
-    check_length(teacher.model, teacher.name, max(int(split.n_tokens.max()) for split in rows.values()))
+    """Every split tokenised, in stored order: train permuted once, so that a block is already a random sample.
+
+    The rows are mapped from files: of `folder`, from where `open_rows` gives them to any other process, else without a name.
+    Raises DataError, ModelError or OptionError.
+    """
+    rows: dict[str, Rows] = {}
+    for name, examples in dataset.splits.items():
+        rows[name] = tokenise(
+            examples,
+            teacher.tokenizer,
+            run.max_length,
+            offsets=keep_offsets,
+            split=name,
+            watch=watch,
+            folder=folder and folder / (name if name != "train" else _UNORDERED),
+        )
+    check_length(teacher.model, teacher.name, max(split.longest for split in rows.values()))
     order = np.random.default_rng(run.seed).permutation(len(rows["train"]))
-    return {**rows, "train": rows["train"].take(order)}
+    rows["train"] = rows["train"].reordered(order, folder and folder / "train")
+    if folder is not None:
+        shutil.rmtree(folder / _UNORDERED)
+        save_index(rows, folder)
+    return rows
 
 
 def make_plans(
@@ -55,15 +155,24 @@ def make_plans(
     rows: Mapping[str, Rows],
 ) -> dict[str, Plan]:
     """One plan per store, by the store's folder. Several student depths get the depth in front: "s3-d1-l9-w0.1"."""
+    splits = {name: Split(len(split), len(split.input_ids), split.longest, split.sha256()) for name, split in rows.items()}
     plans: dict[str, Plan] = {}
     for strategy in dict.fromkeys(strategies):
         for keep in dict.fromkeys(keeps):
             name = keep.name if len(set(strategies)) == 1 else f"s{strategy.student_layers}-{keep.name}"
-            plans[name] = _plan(keep, strategy, run, dataset, teacher, rows)
+            plans[name] = _plan(keep, strategy, run, dataset, teacher, rows, splits)
     return plans
 
 
-def _plan(keep: Keep, strategy: Strategy, run: Pass, dataset: Dataset, teacher: Teacher, rows: Mapping[str, Rows]) -> Plan:
+def _plan(
+    keep: Keep,
+    strategy: Strategy,
+    run: Pass,
+    dataset: Dataset,
+    teacher: Teacher,
+    rows: Mapping[str, Rows],
+    splits: Mapping[str, Split],
+) -> Plan:
     top = default_top_layer(teacher.layers) if strategy.top_layer is None else strategy.top_layer
     if not 1 <= top <= teacher.layers:
         raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher.layers}")
@@ -73,10 +182,7 @@ def _plan(keep: Keep, strategy: Strategy, run: Pass, dataset: Dataset, teacher: 
         keep,
         replace(strategy, top_layer=top),
         run,
-        splits={
-            name: Split(len(split), len(split.input_ids), int(split.n_tokens.max()), split.sha256())
-            for name, split in rows.items()
-        },
+        splits=dict(splits),
         most_admitted=int(admitted_tokens(rows["train"], [] if strategy.ranks_separators else separators).max()),
         teacher={
             "sha256": teacher.sha256,
@@ -101,15 +207,15 @@ def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
     texts = {name: split.text for name, split in rows.items() if split.text is not None}
     if not texts:
         return None
-    most = {name: max(1, int(np.diff(text.bounds).max())) for name, text in texts.items()}
+    most = {name: max(1, text.most_bytes) for name, text in texts.items()}
     return KeptText(texts["train"].n_bytes.shape[1], most)
 
 
 def most_bytes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, int]:
     """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
     separators = [] if plan.strategy.ranks_separators else plan.tokenizer["separators"]
-    available = admitted_tokens(rows["train"], separators).tolist()
-    kept = sum(min(resolve(plan.keep.length, count), count) for count in available) * len(plan.pairs)
+    n_rows = enumerate(np.bincount(admitted_tokens(rows["train"], separators)).tolist())
+    kept = sum(n * min(resolve(plan.keep.length, count), count) for count, n in n_rows if n) * len(plan.pairs)
     values = plan.arrays["train/hidden/values"]
     vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
     vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
@@ -121,12 +227,25 @@ def most_bytes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, int]:
 
 
 def admitted_tokens(rows: Rows, separators: Sequence[int]) -> np.ndarray:
-    """Tokens of each row [N] that a rank may choose among."""
-    admitted = ~np.isin(rows.input_ids, separators)
-    return np.add.reduceat(admitted, rows.offsets[:-1], dtype=np.int64)
+    """Tokens of each row [N], int32, that a rank may choose among."""
+    found, end = np.empty(len(rows), dtype=np.int32), 0
+    for block in rows.blocks():
+        start, end = end, end + len(block)
+        found[start:end] = np.add.reduceat(~np.isin(block.input_ids, separators), block.offsets[:-1], dtype=np.int32)
+    return found
 
 
 def _separators(teacher: Teacher) -> list[int]:
     """Every separator id: BERT's [SEP]; RoBERTa's </s> is also its end of text."""
     tokenizer = teacher.tokenizer
     return sorted({token for token in (tokenizer.sep_token_id, tokenizer.eos_token_id) if token is not None})
+
+
+def store_files(teacher: Teacher) -> dict[str, bytes]:
+    """What travels beside the arrays: the tokenizer's files, and the teacher's config and hash (never its weights)."""
+    config = teacher.model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"):
+        config.pop(name, None)
+    document = {"sha256": teacher.sha256, "config": json.loads(json.dumps(config, default=str))}
+    files = {f"tokenizer/{name}": data for name, data in tokenizer_files(teacher.tokenizer).items()}
+    return {**files, "teacher.json": canonical_json(document)}

@@ -1,6 +1,7 @@
 """Sampled rows of a store through the teacher again: does it hold what this teacher says?"""
 
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 
@@ -8,17 +9,19 @@ from hskstore.classifiers import choose_device
 from hskstore.errors import ModelError
 from hskstore.rows import Rows
 from hskstore.store import Plan, Store, open_store
-from hskstore.store.schema import BLOCK_ROWS
 from hskstore.store.values import unpack_mask, unpack_values
 from hskstore.teacher import load_teacher
+from hskstore.teacher_pass import TeacherPass, blocks, length_batches
 from hskstore.watch import Watch, unwatched
-from hskstore.worker import batch_tensors, hidden_columns, length_batches
 
 TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 1e-1}
 """What two machines may differ by, relative to the largest number of the row, by the precision of the pass."""
 
 FEWEST_SAME = 0.5
 """Of a row's tokens, and of their units: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
+
+COMPARED = ("train/logits", "train/hidden/")
+"""The arrays that are the teacher's word; the others are its inputs."""
 
 QUANTISED_STEP = {"f16": 0.0, "f32": 0.0, "q8": 1 / 127, "q4": 1 / 7}
 
@@ -52,17 +55,13 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
         raise ModelError(f"{teacher} is not the teacher of {store.root}: its weights have another sha256 than the plan names")
     n_tokens = np.concatenate([store.read("train/n_tokens", unit) for unit in range(plan.splits["train"].units)])
     batches = _sample(plan, n_tokens, rows, seed)
-    layers = frozenset(pair.rank for pair in plan.pairs) if plan.strategy.rank.startswith("attention") else frozenset()
+    stored, ahead = tee(_stored(store, batch) for batch in batches)
     compared: list[_Compared] = []
-    for batch in batches:
-        stored = _stored(store, batch)
-        inputs = _inputs(stored, n_tokens[batch])
-        tensors = batch_tensors(inputs, plan.tokenizer["pad_token_id"])
-        features = loaded.forward(*tensors, rank_layers=layers, score=plan.strategy.score)
-        again = hidden_columns(plan, features, tensors[0], tensors[2], inputs.row_id)
-        again["train/logits"] = features.logits.cpu().numpy()
-        compared.append(_compare(plan, stored, again))
-        watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
+    with TeacherPass([plan], loaded) as passed:
+        inputs = (_inputs(columns, n_tokens[batch]) for columns, batch in zip(ahead, batches, strict=True))
+        for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
+            compared.append(_compare(plan, columns, {path: again[path] for path in again if path.startswith(COMPARED)}))
+            watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
     whole = _Compared(*(np.concatenate([getattr(one, name) for one in compared]) for name in _Compared.__annotations__))
     tolerance = TOLERANCE[plan.run.precision] + QUANTISED_STEP[plan.strategy.values]
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
@@ -95,9 +94,10 @@ def _sample(plan: Plan, n_tokens: np.ndarray, rows: int, seed: int) -> list[np.n
     """Whole batches of the pass, from blocks in random order, until they have enough rows."""
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
-    for block in rng.permutation(-(-len(n_tokens) // BLOCK_ROWS)):
-        inside = np.arange(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(n_tokens)))
-        batches = list(length_batches(n_tokens, inside, plan.run.batch_tokens))
+    cut = list(blocks(0, len(n_tokens), plan.run.block_rows))
+    for place in rng.permutation(len(cut)):
+        block = np.arange(cut[place].start, cut[place].stop)
+        batches = list(length_batches(n_tokens[block], block, plan.run.batch_tokens))
         for index in rng.permutation(len(batches)):
             if sum(map(len, found)) >= rows:
                 return found

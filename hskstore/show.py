@@ -1,7 +1,7 @@
 """What a store holds, in numbers and words: for `hsk show`."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hskstore.config import units_of_hsk
@@ -11,6 +11,8 @@ from hskstore.store.commit import MANIFEST, Receipt, receipts
 from hskstore.store.objects import place_of
 from hskstore.store.reader import read_plan
 from hskstore.tokenizers import tokenizer_from_files
+
+RECENT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class StoreDescription:
 
 @dataclass(frozen=True)
 class Progress:
-    """An unsealed store: units with receipts of all, and rows a second between the first and the last of them."""
+    """An unsealed store: units with receipts of all. `rows_per_second` is that of the last ten minutes before the newest receipt,
+    `workers` how many had a part in these, `newest` when it was written (UTC); None of a store without receipts."""
 
     root: str
     keep: str
@@ -43,6 +46,8 @@ class Progress:
     rows_done: int
     rows: int
     rows_per_second: float | None
+    workers: int
+    newest: str | None
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,23 @@ def describe_progress(root: str) -> Progress:
     place = place_of(root)
     plan = read_plan(place)
     done = receipts(place)
-    times = sorted(time for receipt in done.values() if (time := _finished(receipt)) is not None)
-    elapsed = (times[-1] - times[0]).total_seconds() if len(times) > 1 else 0.0
-    rows = sum(receipt.rows for receipt in done.values())
-    first = next(iter(done.values())).rows if done else 0
+    finished = sorted(
+        ((time, receipt) for receipt in done.values() if (time := _finished(receipt)) is not None), key=lambda pair: pair[0]
+    )
+    recent = [(time, receipt) for time, receipt in finished if finished[-1][0] - time <= RECENT]
+    elapsed = (recent[-1][0] - recent[0][0]).total_seconds() if recent else 0.0
+    # Of the first only the end is known: its rows were not done in this time.
+    rows = sum(receipt.rows for _, receipt in recent[1:])
     return Progress(
         root=root,
         keep=str(plan.keep),
         units_done=len(done),
         units=sum(split.units for split in plan.splits.values()),
-        rows_done=rows,
+        rows_done=sum(receipt.rows for receipt in done.values()),
         rows=sum(split.rows for split in plan.splits.values()),
-        rows_per_second=round((rows - first) / elapsed, 1) if elapsed else None,
+        rows_per_second=round(rows / elapsed, 1) if elapsed else None,
+        workers=len({receipt.attempt for _, receipt in recent}),
+        newest=finished[-1][0].isoformat(timespec="seconds") if finished else None,
     )
 
 

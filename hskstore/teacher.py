@@ -127,7 +127,7 @@ class Teacher:
         capture = _Capture(rank_layers, score)
         _active.capture = capture
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self.autocast():
                 output = self.model(**inputs, output_hidden_states=True, output_attentions=self.eager)
         finally:
             _active.capture = None
@@ -191,7 +191,8 @@ class Teacher:
         if len(features.hidden) != self.layers + 1:
             raise ModelError(f"{self.name}: the family {family} gives {len(features.hidden)} hidden states, not L + 1")
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """The context of the teacher's precision; entered around many batches, it casts each weight once."""
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 

@@ -6,16 +6,29 @@ import typer
 
 from hskstore import config
 from hskstore.cli.options import (
-    MOST_SEED,
+    KEEP,
+    BatchTokensOpt,
     DataArg,
     DeviceOpt,
     JsonOpt,
+    KeepOffsetsOpt,
     LabelOpt,
+    LayerMapOpt,
+    MaskOpt,
     MaxLengthOpt,
+    PassSeedOpt,
+    PrecisionOpt,
+    RankLayerOpt,
+    RankOpt,
+    ScoreOpt,
     StoreArg,
+    StudentLayersOpt,
     TaskOpt,
+    TeacherArg,
     TextOpt,
+    TopLayerOpt,
     ValidationOpt,
+    ValuesOpt,
     quiet_libraries,
     resumable,
 )
@@ -23,39 +36,37 @@ from hskstore.errors import OptionError
 
 
 def extract(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned classifier: folder or hub name.")],
+    teacher: TeacherArg,
     data: DataArg,
-    keep: Annotated[list[str], typer.Option(help="DEPTH,LENGTH,WIDTH: counts (9), fractions (0.1) or all. A store each.")],
-    student_layers: Annotated[list[int], typer.Option(help="Layers of the student to come. A store each.")],
+    keep: Annotated[list[str], KEEP],
+    student_layers: StudentLayersOpt,
     out: Annotated[str, typer.Option(help="Folder (or s3://, gs://, az:// URL) that will hold the stores.")],
     task: TaskOpt = None,
     text: TextOpt = None,
     label: LabelOpt = None,
     validation: ValidationOpt = None,
-    top_layer: Annotated[
-        int | None, typer.Option(help="L_top, the teacher layer of the student's last. Default: 10/12 L.")
-    ] = None,
-    layer_map: Annotated[
-        config.LayerMap, typer.Option(help="g: round (l L_top / L') or eq5 (the paper's Equation 5).")
-    ] = "round",
-    rank: Annotated[config.Rank, typer.Option(help="Tokens by attention, attention-with-sep, left or random.")] = "attention",
-    rank_layer: Annotated[
-        config.RankLayer, typer.Option(help="Attention of the aligned layer (L_top = last), or the same as g.")
-    ] = "aligned",
-    score: Annotated[config.Score, typer.Option(help="Attention probability, or raw score before softmax.")] = "probability",
-    mask: Annotated[config.Mask, typer.Option(help="Units by magnitude, uniform or random.")] = "magnitude",
-    values: Annotated[config.Values, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16",
+    top_layer: TopLayerOpt = None,
+    layer_map: LayerMapOpt = "round",
+    rank: RankOpt = "attention",
+    rank_layer: RankLayerOpt = "aligned",
+    score: ScoreOpt = "probability",
+    mask: MaskOpt = "magnitude",
+    values: ValuesOpt = "f16",
     max_length: MaxLengthOpt = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")] = config.DEFAULT_BATCH_TOKENS,
-    precision: Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")] = "fp32",
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides the order of rows, and random ranks and masks.")] = 0,
-    keep_offsets: Annotated[
-        bool,
-        typer.Option(
-            "--keep-offsets",
-            help="Keep the text and each token's characters, so that a student with another tokenizer can learn too.",
-        ),
-    ] = False,
+    batch_tokens: BatchTokensOpt = config.DEFAULT_BATCH_TOKENS,
+    precision: PrecisionOpt = "fp32",
+    seed: PassSeedOpt = 0,
+    keep_offsets: KeepOffsetsOpt = False,
+    engine: Annotated[
+        config.Engine,
+        typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
+    ] = "inline",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of procs and ray. Default: one per GPU, or one per core where there is none.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster: auto, host:port, ray://... Default: a Ray of this machine alone.")
+    ] = None,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -63,16 +74,9 @@ def extract(
     from hskstore import console
 
     keeps = [config.Keep.parse(each) for each in keep]
-    fields: dict[str, Any] = {
-        "top_layer": top_layer,
-        "layer_map": layer_map,
-        "rank": rank,
-        "rank_layer": rank_layer,
-        "score": score,
-        "mask": mask,
-        "values": values,
-    }
-    strategies = [config.Strategy(layers, **fields) for layers in student_layers]
+    strategies = [
+        config.Strategy(layers, top_layer, layer_map, rank, rank_layer, score, mask, values) for layers in student_layers
+    ]
     quiet_libraries()
     from hskstore.extract import extract as run
 
@@ -83,13 +87,16 @@ def extract(
             out=out,
             keeps=keeps,
             strategies=strategies,
+            engine=engine,
+            workers=workers,
+            address=address,
+            device=device,
             task=task,
             text=text or (),
             label=label,
             validation=validation,
             max_length=max_length,
             batch_tokens=batch_tokens,
-            device=device,
             precision=precision,
             seed=seed,
             keep_offsets=keep_offsets,
@@ -99,13 +106,7 @@ def extract(
     if as_json:
         console.print_json(result)
         return
-    table = console.grid("sealed store", "bytes", "digest")
-    for store in result:
-        table.add_row(store.root, console.size(store.bytes), store.digest[:16])
-    console.out.print(table)
-    for store in result:
-        if store.condemned not in (None, store.digest):
-            console.print_changed_digest(store.root, store.condemned, store.digest)
+    console.print_extracted(result)
 
 
 def show(

@@ -1,5 +1,8 @@
-"""Who runs the units. An engine is given jobs and a worker factory, never arrays."""
+"""Who runs the jobs: this process, several of this machine, several machines. Whoever it is, the store comes out the same."""
 
 from hskstore.engines.inline import run_inline
+from hskstore.engines.procs import run_procs
+from hskstore.engines.ray import require_ray, run_ray
+from hskstore.engines.static import Place, static_jobs, static_place
 
-__all__ = ["run_inline"]
+__all__ = ["Place", "require_ray", "run_inline", "run_procs", "run_ray", "static_jobs", "static_place"]

@@ -1,20 +1,36 @@
-"""Every job in this process, one after the other."""
+"""Every job in this process."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-JobT = TypeVar("JobT", contravariant=True)
-
-
-class Worker(Protocol[JobT]):
-    """Pure in (plans, data); its only effect is put. A job may be run twice: the second run is as good as the first."""
-
-    def run(self, job: JobT) -> None: ...
+from hskstore.engines.contract import JobT, OnRows, Recruit
+from hskstore.engines.ledger import Ledger, why_of
+from hskstore.errors import HskError
 
 
-def run_inline(jobs: Iterable[JobT], worker: Callable[[], AbstractContextManager[Worker[JobT]]]) -> None:
-    """Run every job on one worker, built here and closed at the end, also after an error."""
-    with worker() as hands:
-        for job in jobs:
-            hands.run(job)
+def run_inline(jobs: Iterable[JobT], recruit: Recruit[JobT], on_rows: OnRows) -> None:
+    """Run every job on one worker, made here and closed at the end, also after an error or Ctrl-C.
+
+    Raises the first HskError of a job, and EngineError where jobs were set aside.
+    """
+    ledger = Ledger(jobs)
+    with recruit(on_rows) as worker, ThreadPoolExecutor(worker.depth, "hsk-job") as pool:
+        under_way: dict[Future[None], JobT] = {}
+        try:
+            while True:
+                while len(under_way) < worker.depth and (job := ledger.take()) is not None:
+                    under_way[pool.submit(worker.run, job)] = job
+                if not under_way:
+                    break
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    job = under_way.pop(future)
+                    try:
+                        future.result()
+                    except HskError:
+                        raise
+                    except Exception as error:
+                        ledger.failed(job, why_of(error))
+        except BaseException:
+            worker.stop()
+            raise
+    ledger.close()

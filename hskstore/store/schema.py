@@ -14,7 +14,9 @@ import numpy as np
 
 FORMAT_VERSION = 1
 BLOCK_ROWS = 512
-"""Rows that are sorted by length and batched together; part of the format, because batches decide a state's last bits."""
+"""The least rows that are sorted by length and batched together; see `block_rows`."""
+
+MAX_BLOCK_ROWS = 2048
 
 MAX_UNIT_ROWS = 8192
 SHARD_BYTES = 64 * 2**20
@@ -93,6 +95,15 @@ class ArraySpec:
 def power_of_two_below(number: int) -> int:
     """The largest power of two that is at most `number`; 1 for anything smaller."""
     return 1 << (max(1, number).bit_length() - 1)
+
+
+def block_rows(rows: int) -> int:
+    """Rows that are sorted by length and batched together: a power of two from 512 to 2048, and about a quarter of the set.
+
+    Bigger blocks waste less on padding (SST-2 in batches of 4096 tokens: 58 % at 512 rows, 19 % at 2048), and an interrupted run
+    loses one at most. Part of the plan, because batches decide a state's last bits.
+    """
+    return min(MAX_BLOCK_ROWS, max(BLOCK_ROWS, power_of_two_below(rows // 4)))
 
 
 def unit_rows(bytes_per_row: int, rows: int) -> int:
