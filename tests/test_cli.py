@@ -230,6 +230,7 @@ def damaged(world: Path, folder: Path) -> Path:
 
 DISTILL = ["distill", "{store}", "--student", "{world}/student", "--out", "{new}", "--max-steps", "2"]
 EXTRACT = ["extract", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--student-layers", "2", "--out", "{new}"]
+PLAN = ["plan", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--student-layers", "2"]
 MISTAKES: list[tuple[list[str], str]] = [
     (["finetune", "{world}/blank", "{world}/nowhere", "--task", "sst2", "--out", "{new}"], "nowhere"),
     (["finetune", "{world}/blank", "{world}/data", "--task", "sst9", "--out", "{new}"], "unknown task"),
@@ -253,6 +254,19 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*EXTRACT, "--keep", "1,9,0.1", "--precison", "bf16"], "No such option"),
     (["extract", "{world}/headless", *EXTRACT[2:], "--keep", "1,9,0.1"], "no trained classification head"),
     (["extract", "{world}/three", *EXTRACT[2:], "--keep", "1,9,0.1"], "3 outputs"),
+    (PLAN, "give --keep (what will it cost?) or --budget"),
+    ([*PLAN, "--keep", "all", "--budget", "5MB"], "one of the two"),
+    ([*PLAN, "--budget", "5MX"], "expected a number of bytes above zero, such as 500MB"),
+    ([*PLAN, "--budget", "0"], "above zero"),
+    ([*PLAN, "--budget", "1kB", "--rate", "5"], "no configuration fits; the smallest, --keep 1,1,0.1"),
+    ([*PLAN, "--budget", "5MB", "--student-layers", "3"], "goes with one --student-layers"),
+    ([*PLAN, "--budget", "5MB", "--top-layer", "7"], "layers 1 to 4"),
+    ([*PLAN, "--keep", "1,9,0.1", "--rate", "0"], "rows a second are above zero"),
+    ([*PLAN, "--keep", "1,9,0.1", "--rate", "nan"], "rows a second are above zero"),
+    ([*PLAN, "--keep", "1,9,x"], "neither a count"),
+    ([*PLAN, "--keep", "1,9,0.1", "--rank", "atention"], "attention-with-sep"),
+    ([*PLAN, "--keep", "1,9,0.1", "--device", "banana"], "--device banana"),
+    (["plan", "{world}/headless", *PLAN[2:], "--keep", "1,9,0.1"], "no trained classification head"),
     (["distill", "{world}/data", *DISTILL[2:]], "is not a store"),
     (["distill", "{world}/stores", *DISTILL[2:]], "it holds the stores d1-l4-w0.25, dall-lall-wall"),
     (["distill", "{world}/nowhere", *DISTILL[2:]], "no such folder"),

@@ -10,6 +10,7 @@ import typer
 from hskstore import __version__
 from hskstore.cli import models, stores
 from hskstore.cli.options import JsonOpt, quiet_libraries
+from hskstore.cli.plan import plan
 from hskstore.errors import HskError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ student_app = typer.Typer(
 app.add_typer(student_app, name="student")
 
 app.command()(models.finetune)
+app.command()(plan)
 app.command()(stores.extract)
 app.command()(stores.show)
 app.command()(stores.verify)
