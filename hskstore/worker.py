@@ -124,9 +124,9 @@ class UnitWorker:
                 for batch, found in zip(batches, passed, strict=False):
                     for index, columns in zip(wanted, found, strict=True):
                         self._place(job.split, index, batch, columns, lacking, units)
+                    if self._teacher.device.type == "cpu":
+                        _give_back_memory()
                     yield len(batch)
-                if self._teacher.device.type == "cpu":
-                    _give_back_memory()
                 for index, unit in finished:
                     seconds = time.monotonic() - began
                     columns = units.pop((index, unit))
