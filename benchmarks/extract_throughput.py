@@ -1,9 +1,9 @@
 """What stage one costs beside the bare forward pass of its teacher, and beside the plain way of caching hidden states.
 
-    python benchmarks/extract_throughput.py ../shared/models/minilm-l6-sst2 --data ../shared/data/sst2_small --rows 2048 \
-        --plain 256 --out benchmarks/results/extract_throughput_minilm_cpu_DATE.md
+    python benchmarks/extract_throughput.py ../shared/models/minilm-l6-sst2 --data ../shared/data/sst2_small --rows 4096 \
+        --repeats 4 --plain 256 --out benchmarks/results/extract_throughput_minilm_cpu_DATE.md
     python benchmarks/extract_throughput.py bert-base --vocab-from ../shared/models/minilm-l6 --data ../shared/data/sst2_small \
-        --rows 512 --plain 64 --out benchmarks/results/extract_throughput_bertbase_cpu_DATE.md
+        --rows 512 --batch-tokens 1024 --plain 32 --out benchmarks/results/extract_throughput_bertbase_cpu_DATE.md
     python benchmarks/extract_throughput.py bert-base --vocab-from minilm-l6 --lengths mnli --rows 392702 --precision bf16 \
         --batch-tokens 16384 --repeats 1 --out benchmarks/results/extract_throughput_bertbase_h200_DATE.md
 
