@@ -1,23 +1,37 @@
 """What one training step sees: a batch of rows with what the store knows of them, and what the student made of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class HiddenTargets:
-    """The teacher's kept hidden states. `position` is 0 and everything else zero or False where `token_kept` is False.
+    """The teacher's kept hidden states, as few numbers as the store has of them.
 
-    `teacher` is zero where `width_kept` is False, and float32 however the store encodes it.
+    `values` are the kept units of each vector and `unit` says which they are, lowest first; None: all of `width`. Where
+    `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32.
     """
 
     position: Int[Tensor, "layer batch token"]
     token_kept: Bool[Tensor, "layer batch token"]
-    teacher: Float[Tensor, "layer batch token width"]
-    width_kept: Bool[Tensor, "layer batch token width"]
+    values: Float[Tensor, "layer batch token kept"]
+    unit: Int[Tensor, "layer batch token kept"] | None
+    width: int
+
+    def scattered(self) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
+        """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
+        values = self.values.float()
+        kept = self.token_kept[..., None].expand_as(values)
+        if self.unit is None:
+            return values, kept
+        empty = values.new_zeros((*values.shape[:-1], self.width))
+        unit = self.unit.long()
+        return empty.scatter(-1, unit, values), empty.bool().scatter(-1, unit, kept)
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,13 @@ class Batch:
     hidden: HiddenTargets | None
 
     def to(self, device: Any) -> "Batch":
-        """The same batch on another device."""
-        moved: Batch = _to(self, device)
+        """The same batch on another device; from pinned memory the copy runs beside what the device computes."""
+        moved: Batch = _each(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU copies from by itself."""
+        moved: Batch = _each(self, torch.Tensor.pin_memory)
         return moved
 
     def __len__(self) -> int:
@@ -48,10 +67,11 @@ class StudentOutput:
     hidden: Float[Tensor, "layer batch token width"] | None
 
 
-def _to(node: Any, device: Any) -> Any:
-    moved = {
-        field.name: _to(value, device) if isinstance(value, HiddenTargets) else value.to(device)
+def _each(node: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch, or the targets in it, with every tensor changed."""
+    changed = {
+        field.name: _each(value, change) if isinstance(value, HiddenTargets) else change(value)
         for field in fields(node)
-        if (value := getattr(node, field.name)) is not None
+        if isinstance(value := getattr(node, field.name), Tensor | HiddenTargets)
     }
-    return replace(node, **moved)
+    return replace(node, **changed)

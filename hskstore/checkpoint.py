@@ -25,6 +25,7 @@ class RunState:
     step: int = 0
     cuts: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     recent: list[dict[str, float]] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] | None = None
@@ -59,9 +60,6 @@ class Checkpoint:
         tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
         for index, parameter in enumerate(_parameters(optimizer)):
             tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer.state[parameter].items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
         fresh = self._folder.with_name("checkpoint.new")
         shutil.rmtree(fresh, ignore_errors=True)
         with written(fresh):
@@ -81,15 +79,12 @@ class Checkpoint:
         learner.load_state_dict({n.removeprefix("learner."): t for n, t in tensors.items() if n.startswith("learner.")})
 
     def restore_optimizer(self, optimizer: torch.optim.AdamW) -> None:
-        """The optimiser's state and the random state, where a phase goes on in its middle."""
+        """The optimiser's state, where a phase goes on in its middle."""
         tensors = load_file(self._folder / "tensors.safetensors")
         for index, parameter in enumerate(_parameters(optimizer)):
             prefix = f"optimizer.{index}."
             restored = {n.removeprefix(prefix): t.to(parameter.device) for n, t in tensors.items() if n.startswith(prefix)}
             optimizer.state[parameter] = restored
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
 
     def write_best(self, learner: nn.Module) -> None:
         with written(self._folder):

@@ -6,22 +6,23 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from hskstore.watch import Watch
+from hskstore.watch import Watch, unwatched
 
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.anatomy import Anatomy
     from hskstore.demo import DemoResult
+    from hskstore.distill import Distilled
     from hskstore.evaluate import Scored
     from hskstore.extract import ExtractedStore
     from hskstore.forecast import Affordable, Forecast
@@ -37,6 +38,17 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 QUIET_SECONDS = 2.0
 
 
+class NotedProgress(Progress):
+    """A bar with a line below it on how it goes."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(f"  {self.note}", no_wrap=True, overflow="ellipsis")
+
+
 class Bar:
     """Progress of something counted in rows, shown once it has taken two seconds: rows done, rows a second, time left."""
 
@@ -44,7 +56,7 @@ class Bar:
         self.title = title
         self._began = time.monotonic()
         self._first: int | None = None
-        self._shown: Progress | None = None
+        self._shown: NotedProgress | None = None
         self._task: Any = None
 
     def update(self, rows: int, total: int, note: str = "") -> None:
@@ -61,12 +73,13 @@ class Bar:
                 MofNCompleteColumn(),
                 TextColumn("rows, {task.fields[speed]}/s,"),
                 TimeRemainingColumn(),
-                TextColumn("left {task.fields[note]}"),
+                TextColumn("left"),
             )
-            self._shown = Progress(*columns, console=err)
+            self._shown = NotedProgress(*columns, console=err)
             self._shown.start()
-            self._task = self._shown.add_task(self.title, total=total, speed="?", note="")
-        self._shown.update(self._task, completed=rows, total=total, speed=f"{(rows - self._first) / elapsed:.0f}", note=note)
+            self._task = self._shown.add_task(self.title, total=total, speed="?")
+        self._shown.note = note
+        self._shown.update(self._task, completed=rows, total=total, speed=f"{(rows - self._first) / elapsed:.0f}")
 
     def close(self) -> None:
         if self._shown is not None:
@@ -74,8 +87,11 @@ class Bar:
 
 
 @contextmanager
-def bars() -> Iterator[Watch]:
+def bars(*, shown: bool = True) -> Iterator[Watch]:
     """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched."""
+    if not shown:
+        yield unwatched
+        return
     current: Bar | None = None
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
@@ -424,6 +440,21 @@ def _print_changed_digest(root: str, before: str, after: str) -> None:
     err.print(
         f"[yellow]warning:[/] {root} had the digest {before[:16]} and has {after[:16]} now: what was condemned was re-made with"
         " other last bits (another device, library or number of threads). Students made from it before name the old digest"
+    )
+
+
+ENDED = {"steps": "", "minutes": ", when its time was up", "patience": ", when its dev score no longer rose"}
+
+
+def print_distilled(result: Distilled) -> None:
+    """What a student learnt, and in what time."""
+    for phase in result.phases:
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in phase.losses.items())
+        out.print(f"{phase.name}: {phase.steps} steps in {phase.seconds:.0f} s{ENDED[phase.ended]}; {losses}")
+    print_scores(result.scores)
+    out.print(
+        f"{result.folder}: {result.parameters:,} parameters; from store {result.digest[:16]}, {result.precision},"
+        f" rows {'in memory' if result.loader == 'ram' else 'read in blocks'}"
     )
 
 

@@ -94,6 +94,7 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
         epochs=TEACHER_EPOCHS,
         lr=LEARNING_RATE,
         seed=SEED,
+        precision="fp32",
         watch=watch,
         **columns,
     )
@@ -132,6 +133,7 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
             out=folder / f"run{number}",
             overrides=overrides,
             seed=SEED,
+            precision="fp32",
             watch=watch,
         )
         found = evaluate(run.folder, str(corpus), splits=["test"], latency=False, **columns)

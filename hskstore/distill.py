@@ -1,8 +1,10 @@
 """Stage two: a student is trained from a store alone. No teacher, no data set, no hub."""
 
+import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +15,23 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
 from hskstore.checkpoint import forget_checkpoint
-from hskstore.classifiers import check_length, load_classifier, shape_of
-from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Projection, PruneTo, TrainPrecision
+from hskstore.classifiers import check_length, choose_device, load_classifier, shape_of
+from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, Projection, PruneTo, TrainPrecision
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import Scored, dev_score, parameters, reading_options, score_splits, telling_rows
 from hskstore.export import WEIGHTS, refuse_existing_model, save_model, set_labels
+from hskstore.feed import Source, first_rows, open_source, steps_per_epoch
 from hskstore.layers import layer_pairs
+from hskstore.learner import Learner
 from hskstore.loader import TrainingRows, rows_from_store
 from hskstore.methods import Method
+from hskstore.processes import is_main
 from hskstore.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.pruning import GradualPruning, as_pruned_bert
 from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import Recipe, Task
-from hskstore.tokenizers import load_tokenizer, tokenizer_from_files
-from hskstore.trainer import (
-    Learner,
-    PhaseResult,
-    PhaseSettings,
-    train,
-)
+from hskstore.tokenizers import load_tokenizer, tokenizer_from_files, tokenizer_sha256
+from hskstore.trainer import PhaseResult, PhaseSettings, resolve_precision, train
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,18 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "se
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a user sets apart from the task's recipe, one value per phase or one for all; None: the recipe's."""
+    """What a user sets apart from the task's recipe, one value per phase or one for all; None: the recipe's.
+
+    `max_steps` and `max_minutes` are of the whole run, shared among the phases in proportion to their steps; a decaying rate
+    decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends.
+    """
 
     epochs: Sequence[int] | None = None
     lr: Sequence[float] | None = None
     batch_size: Sequence[int] | None = None
     max_steps: int | None = None
+    max_minutes: float | None = None
+    patience: int | None = None
     warmup: float = DEFAULT_WARMUP
 
 
@@ -69,6 +75,8 @@ class Distilled:
     scores: dict[str, Scored]
     seconds: float
     parameters: int
+    precision: str
+    loader: str
 
 
 def distill(
@@ -82,7 +90,8 @@ def distill(
     prune_share: float = DEFAULT_PRUNE_SHARE,
     tokenizer: str | None = None,
     seed: int = 0,
-    precision: TrainPrecision = "fp32",
+    precision: TrainPrecision = "auto",
+    loader: Loader = "auto",
     projection: Projection = "shared",
     device: str | None = None,
     command: str | None = None,
@@ -108,7 +117,7 @@ def distill(
     name = student if isinstance(student, str) else type(student).__name__
     reading = reading_options(model, own, store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
-    _check_rows(model, name, dev.values())
+    _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
     uses_hidden = any(phase.uses_hidden for phase in method.phases)
     shape = shape_of(model, *telling_rows(dev["validation"]), hidden=uses_hidden)
     if shape.outputs != len(plan.teacher["labels"]):
@@ -121,11 +130,13 @@ def distill(
                 f"{name} gives no hidden states, which the method learns: return (logits, hidden_states), or choose kd"
             )
         student_layers, stored_layers = match_layers(plan, shape.layers)
-    rows = rows_from_store(store, "train", layers=stored_layers, **reading, watch=watch)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    source = open_source(store, "train", loader=loader, processes=beside, watch=watch, layers=stored_layers, **reading)
     if reading:
-        _tell_alignment(rows, name)
-    _check_rows(model, name, [rows])
-    settings = phase_settings(method, task.recipe, len(rows), overrides or Overrides())
+        _tell_alignment(first_rows(source), name)
+    else:
+        _check_rows(model, name, plan.splits["train"].longest)
+    settings = phase_settings(method, task.recipe, source, overrides or Overrides())
     pruning = None
     if prune_to is not None:
         model = as_pruned_bert(model, name)
@@ -144,10 +155,10 @@ def distill(
         take_published_projection(learner.projection, student)
     results = train(
         learner,
-        rows,
+        source,
         method,
         settings,
-        key=store.digest,
+        key=_key(store, reading),
         seed=seed,
         out=out,
         score=dev_score(task, dev["validation"], watch),
@@ -163,8 +174,12 @@ def distill(
         scores=score_splits(task, model, dev, watch),
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
+        precision=resolve_precision(precision, choose_device(device)),
+        loader=source.name,
     )
-    result = asdict(distilled) | {"method": repr(method), "student": name, "seed": seed, "precision": precision}
+    if not is_main():
+        return distilled
+    result = asdict(distilled) | {"method": repr(method), "student": name, "seed": seed}
     saved = own or tokenizer_from_files(store.tokenizer_files())
     if pruning is not None:
         result |= {"pruning": repr(pruning)}
@@ -173,8 +188,15 @@ def distill(
     return distilled
 
 
-def _check_rows(model: Any, name: str, splits: Iterable[TrainingRows]) -> None:
-    longest = max(int(rows.n_tokens.max()) for rows in splits)
+def _key(store: Store, reading: Mapping[str, Any]) -> str:
+    """What names the rows: the store's digest, and the student's own tokenizer if it has one."""
+    if not reading:
+        return store.digest
+    words = f"{store.digest} {tokenizer_sha256(reading['tokenizer'])} {reading['max_length']}"
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _check_rows(model: Any, name: str, longest: int) -> None:
     check_length(model, name, longest, advice="choose a student with more, or extract again with --max-length {}")
 
 
@@ -273,20 +295,24 @@ def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tupl
     return tuple(pair.student for pair in pairs), places
 
 
-def phase_settings(method: Method, recipe: Recipe, rows: int, overrides: Overrides) -> list[PhaseSettings]:
-    """Each phase's numbers: the recipe's, the user's where given. `max_steps` is shared in proportion to the phases' steps."""
+def phase_settings(method: Method, recipe: Recipe, source: Source, overrides: Overrides) -> list[PhaseSettings]:
+    """Each phase's numbers: the recipe's, the user's where given."""
     phases = method.phases
     epochs = _per_phase("--epochs", overrides.epochs, [phase.numbers(recipe).epochs for phase in phases])
     rates = _per_phase("--lr", overrides.lr, [phase.numbers(recipe).lr for phase in phases])
     sizes = _per_phase("--batch-size", overrides.batch_size, [phase.numbers(recipe).batch_size for phase in phases])
-    steps = [math.ceil(rows / size) * count for size, count in zip(sizes, epochs, strict=True)]
+    steps = [steps_per_epoch(source, size) * count for size, count in zip(sizes, epochs, strict=True)]
     if overrides.max_steps is not None and sum(steps) > overrides.max_steps:
         if overrides.max_steps < len(steps):
             raise OptionError(f"--max-steps {overrides.max_steps}: the method has {len(steps)} phases, of at least a step each")
         steps = _share_steps(overrides.max_steps, steps)
+    minutes = overrides.max_minutes
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise OptionError(f"--max-minutes {minutes}: must be above zero")
+    seconds = [None if minutes is None else 60 * minutes * count / sum(steps) for count in steps]
     return [
-        PhaseSettings(phase, lr, size, count, overrides.warmup)
-        for phase, lr, size, count in zip(phases, rates, sizes, steps, strict=True)
+        PhaseSettings(phase, lr, size, count, overrides.warmup, limit, overrides.patience)
+        for phase, lr, size, count, limit in zip(phases, rates, sizes, steps, seconds, strict=True)
     ]
 
 

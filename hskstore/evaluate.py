@@ -25,13 +25,14 @@ from hskstore.classifiers import (
 from hskstore.data import label_ids, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.export import ONNX_FILE
+from hskstore.journal import DevScore
+from hskstore.learner import Learner
 from hskstore.loader import TrainingRows, rows_from_data, rows_from_store
 from hskstore.onnx import OnnxClassifier, load_onnx_classifier
 from hskstore.rows import tokenise
 from hskstore.store import Store, open_store
 from hskstore.tasks import Task, compute_metrics
 from hskstore.tokenizers import load_tokenizer, tokenizer_sha256
-from hskstore.trainer import DevScore, Learner
 from hskstore.watch import Watch, unwatched
 
 EVALUATION_BATCH = 64

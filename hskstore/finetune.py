@@ -1,6 +1,5 @@
 """How a teacher is made: a pretrained encoder, fine-tuned on gold labels."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ from hskstore.data import read_dataset
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.evaluate import Scored, dev_score, parameters, score_splits
 from hskstore.export import refuse_existing_model, save_model, set_labels
+from hskstore.feed import InMemory, steps_per_epoch
+from hskstore.learner import Learner
 from hskstore.loader import rows_from_data
 from hskstore.methods import Finetune
+from hskstore.processes import is_main
 from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
-from hskstore.trainer import Learner, PhaseSettings, train
+from hskstore.trainer import PhaseSettings, train
 from hskstore.watch import Watch, unwatched
 
 
@@ -47,7 +49,7 @@ def finetune(
     batch_size: int = FINETUNE_BATCH_SIZE,
     max_length: int | None = None,
     seed: int = 0,
-    precision: TrainPrecision = "fp32",
+    precision: TrainPrecision = "auto",
     device: str | None = None,
     watch: Watch = unwatched,
 ) -> Finetuned:
@@ -74,10 +76,11 @@ def finetune(
     rows = dev.pop("train")
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
     method = Finetune()
-    settings = PhaseSettings(method.phases[0], lr, batch_size, math.ceil(len(rows) / batch_size) * epochs)
+    source = InMemory(rows)
+    settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(source, batch_size) * epochs)
     (result,) = train(
         Learner(classifier),
-        rows,
+        source,
         method,
         [settings],
         key=tokenised["train"].sha256(),
@@ -90,6 +93,8 @@ def finetune(
     )
     scores = score_splits(dataset.task, classifier, dev, watch)
     finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
+    if not is_main():
+        return finetuned
     save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
     forget_checkpoint(out)
     return finetuned

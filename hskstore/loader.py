@@ -1,37 +1,31 @@
-"""The one bridge from NumPy rows to torch batches: rows in memory, their order, and the batches made of them."""
+"""The one bridge from NumPy rows to torch batches: rows in memory, still encoded, and the batches made of them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from hskstore.batch import Batch, HiddenTargets
-from hskstore.data import Examples
 from hskstore.errors import StoreError
-from hskstore.rows import Rows, Text, align, tokenise
+from hskstore.memory import check_memory
+from hskstore.retokenise import retokenise
+from hskstore.rows import Rows
 from hskstore.store import Store
 from hskstore.store.values import unpack_mask, unpack_values
 from hskstore.watch import Watch, unwatched
 
-WINDOW_BATCHES = 64
-"""Batches whose rows are sorted by length together: enough to pad little, few enough to stay a shuffle."""
-
-ROWS_AT_ONCE = 65536
-"""While positions are mapped, so that what is computed on the way stays small."""
-
-BYTES_OF_TEXT = 4
-"""Of memory for each byte of kept text, while it is tokenised anew: as bytes, as strings, and copies on the way."""
+INPUTS = ("input_ids", "token_type_ids", "n_tokens", "logits", "label")
+HIDDEN = ("hidden/values", "hidden/mask", "hidden/scale", "hidden/token", "hidden/n_kept")
 
 
 @dataclass(frozen=True)
 class HiddenRows:
     """Stored hidden states of N rows, still encoded: `values` [N, D, L, K], `mask` bits, `token` [N, D, L], `n_kept` [N, D].
 
-    `layers` are the indexes into D that batches shall carry, lowest first. A token of -1 is one that the student's tokenizer
-    does not make: it counts as not kept.
+    A token of -1 is one that the student's tokenizer does not make: it counts as not kept.
     """
 
     values: np.ndarray
@@ -39,36 +33,54 @@ class HiddenRows:
     scale: np.ndarray | None
     token: np.ndarray
     n_kept: np.ndarray
-    layers: tuple[int, ...]
     encoding: str
     width: int
     hidden_size: int
 
     @property
     def aligned(self) -> float:
-        """The share of the kept tokens of `layers` that the student has too: 1 with the teacher's tokenizer."""
-        kept = self.n_kept[:, self.layers].sum(dtype=np.int64)
+        """The share of the kept tokens that the student has too: 1 with the teacher's tokenizer."""
         slots = np.arange(self.token.shape[2])
-        found = sum(
-            np.count_nonzero((self.token[:, layer] >= 0) & (slots < self.n_kept[:, layer, None])) for layer in self.layers
-        )
-        return found / max(1, int(kept))
+        found = np.count_nonzero((self.token >= 0) & (slots < self.n_kept[..., None]))
+        return found / max(1, int(self.n_kept.sum(dtype=np.int64)))
 
     def targets(self, rows: np.ndarray) -> HiddenTargets:
-        """The targets of some rows, decoded and cut to their longest."""
-        layers = list(self.layers)
-        n_kept = self.n_kept[rows][:, layers]
+        """The targets of some rows, cut to the most tokens that one of them keeps. Raises StoreError for masks that cannot be."""
+        n_kept = self.n_kept[rows]
         length = int(n_kept.max())
-        pick = (rows[:, None], np.array(layers)[None, :], slice(0, length))
-        kept = (np.arange(length) < n_kept[..., None]) & (self.token[pick] >= 0)
-        scale = None if self.scale is None else self.scale[pick][kept]
-        values = unpack_values(self.values[pick][kept], scale, self.encoding, self.width)
-        width_kept = np.zeros((*kept.shape, self.hidden_size), dtype=bool)
-        width_kept[kept] = unpack_mask(self.mask[pick][kept], self.hidden_size)
-        teacher = np.zeros(width_kept.shape, dtype=np.float32)
-        teacher[width_kept] = values.ravel()
-        position = np.where(kept, self.token[pick], 0).astype(np.int64)
-        return HiddenTargets(*(torch.from_numpy(array).transpose(0, 1) for array in (position, kept, teacher, width_kept)))
+        token = self.token[rows, :, :length]
+        kept = (np.arange(length) < n_kept[..., None]) & (token >= 0)
+        values = self.values[rows, :, :length]
+        if self.encoding not in ("f16", "f32"):
+            assert self.scale is not None
+            values = unpack_values(values, self.scale[rows, :, :length], self.encoding, self.width)
+        whole = bool(kept.all())  # as a rule; then nothing need be blanked
+        mask = self.mask[rows, :, :length]
+        unit = None
+        if self.width < self.hidden_size:
+            unit = self._units(mask).reshape(values.shape) if whole else np.zeros(values.shape, dtype=np.int64)
+            if not whole:
+                unit[kept] = self._units(mask[kept])
+        return HiddenTargets(
+            position=_by_layer((token if whole else np.where(kept, token, 0)).astype(np.int64)),
+            token_kept=_by_layer(kept),
+            values=_by_layer(values if whole else np.where(kept[..., None], values, 0)),
+            unit=None if unit is None else _by_layer(unit),
+            width=self.hidden_size,
+        )
+
+    def _units(self, mask: np.ndarray) -> np.ndarray:
+        """The kept units [vector, K], from masks' bits [..., octets]."""
+        where = np.flatnonzero(unpack_mask(mask, self.hidden_size))
+        vectors = math.prod(mask.shape[:-1])
+        if len(where) != vectors * self.width:
+            raise StoreError(f"a mask does not keep {self.width} units: the store is damaged")
+        return where.reshape(vectors, self.width) - self.hidden_size * np.arange(vectors)[:, None]
+
+
+def _by_layer(array: np.ndarray) -> torch.Tensor:
+    """[batch, layer, ...] -> a tensor of [layer, batch, ...]."""
+    return torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1)))
 
 
 @dataclass(frozen=True)
@@ -110,12 +122,14 @@ def rows_from_store(
     split: str,
     *,
     layers: Sequence[int] = (),
+    units: Sequence[int] | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
     watch: Watch = unwatched,
 ) -> TrainingRows:
-    """A split of a store in memory; `layers` are indexes into the stored hidden layers (none: leave them on disk).
+    """A split of a store in memory, or those `units` of it, in that order.
 
+    `layers` are indexes into the stored hidden layers, the only ones that are read, lowest first (none: no hidden states).
     With `tokenizer`, a student's that is not the teacher's, the kept text is tokenised anew, cut to `max_length` (or where the
     teacher's rows were), and a hidden state stays where the student has a token of the very same characters.
 
@@ -126,21 +140,22 @@ def rows_from_store(
             f"{store.root} keeps no text, so only a student with the teacher's tokenizer can read it: extract with"
             " --keep-offsets; then its logits teach a student of any tokenizer, and its hidden states where tokens align"
         )
-    names = ["input_ids", "token_type_ids", "n_tokens", "logits", "label"]
-    if layers:
-        names += [f"hidden/{name}" for name in ("values", "mask", "scale", "token", "n_kept")]
-    paths = {name: f"{split}/{name}" for name in names if store.has(f"{split}/{name}")}
-    specs = {name: store.plan.arrays[path] for name, path in paths.items()}
-    _check_memory(store, sum(spec.shard_bytes * spec.shape[0] // spec.shard for spec in specs.values()))
-    arrays = {name: np.empty(spec.shape, spec.dtype) for name, spec in specs.items()}
-    for unit in range(store.plan.splits[split].units):
-        for name, path in paths.items():
-            at = specs[name].rows(unit)
-            arrays[name][at.start : at.stop] = store.read(path, unit)
-        watch(f"read {split}", at.stop, store.plan.splits[split].rows)
+    if units is None:
+        units = range(store.plan.splits[split].units)
+    held = _held(store, split, layers)
+    total = sum(store.plan.splits[split].rows_of(unit) for unit in units)
+    check_memory(store.root, total * bytes_per_row(store, split, layers))
+    arrays = {name: np.empty((total, *shape), dtype) for name, (shape, dtype) in held.items()}
+    done = 0
+    for unit in units:
+        rows = slice(done, done + store.plan.splits[split].rows_of(unit))
+        for name in held:
+            arrays[name][rows] = _read(store, split, name, unit, layers)
+        done = rows.stop
+        watch(f"read {split}", done, total)
     if tokenizer is not None:
         length = max_length or min(store.plan.run.max_length, tokenizer.model_max_length)
-        arrays |= _tokenised_anew(store, split, arrays, tokenizer, length, watch)
+        arrays |= retokenise(store, split, units, arrays, tokenizer, length, watch)
     hidden = None
     if layers:
         hidden = HiddenRows(
@@ -149,7 +164,6 @@ def rows_from_store(
             scale=arrays.get("hidden/scale"),
             token=arrays["hidden/token"],
             n_kept=arrays["hidden/n_kept"],
-            layers=tuple(layers),
             encoding=store.plan.strategy.values,
             width=store.plan.width,
             hidden_size=store.plan.hidden_size,
@@ -159,89 +173,33 @@ def rows_from_store(
     )
 
 
-def _tokenised_anew(
-    store: Store, split: str, arrays: dict[str, np.ndarray], tokenizer: Any, max_length: int, watch: Watch
-) -> dict[str, np.ndarray]:
-    """The inputs as another tokenizer makes them of the kept text, and `hidden/token` as positions in these."""
-    hidden = "hidden/token" in arrays
-    teacher, examples = _rows_with_text(store, split, arrays)
-    student = tokenise(examples, tokenizer, max_length, offsets=hidden, split=split, watch=watch)
-    input_ids, token_type_ids = student.padded(tokenizer.pad_token_id or 0)  # one without padding has none that counts
-    anew: dict[str, np.ndarray] = {"input_ids": input_ids, "token_type_ids": token_type_ids, "n_tokens": student.n_tokens}
-    if hidden:
-        position = align(teacher, student)
-        token = anew["hidden/token"] = np.full(arrays["hidden/token"].shape, -1, dtype=np.int32)
-        for start in range(0, len(token), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            own = arrays["hidden/token"][rows]
-            if (own < -1).any() or (own >= teacher.n_tokens[rows, None, None]).any():
-                raise _wrong(store, "the positions of the kept tokens", split)
-            found = position[teacher.offsets[:-1][rows, None, None] + np.maximum(own, 0)]
-            token[rows] = np.where(own >= 0, found, -1)
-    return anew
+def bytes_per_row(store: Store, split: str, layers: Sequence[int] = ()) -> int:
+    """Of memory, for one row as `rows_from_store` holds it."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in _held(store, split, layers).values())
 
 
-def _rows_with_text(store: Store, split: str, arrays: dict[str, np.ndarray]) -> tuple[Rows, Examples]:
-    """The rows as they were tokenised for the teacher, and their text. Raises StoreError where what is kept of it cannot be."""
-    n_tokens, longest = arrays["n_tokens"], arrays["input_ids"].shape[1]
-    if (n_tokens < 1).any() or (n_tokens > longest).any():
-        raise _wrong(store, "the numbers of tokens", split)
-    real = np.arange(longest) < n_tokens[:, None]
-    n_bytes = store.read_all(f"{split}/n_bytes")
-    total = n_bytes.sum(axis=1, dtype=np.int64)
-    if (n_bytes < 0).any() or (total > store.plan.arrays[f"{split}/text"].shape[1]).any():
-        raise _wrong(store, "the numbers of bytes", split)
-    _check_memory(store, BYTES_OF_TEXT * int(total.sum()))
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for unit in range(store.plan.splits[split].units):
-        utf8, offsets = (store.read(f"{split}/{name}", unit) for name in ("text", "offsets"))
-        at = store.plan.arrays[f"{split}/text"].rows(unit)
-        rows = slice(at.start, at.stop)
-        parts.append((utf8[np.arange(utf8.shape[1]) < total[rows, None]], n_bytes[rows], offsets[real[rows]]))
-    text = Text.joined(parts)
-    try:
-        examples = Examples(text.columns(), None)
-    except UnicodeDecodeError:
-        raise _wrong(store, "the text", split) from None
-    start, end = text.offsets.T
-    inside = (start >= 0) & (start < end) & (end <= np.repeat(text.n_chars.sum(axis=1), n_tokens))
-    if not (inside | ((start == -1) & (end == -1))).all():
-        raise _wrong(store, "the offsets", split)
-    bounds = np.concatenate([[0], np.cumsum(n_tokens, dtype=np.int64)])
-    ids, types = arrays["input_ids"][real], arrays["token_type_ids"][real]
-    return Rows(ids, types, bounds, arrays.get("label"), np.arange(len(n_tokens)), text), examples
+def _held(store: Store, split: str, layers: Sequence[int]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """The arrays that are read of a split, by their names in it: shape of a row, and type."""
+    held: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    for name in [*INPUTS, *(HIDDEN if layers else ())]:
+        spec = store.plan.arrays.get(f"{split}/{name}")
+        if spec is not None:
+            shape = (len(layers), *spec.shape[2:]) if name in HIDDEN else spec.shape[1:]
+            held[name] = shape, np.dtype(spec.dtype)
+    return held
 
 
-def _wrong(store: Store, what: str, split: str) -> StoreError:
-    return StoreError(f"{store.root}: {what} of {split} cannot be right: the store is damaged")
+def _read(store: Store, split: str, name: str, unit: int, layers: Sequence[int]) -> np.ndarray:
+    """One array of one unit; of hidden states those layers alone, which alone are fetched where they lie apart."""
+    path = f"{split}/{name}"
+    if name not in HIDDEN:
+        return store.read(path, unit)
+    if store.plan.arrays[path].layered:
+        return store.read(path, unit, layers)
+    return store.read(path, unit)[:, list(layers)]
 
 
 def rows_from_data(rows: Rows, pad_token_id: int | None) -> TrainingRows:
     """Tokenised rows without a teacher's knowledge."""
     input_ids, token_type_ids = rows.padded(pad_token_id or 0)  # one without padding has none that counts
     return TrainingRows(input_ids, token_type_ids, rows.n_tokens, rows.label, None, None)
-
-
-def epoch_batches(n_tokens: np.ndarray, *, batch_size: int, key: str, seed: int, epoch: int) -> list[np.ndarray]:
-    """Every row of an epoch once, as batches of similar length in random order: a pure function of its arguments.
-
-    `key` is the store's digest in hexadecimal: other data, another order.
-    """
-    rng = np.random.default_rng([int(key[:16], 16), seed, epoch])
-    order = rng.permutation(len(n_tokens))
-    window = WINDOW_BATCHES * batch_size
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), window):
-        inside = order[start : start + window]
-        inside = inside[np.argsort(n_tokens[inside], kind="stable")]
-        batches += [inside[at : at + batch_size] for at in range(0, len(inside), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def _check_memory(store: Store, needed: int) -> None:
-    free = psutil.virtual_memory().available
-    if needed > 0.8 * free:
-        raise StoreError(
-            f"{store.root}: its rows take {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free:"
-            " extract a smaller configuration, such as --keep 1,9,0.1"
-        )

@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from hskstore.classifiers import check_length, usual_length
+from hskstore.classifiers import check_length, computes_in, usual_length
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, resolve
 from hskstore.data import Dataset, read_dataset
 from hskstore.errors import ModelError, OptionError
@@ -77,7 +77,7 @@ def prepare(
     """
     if len({replace(strategy, student_layers=1) for strategy in strategies}) > 1:
         raise OptionError("one pass has one strategy; only the student's layers may differ")
-    if device.type == "cpu" and not _has(precision):
+    if device.type == "cpu" and not computes_in(precision, device):
         log.warning("this processor has no %s of its own and emulates it slowly; fp32 will be faster", precision)
     loaded = load_teacher(teacher, device=device, precision=precision)
     classes = loaded.label_names if len(loaded.label_names) > 1 else ()
@@ -87,14 +87,6 @@ def prepare(
     run = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
     rows = stored_rows(dataset, loaded, run, keep_offsets=keep_offsets, folder=folder, watch=watch)
     return Prepared(loaded, rows, make_plans(keeps, strategies, run, dataset, loaded, rows))
-
-
-def _has(precision: Precision) -> bool:
-    """Whether this processor computes in a precision itself."""
-    if precision == "fp32":
-        return True
-    known = torch.ops.mkldnn
-    return bool(known._is_mkldnn_bf16_supported() if precision == "bf16" else known._is_mkldnn_fp16_supported())
 
 
 def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:

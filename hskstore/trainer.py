@@ -6,46 +6,56 @@ interrupted and resumed goes on as if it had not been.
 
 import hashlib
 import json
-import signal
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import Tensor
 
-from hskstore.batch import Batch, HiddenTargets, StudentOutput
-from hskstore.checkpoint import Checkpoint, RunState, written
-from hskstore.classifiers import choose_device, run_model
+from hskstore import processes
+from hskstore.checkpoint import Checkpoint, RunState
+from hskstore.classifiers import choose_device, computes_in
 from hskstore.config import DEFAULT_WARMUP, TrainPrecision
-from hskstore.errors import ModelError
-from hskstore.loader import TrainingRows, epoch_batches
+from hskstore.dropout import FastDropout
+from hskstore.feed import Feed, Prefetched, Share, Source
+from hskstore.journal import DevScore, Journal, mean_losses, open_log
+from hskstore.learner import Learner
 from hskstore.methods import Method, Phase
-from hskstore.pruning import GradualPruning
 from hskstore.watch import Watch, unwatched
 
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
-RECENT_STEPS = 50
-"""Steps whose mean losses a result reports."""
+STEPS_BETWEEN_READINGS = {"cpu": 1, "cuda": 10}
+"""A GPU that is asked for a number waits until it has worked off all that was queued."""
+
+CHECKPOINT_SECONDS = 60
+"""Between the checkpoints of a phase without dev scores, at the end of an epoch: writing one takes as long as some steps."""
+
+Ended = Literal["steps", "minutes", "patience"]
 
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """A phase with its numbers: `steps` of `batch_size` rows at peak rate `lr`."""
+    """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
+
+    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit.
+    """
 
     phase: Phase
     lr: float
     batch_size: int
     steps: int
     warmup: float = DEFAULT_WARMUP
+    seconds: float | None = None
+    patience: int | None = None
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -56,22 +66,19 @@ class PhaseSettings:
             return self.lr * (step + 1) / rising
         return self.lr * (self.steps - step) / max(1, self.steps - rising)
 
-
-@dataclass(frozen=True)
-class DevScore:
-    """A dev score: which metric decided, and all of them."""
-
-    metric: str
-    values: dict[str, float]
-
-    @property
-    def value(self) -> float:
-        return self.values[self.metric]
+    def progress(self, step: int, seconds: float) -> int:
+        """The step that schedules go by: where time is short, it runs ahead of the steps done, and both end together."""
+        if self.seconds is None:
+            return step
+        return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
 
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps."""
+    """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps.
+
+    `ended` is the limit that it met, `waited` the seconds that steps waited for their batch.
+    """
 
     name: str
     steps: int
@@ -79,55 +86,13 @@ class PhaseResult:
     losses: dict[str, float]
     scores: list[dict[str, float]]
     best: dict[str, float] | None
-
-
-class Learner(nn.Module):
-    """A student with what its training needs and export drops: the projection, and the pruning if it gets narrower.
-
-    `layers` are the student layers whose hidden states are learnt, lowest first; the projection is one Linear with bias
-    shared by all of them, or one per layer, from the student's width `own` to the teacher's `width`; None where they are
-    the same.
-    """
-
-    def __init__(
-        self,
-        student: Any,
-        *,
-        layers: Sequence[int] = (),
-        own: int | None = None,
-        width: int | None = None,
-        per_layer: bool = False,
-        pruning: GradualPruning | None = None,
-    ) -> None:
-        super().__init__()
-        self.student = student
-        self.layers = tuple(layers)
-        self.pruning = pruning
-        self.projection: nn.ModuleList | None = None
-        if layers and own is not None and width is not None and width != own:
-            self.projection = nn.ModuleList(nn.Linear(own, width) for _ in range(len(layers) if per_layer else 1))
-
-    def forward(self, batch: Batch, *, hidden: bool = False) -> StudentOutput:
-        output = run_model(self.student, batch.input_ids, batch.token_type_ids, batch.attention_mask, hidden=hidden)
-        if output.hidden_states is None or batch.hidden is None:
-            return StudentOutput(output.logits, None)
-        states = [output.hidden_states[layer] for layer in self.layers]
-        return StudentOutput(output.logits, self.project(states, batch.hidden))
-
-    def project(self, states: Sequence[Tensor], targets: HiddenTargets) -> Tensor:
-        """Each layer's states [batch, token, width] at the kept positions, in the teacher's width: float32."""
-        projected: list[Tensor] = []
-        for index, (state, position) in enumerate(zip(states, targets.position, strict=True)):
-            kept = state.gather(1, position[..., None].expand(-1, -1, state.shape[-1]))
-            if self.projection is not None:
-                kept = self.projection[index if len(self.projection) > 1 else 0](kept)
-            projected.append(kept.float())
-        return torch.stack(projected)
+    ended: Ended
+    waited: float
 
 
 def train(
     learner: Learner,
-    rows: TrainingRows,
+    source: Source,
     method: Method,
     phases: Sequence[PhaseSettings],
     *,
@@ -135,7 +100,7 @@ def train(
     seed: int,
     out: Path,
     score: Callable[[Learner], DevScore] | None,
-    precision: TrainPrecision = "fp32",
+    precision: TrainPrecision = "auto",
     device: str | None = None,
     watch: Watch = unwatched,
 ) -> list[PhaseResult]:
@@ -143,96 +108,203 @@ def train(
 
     A student that gets narrower (`learner.pruning`) does so in the first phase.
     `key` names the data (the store's digest) and orders the batches; `score` is the dev score, asked for at the end of
-    each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint after every epoch and on Ctrl-C, and are
-    resumed from; the caller removes them with `forget_checkpoint` once the student is saved. Raises OptionError where a
-    checkpoint belongs to another run, ModelError where the loss is no longer finite.
+    each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint with every dev score, else at the end of an epoch
+    once a minute at most, and on Ctrl-C; runs go on from them, and the caller removes them with `forget_checkpoint` once the
+    student is saved. Under `accelerate launch` or `torchrun` the rows of each batch are split among the processes, and the
+    first one writes.
+
+    Raises OptionError where a checkpoint belongs to another run, ModelError where the loss is no longer finite.
     """
     place = choose_device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    # One process may train twice with different precisions; accelerate keeps the first one in a global.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=place.type == "cpu")
+    precision = resolve_precision(precision, place)
+    accelerator = processes.start(place, bf16=precision == "bf16")
+    learner.to(accelerator.device)
+    processes.same_weights(learner, accelerator)
     described = {
         "data": key,
         "seed": seed,
         "precision": precision,
+        "loader": source.name,
+        "processes": accelerator.num_processes,
         "method": repr(method),
         "phases": [asdict(phase) for phase in phases],
         "student": _weights_sha256(learner),
-        "inputs": hashlib.sha256(rows.input_ids.tobytes()).hexdigest(),
         "pruning": repr(learner.pruning),
     }
-    checkpoint = Checkpoint(out / "checkpoint")
-    state = checkpoint.read_state(json.dumps(described, sort_keys=True))
-    learner.to(accelerator.device)
+    with accelerator.main_process_first():  # what a crash left of a checkpoint is put in order by one
+        checkpoint = Checkpoint(out / "checkpoint")
+        state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     if state.cuts:
         _cut(learner, state.cuts)  # into shape; the weights are the checkpoint's
     if state.step or state.phase:
         checkpoint.restore_weights(learner)
-    log = _open_log(out / "log")
-    with _interrupts() as interrupted:
-        for number, run in enumerate(phases):
-            if number < state.phase:
-                continue
-            set_seed(seed + number)
-            accelerator.free_memory()  # or it would keep the phase before's moments
-            optimizer = _optimizer(learner, run.lr)
-            model, prepared = accelerator.prepare(learner, optimizer)
-            if state.step:
-                checkpoint.restore_optimizer(optimizer)
-            began = time.monotonic() - state.seconds
-            model.train()
-            for step, batch_rows, epoch_ends in _steps(rows, run, key, seed, start=state.step):
-                due = _cuts_before(learner, number, step, run.steps)
+    main = accelerator.is_main_process
+    journal = Journal(open_log(out / "log") if main else None, watch)
+    loop = Loop(learner, source, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
+    with processes.interrupts() as held:
+        for number in range(state.phase, len(phases)):
+            loop.run(number, held)
+    journal.close()
+    return [PhaseResult(**done) for done in loop.state.done]
+
+
+def resolve_precision(precision: TrainPrecision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """For "auto" bf16 where the device computes in it itself, which is 2 to 3 times faster, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_in("bf16", device) else "fp32"
+
+
+@dataclass
+class Loop:
+    """One run: what its phases share."""
+
+    learner: Learner
+    source: Source
+    method: Method
+    phases: Sequence[PhaseSettings]
+    key: str
+    seed: int
+    score: Callable[[Learner], DevScore] | None
+    accelerator: Accelerator
+    checkpoint: Checkpoint
+    state: RunState
+    journal: Journal
+
+    def run(self, number: int, held: processes.Interrupts) -> None:
+        """One phase, from where the state stands to its end. Raises KeyboardInterrupt after a checkpoint."""
+        run, state, learner = self.phases[number], self.state, self.learner
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        hidden = run.phase.uses_hidden
+        set_seed(self.seed + number)  # whatever a module draws beside torch's numbers
+        optimizer = _optimizer(learner, run.lr)
+        if state.step:
+            self.checkpoint.restore_optimizer(optimizer)
+        learner.train()
+        share = Share(rank, self.accelerator.num_processes)
+        steps = Feed(self.source, run.batch_size, self.key, self.seed, share).steps(
+            hidden=hidden, start=state.step, stop=run.steps
+        )
+        made = (replace(step, batch=step.batch.pinned()) for step in steps) if device.type == "cuda" else steps
+        dropout = FastDropout if device.type == "cpu" else nullcontext
+        pulse = STEPS_BETWEEN_READINGS[device.type]
+        before, waited, first, began = state.seconds, state.waited, state.step, time.monotonic()
+        ended: Ended | None = None
+        written = began
+        with closing(Prefetched(made)) as prefetched:
+            for step in prefetched:
+                scheduled = run.progress(step.number, state.seconds)
+                due = _cuts_before(learner, number, scheduled, run.steps)
                 if due > state.cuts:
                     _cut(learner, due)
                     state.cuts = due
-                    accelerator.free_memory()
                     optimizer = _optimizer(learner, run.lr)  # its moments belong to weights that are gone
-                    model, prepared = accelerator.prepare(learner, optimizer)
-                rate = run.rate_at(step)
+                rate = run.rate_at(scheduled)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                batch = rows.batch(batch_rows, hidden=run.phase.uses_hidden).to(accelerator.device)
-                with accelerator.autocast():
-                    output = model(batch, hidden=run.phase.uses_hidden)
-                terms = method(run.phase, output, batch)
+                torch.manual_seed(_seed_of(self.seed, number, step.number, rank))
+                batch = step.batch.to(device)
+                with self.accelerator.autocast(), dropout():
+                    output = learner(batch, hidden=hidden)
+                terms = self.method(run.phase, output, batch)
                 loss = sum_terms(terms, run.phase.weights)
-                _check_loss(loss, run.phase, step)
-                accelerator.backward(loss)
+                (loss * step.weight if share.of > 1 else loss).backward()  # type: ignore[no-untyped-call]
+                processes.average_gradients(learner, self.accelerator)
                 if learner.pruning is not None and due < learner.pruning.cuts:
                     learner.pruning.importance.note(learner.student)
-                accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-                prepared.step()
-                prepared.zero_grad(set_to_none=True)
-                losses = {name: float(term.detach()) for name, term in terms.items()}
-                state.step, state.seconds = step + 1, time.monotonic() - began
-                state.recent = [*state.recent[1 - RECENT_STEPS :], losses]
-                if log is not None:
-                    _log_values(log, run.phase, {**losses, "rate": rate}, step)
-                note = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                watch(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, note)
+                torch.nn.utils.clip_grad_norm_(learner.parameters(), CLIP_NORM)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                self.journal.note(step.number, rate, terms, loss)
+                state.step = step.number + 1
                 last = state.step == run.steps
-                if (epoch_ends or last) and run.phase.predicts and score is not None and _has_its_shape(learner, due):
-                    _note_score(score(learner), state, checkpoint, learner, log, run.phase)
-                    model.train()
-                if not last and (epoch_ends or interrupted()):
-                    checkpoint.write(state, learner, optimizer)
-                if interrupted() and not last:
-                    raise KeyboardInterrupt
-            if state.best is not None:
-                checkpoint.restore_best(learner)
-            means = {name: sum(each[name] for each in state.recent) / len(state.recent) for name in state.recent[0]}
-            result = PhaseResult(run.phase.name, run.steps, round(state.seconds, 3), means, state.scores, state.best)
-            state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, asdict(result)])
-            checkpoint.write(state, learner, optimizer)
-            if interrupted():
-                raise KeyboardInterrupt
-    if log is not None:
-        with written(out / "log"):
-            log.close()
-    return [PhaseResult(**done) for done in state.done]
+                if not (last or step.ends_epoch or state.step % pulse == 0):
+                    continue
+                self.journal.read_back(run.phase.name, state)
+                spent = before + time.monotonic() - began
+                left = self._seconds_left(number, spent, (spent - before) / (state.step - first))
+                self.journal.tell(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, state, left)
+                state.seconds, stop = processes.greatest([spent, float(held.seen is not None)], self.accelerator)
+                state.waited = waited + prefetched.waited
+                late = run.seconds is not None and state.seconds >= run.seconds
+                ended = "steps" if last else "minutes" if late else None
+                scored = (step.ends_epoch or ended) and run.phase.predicts and self.score and _has_its_shape(learner, due)
+                if scored:
+                    self._note_score(run.phase)
+                    learner.train()
+                    if ended is None and run.patience is not None and _worse(state) >= run.patience:
+                        ended = "patience"
+                if ended is not None:
+                    break
+                if stop or scored or (step.ends_epoch and time.monotonic() - written > CHECKPOINT_SECONDS):
+                    self._write(optimizer)
+                    written = time.monotonic()
+                if stop:
+                    held.deliver()
+        assert ended is not None
+        self._finish(number, ended, optimizer)
+        if processes.greatest([float(held.seen is not None)], self.accelerator)[0]:
+            held.deliver()
+
+    def _finish(self, number: int, ended: Ended, optimizer: torch.optim.AdamW) -> None:
+        """A phase's result, and the state that the next one begins in."""
+        state = self.state
+        if state.best is not None:
+            self.checkpoint.restore_best(self.learner)
+        result = PhaseResult(
+            self.phases[number].phase.name,
+            state.step,
+            round(state.seconds, 3),
+            mean_losses(state.recent),
+            state.scores,
+            state.best,
+            ended,
+            round(state.waited, 3),
+        )
+        self.state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, asdict(result)])
+        self.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
+        self._write(optimizer)
+
+    def _write(self, optimizer: torch.optim.AdamW) -> None:
+        if self.accelerator.is_main_process:
+            self.checkpoint.write(self.state, self.learner, optimizer)
+
+    def _note_score(self, phase: Phase) -> None:
+        """The dev score as the first process finds it; the best weights are written."""
+        state, found = self.state, None
+        if self.accelerator.is_main_process and self.score is not None:
+            with self.accelerator.autocast():
+                found = self.score(self.learner)
+        if self.accelerator.num_processes > 1:
+            (found,) = broadcast_object_list([found])
+        assert found is not None
+        values = {"step": state.step, **found.values}
+        state.scores = [*state.scores, values]
+        self.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step)
+        if state.best is None or found.value > state.best[found.metric]:
+            state.best = values
+            if self.accelerator.is_main_process:
+                self.checkpoint.write_best(self.learner)
+        self.accelerator.wait_for_everyone()
+
+    def _seconds_left(self, number: int, spent: float, per_step: float) -> float:
+        """To the end of all phases at the speed of this one, in which so many are `spent`, unless their time is up before."""
+        left = 0.0
+        for index, run in enumerate(self.phases[number:]):
+            by_steps = (run.steps - (self.state.step if index == 0 else 0)) * per_step
+            by_time = math.inf if run.seconds is None else max(0.0, run.seconds - (spent if index == 0 else 0.0))
+            left += min(by_steps, by_time)
+        return left
+
+
+def _seed_of(*numbers: int) -> int:
+    """A seed of 63 bits for some numbers: dropout is a function of the seed, the phase, the step and the process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _worse(state: RunState) -> int:
+    """Dev scores since the best one."""
+    return 0 if state.best is None else len(state.scores) - 1 - state.scores.index(state.best)
 
 
 def _cuts_before(learner: Learner, phase: int, step: int, steps: int) -> int:
@@ -252,30 +324,6 @@ def _has_its_shape(learner: Learner, cuts: int) -> bool:
     return learner.pruning is None or cuts == learner.pruning.cuts
 
 
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back until the loop asks for it between two steps; a second Ctrl-C ends at once.
-
-    A checkpoint is then of a whole step, and a resumed run is the uninterrupted one bit for bit.
-    """
-    seen = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal seen
-        if seen:
-            raise KeyboardInterrupt
-        seen = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: seen
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _weights_sha256(learner: Learner) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(learner.state_dict().items()):
@@ -290,56 +338,9 @@ def sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def _steps(rows: TrainingRows, run: PhaseSettings, key: str, seed: int, *, start: int) -> Iterator[tuple[int, Any, bool]]:
-    """(step, rows of its batch, whether it ends an epoch) from step `start` to the phase's last."""
-    step, epoch = 0, 0
-    while step < run.steps:
-        batches = epoch_batches(rows.n_tokens, batch_size=run.batch_size, key=key, seed=seed, epoch=epoch)
-        for index, batch in enumerate(batches):
-            if step >= run.steps:
-                return
-            if step >= start:
-                yield step, batch, index == len(batches) - 1
-            step += 1
-        epoch += 1
-
-
 def _optimizer(learner: Learner, lr: float) -> torch.optim.AdamW:
     """Fused AdamW with decoupled decay on matrices; biases and LayerNorm weights do not decay."""
     matrices = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, fused=True)
-
-
-def _check_loss(loss: Tensor, phase: Phase, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise ModelError(
-            f"the loss of phase {phase.name} is not finite at step {step}: lower --lr, or train with --precision fp32"
-        )
-
-
-def _note_score(score: DevScore, state: RunState, checkpoint: Checkpoint, learner: Learner, log: Any, phase: Phase) -> None:
-    values = {"step": state.step, **score.values}
-    state.scores = [*state.scores, values]
-    if log is not None:
-        _log_values(log, phase, {f"dev_{name}": value for name, value in score.values.items()}, state.step)
-    if state.best is None or score.value > state.best[score.metric]:
-        state.best = values
-        checkpoint.write_best(learner)
-
-
-def _log_values(log: Any, phase: Phase, values: Mapping[str, float], step: int) -> None:
-    with written(Path(log.log_dir)):
-        for name, value in values.items():
-            log.add_scalar(f"{phase.name}/{name}", value, step)
-
-
-def _open_log(folder: Path) -> Any:
-    """A TensorBoard writer; None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    with written(folder):
-        return SummaryWriter(str(folder))

@@ -1,8 +1,6 @@
 """Jobs of stage one done: rows through the teacher, whole units committed."""
 
-import ctypes
 import platform
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from hskstore.classifiers import choose_device
 from hskstore.config import Strategy
 from hskstore.errors import ModelError
 from hskstore.jobs import Job
+from hskstore.memory import give_back_memory
 from hskstore.rows import Rows
 from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key
 from hskstore.store.encode import encode_unit
@@ -125,7 +124,7 @@ class UnitWorker:
                     for index, columns in zip(wanted, found, strict=True):
                         self._place(job.split, index, batch, columns, lacking, units)
                     if self._teacher.device.type == "cpu":
-                        _give_back_memory()
+                        give_back_memory()
                     yield len(batch)
                 for index, unit in finished:
                     seconds = time.monotonic() - began
@@ -215,16 +214,6 @@ def probe(teacher: Teacher, strategy: Strategy, rows: Rows) -> None:
     """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
     batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
     teacher.probe(*batch, ranks=strategy.rank.startswith("attention"), score=strategy.score)
-
-
-def _give_back_memory() -> None:
-    """Let the C library return freed memory to the system, where it can be told to.
-
-    Tensors of ever other sizes leave holes that glibc keeps: hundreds of megabytes after some thousand batches.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _empty_unit(plan: Plan, split: str, unit: int) -> Columns:

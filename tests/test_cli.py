@@ -326,6 +326,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--prune-to", "2,8"], "HEADS,FFN,RANK"),
     ([*DISTILL, "--prune-to", "9,8,4"], "9 heads to keep"),
     ([*DISTILL, "--prune-share", "0.5"], "goes with --prune-to"),
+    ([*DISTILL, "--max-minutes", "0"], "--max-minutes 0.0: must be above zero"),
+    ([*DISTILL, "--max-minutes", "nan"], "--max-minutes nan: must be above zero"),
+    ([*DISTILL, "--patience", "0"], "--patience"),
+    ([*DISTILL, "--loader", "disk"], "--loader"),
+    ([*DISTILL, "--precision", "fp16"], "--precision"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Distilled, Overrides, distill, match_layers, phase_settings, take_published_projection
+from hskstore.distill import Distilled, Overrides, _key, distill, match_layers, phase_settings, take_published_projection
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import evaluate
 from hskstore.extract import extract
+from hskstore.feed import InMemory
+from hskstore.learner import Learner
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
 from hskstore.store import Store, open_store
 from hskstore.tasks import get_task
 from hskstore.tokenizers import tokenizer_sha256
-from hskstore.trainer import Learner
 from tests.conftest import hsk, make_bert, save_folder, sentences, write_tsv
+from tests.test_feed import numbered
 from tests.test_offsets import byte_level
 
 
@@ -113,7 +116,8 @@ def test_a_store_serves_any_student_whose_teacher_layers_it_holds(teacher_folder
 
 def test_steps_are_shared_in_proportion_and_no_phase_goes_without() -> None:
     def steps(most: int | None, task: str = "sst2") -> list[int]:
-        return [phase.steps for phase in phase_settings(Mud(), get_task(task).recipe, 6920, Overrides(max_steps=most))]
+        source = InMemory(numbered(np.full(6920, 5)))
+        return [phase.steps for phase in phase_settings(Mud(), get_task(task).recipe, source, Overrides(max_steps=most))]
 
     assert steps(None) == [2170, 1085]
     assert steps(1000) == [667, 333]
@@ -214,3 +218,33 @@ def test_a_published_projection_is_where_training_starts(teacher_folder: str, da
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     without = distill(store, student=str(folder), method=Mud(), out=tmp_path / "two", overrides=Overrides(max_steps=2))
     assert first.phases[0].losses != without.phases[0].losses
+
+
+def test_a_run_is_of_one_store_read_in_one_way() -> None:
+    """What a stopped run is compared by, so that it never goes on with other words."""
+    store: Any = SimpleNamespace(digest="ab" * 32)
+    readings = [{}] + [{"tokenizer": byte_level(trim=trim), "max_length": length} for trim in (True, False) for length in (5, 6)]
+    keys = [_key(store, reading) for reading in readings]
+    assert keys[0] == store.digest
+    assert len(set(keys)) == len(keys) and all(int(key, 16) >= 0 for key in keys)
+
+
+def test_the_result_says_how_it_was_trained(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
+    (made,) = extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
+    student = save_folder(make_bert(layers=2), tmp_path / "student")
+    overrides = Overrides(epochs=[50], max_minutes=0.02, patience=1)
+    found = distill(made.root, student=student, method=Mud(), out=tmp_path / "run", overrides=overrides, loader="blocks")
+    hidden, prediction = found.phases
+    assert (hidden.ended, found.loader) == ("minutes", "blocks")
+    assert prediction.ended in ("minutes", "patience") and prediction.best is not None
+    assert found.precision in ("fp32", "bf16")
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["loader"] == "blocks" and written["precision"] == found.precision
+    assert [phase["ended"] for phase in written["phases"]] == [hidden.ended, prediction.ended]
+    assert all(phase["waited"] >= 0 for phase in written["phases"])
+
+
+def test_minutes_are_shared_in_proportion_to_the_steps() -> None:
+    source, recipe = InMemory(numbered(np.full(6920, 5))), get_task("sst2").recipe
+    hidden, prediction = phase_settings(Mud(), recipe, source, Overrides(max_minutes=3, patience=2))
+    assert (hidden.seconds, prediction.seconds, prediction.patience) == (120, 60, 2)

@@ -201,7 +201,7 @@ def test_paths_do_not_change_the_digest(teacher_folder: str, data_folder: str, t
 def test_a_processor_that_only_emulates_a_precision_is_told_of(
     teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hskstore.planning._has", lambda precision: precision == "fp32")
+    monkeypatch.setattr("hskstore.planning.computes_in", lambda precision, device: precision == "fp32")
     run(teacher_folder, data_folder, tmp_path, "1,2,4")
     assert not caplog.messages
     run(teacher_folder, data_folder, tmp_path / "bf16", "1,2,4", precision="bf16")

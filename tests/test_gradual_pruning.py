@@ -29,11 +29,12 @@ from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError, OptionError
 from hskstore.evaluate import evaluate
 from hskstore.extract import extract
+from hskstore.journal import DevScore
+from hskstore.learner import Learner
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
 from hskstore.pruning import GradualPruning, as_pruned_bert, most_important, widths_of
 from hskstore.store import Store, open_store
-from hskstore.trainer import DevScore, Learner
 from tests.conftest import WORDS, hsk, make_bert, save_folder, write_tsv
 from tests.test_pruning import bert, odd_student
 from tests.test_trainer import equal, run

@@ -5,42 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
 from hskstore.extract import extract
-from hskstore.loader import epoch_batches, rows_from_store
+from hskstore.loader import rows_from_store
 from hskstore.store import open_store
 
 KEY = "ab" * 32
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
-@settings(max_examples=60)
-def test_an_epoch_has_every_row_once_and_no_batch_is_too_big(lengths: list[int], size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(np.array(lengths), batch_size=size, key=KEY, seed=seed, epoch=epoch)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert max(map(len, batches)) <= size
-
-
-def test_the_order_is_a_pure_function_of_digest_seed_and_epoch() -> None:
-    lengths = np.random.default_rng(0).integers(2, 60, 500)
-
-    def order(**changed: object) -> list[int]:
-        arguments = {"batch_size": 16, "key": KEY, "seed": 0, "epoch": 0} | changed
-        return np.concatenate(epoch_batches(lengths, **arguments)).tolist()  # type: ignore[arg-type]
-
-    assert order() == order()
-    assert len({tuple(order()), tuple(order(seed=1)), tuple(order(epoch=1)), tuple(order(key="cd" * 32))}) == 4
-
-
-def test_batches_of_similar_length_pad_little() -> None:
-    lengths = np.random.default_rng(0).integers(4, 60, 4000)
-    batches = epoch_batches(lengths, batch_size=32, key=KEY, seed=0, epoch=0)
-    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
-    assert padded < 1.1 * lengths.sum()
 
 
 @pytest.mark.parametrize("values", ["f32", "f16", "q8", "q4"])
@@ -53,7 +25,9 @@ def test_targets_are_the_teachers_states_at_the_ranked_tokens_masked_by_magnitud
     rows = rows_from_store(store, "train", layers=(0, 1))
     chosen = np.array([5, 17, 300])
     targets = rows.batch(chosen, hidden=True).hidden
-    assert targets is not None and targets.teacher.shape[0] == 2
+    assert targets is not None
+    teacher, width_kept = targets.scattered()
+    assert teacher.shape[0] == 2
     for at, row in enumerate(chosen):
         stored = store.row("train", int(row))
         for layer in range(2):
@@ -64,8 +38,8 @@ def test_targets_are_the_teachers_states_at_the_ranked_tokens_masked_by_magnitud
                 assert mask.sum() == 8
                 vector = np.zeros(mask.size, np.float32)
                 vector[mask] = stored["hidden/values"][layer, slot]
-                np.testing.assert_array_equal(targets.teacher[layer, at, slot].numpy(), vector)
-                np.testing.assert_array_equal(targets.width_kept[layer, at, slot].numpy(), mask)
+                np.testing.assert_array_equal(teacher[layer, at, slot].numpy(), vector)
+                np.testing.assert_array_equal(width_kept[layer, at, slot].numpy(), mask)
                 assert targets.position[layer, at, slot] == stored["hidden/token"][layer, slot]
 
 
@@ -81,7 +55,7 @@ def test_a_batch_is_padded_to_its_own_longest_row_and_slots_beyond_a_short_row_a
     assert (batch.attention_mask.sum(dim=1) == lengths).all()
     assert batch.hidden is not None
     assert (batch.hidden.token_kept.sum(dim=2) == lengths - 1).all()  # all but the one separator
-    assert (batch.hidden.teacher[~batch.hidden.token_kept] == 0).all()
+    assert (batch.hidden.values[~batch.hidden.token_kept] == 0).all()
 
 
 def test_a_store_that_does_not_fit_into_memory_is_refused_before_it_is_read(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.losses import hard_cross_entropy, hidden_mse, score_mse, soft_cross_entropy
+from hskstore.losses import hard_cross_entropy, hidden_mse, kept_hidden_mse, score_mse, soft_cross_entropy
 
 
 def normal(*shape: int, seed: int, grad: bool = False) -> torch.Tensor:
@@ -220,6 +220,81 @@ def test_what_a_mask_drops_cannot_spoil_the_loss_or_its_gradient(poison, poisone
     assert (dirty_student.grad[~counted] == 0).all()
 
 
+# --- hidden states, from the kept numbers alone
+
+KEPT = 2
+
+
+def kept_units(seed: int) -> torch.Tensor:
+    """Two of the five coordinates of every vector, lowest first."""
+    order = torch.rand(*SHAPE, generator=torch.Generator().manual_seed(seed)).argsort(dim=-1)
+    return order[..., :KEPT].sort(dim=-1).values
+
+
+def dense(values: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """M * h and M."""
+    empty = torch.zeros(SHAPE, dtype=values.dtype)
+    return empty.scatter(-1, unit, values), empty.bool().scatter(-1, unit, True)
+
+
+def test_kept_hidden_mse_equals_the_value_by_hand():
+    # One layer, two tokens, width 3, of which one unit is kept: 5 at unit 2 of the first token, -1 at unit 0 of the second.
+    student = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 0.0, 1.0]]]])
+    values, unit = torch.tensor([[[[5.0], [-1.0]]]]), torch.tensor([[[[2], [0]]]])
+    both, first = kept_tokens([[True, True]]), kept_tokens([[True, False]])
+    # As zero: (1 + 4 + 4) + (25 + 0 + 1) over 2 tokens x 3. Ignored: 4 + 25 over 2 tokens x 1.
+    assert kept_hidden_mse(student, values, unit, token_kept=both).item() == pytest.approx(35 / 6)
+    assert kept_hidden_mse(student, values, unit, token_kept=both, targets="ignore").item() == pytest.approx(29 / 2)
+    assert kept_hidden_mse(student, values, unit, token_kept=first).item() == pytest.approx(9 / 3)
+    assert kept_hidden_mse(student, values, unit, token_kept=first, targets="ignore").item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize("targets", ["zero", "ignore"])
+@given(st.integers(0, 10**6))
+def test_kept_hidden_mse_is_hidden_mse_of_the_dense_target_in_value_and_gradient(targets, seed):
+    values, unit = normal(*SHAPE[:3], KEPT, seed=seed), kept_units(seed + 1)
+    token_kept = random_mask(*SHAPE[:3], seed=seed + 2)
+    teacher, width_kept = dense(values, unit)
+    one, other = (normal(*SHAPE, seed=seed + 3, grad=True) for _ in range(2))
+    expected = hidden_mse(one, teacher, token_kept=token_kept, width_kept=width_kept if targets == "ignore" else None)
+    found = kept_hidden_mse(other, values, unit, token_kept=token_kept, targets=targets)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    for loss in (expected, found):
+        loss.backward()
+    torch.testing.assert_close(other.grad, one.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_kept_hidden_mse_with_every_unit_kept_is_hidden_mse():
+    student, teacher, token_kept = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2), random_mask(*SHAPE[:3], seed=3)
+    expected = hidden_mse(student, teacher, token_kept=token_kept)
+    every = torch.arange(SHAPE[-1]).expand(SHAPE)
+    for targets in ("zero", "ignore"):
+        for unit in (None, every):
+            torch.testing.assert_close(
+                kept_hidden_mse(student, teacher, unit, token_kept=token_kept, targets=targets), expected, rtol=1e-6, atol=0
+            )
+
+
+def test_kept_hidden_mse_of_a_student_that_is_the_masked_teacher_is_zero():
+    values, unit, token_kept = normal(*SHAPE[:3], KEPT, seed=1), kept_units(2), random_mask(*SHAPE[:3], seed=3)
+    assert kept_hidden_mse(dense(values, unit)[0], values, unit, token_kept=token_kept).item() == 0
+
+
+@pytest.mark.parametrize("targets", ["zero", "ignore"])
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_what_a_token_mask_drops_cannot_spoil_kept_hidden_mse(targets, poison):
+    token_kept, unit = random_mask(*SHAPE[:3], seed=3), kept_units(4)
+    found = []
+    for value in (0.0, poison):
+        student = torch.where(token_kept[..., None], normal(*SHAPE, seed=1), value).requires_grad_()
+        values = torch.where(token_kept[..., None], normal(*SHAPE[:3], KEPT, seed=2), value)
+        loss = kept_hidden_mse(student, values, unit, token_kept=token_kept, targets=targets)
+        loss.backward()
+        found.append((loss, student.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 # --- every loss
 
 LABEL = torch.tensor([0, 2, 1])
@@ -234,6 +309,14 @@ LOSSES = {
         ),
         SHAPE,
         SHAPE,
+    ),
+    "kept_hidden_mse": (
+        lambda s, t: kept_hidden_mse(s, t, kept_units(5), token_kept=random_mask(*SHAPE[:3], seed=3)), SHAPE, (*SHAPE[:3], KEPT)
+    ),
+    "kept_hidden_mse, ignore": (
+        lambda s, t: kept_hidden_mse(s, t, kept_units(5), token_kept=random_mask(*SHAPE[:3], seed=3), targets="ignore"),
+        SHAPE,
+        (*SHAPE[:3], KEPT),
     ),
 }  # fmt: skip
 

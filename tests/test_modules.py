@@ -1,22 +1,18 @@
 """Any torch module is a student: what it has to give, what is kept of it, and what a mistake says."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-import hskstore.distill
 from hskstore.anatomy import describe_module
 from hskstore.classifiers import accepted_inputs
 from hskstore.config import Keep, Strategy
@@ -24,7 +20,7 @@ from hskstore.distill import Overrides, distill
 from hskstore.errors import HskError, OptionError
 from hskstore.evaluate import evaluate, predict
 from hskstore.extract import extract
-from hskstore.loader import TrainingRows, rows_from_store
+from hskstore.loader import rows_from_store
 from hskstore.methods import Kd, Method, Mud
 from hskstore.store import Store, open_store
 
@@ -147,27 +143,6 @@ def test_token_types_go_only_where_a_model_has_a_table_of_them() -> None:
     """GPT-2 would look them up among its words."""
     config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=20, n_positions=16, pad_token_id=0)
     assert accepted_inputs(GPT2ForSequenceClassification(config)) == {"input_ids", "attention_mask"}
-
-
-def test_a_stopped_run_does_not_go_on_with_other_words(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop_after(steps: int) -> Callable[..., None]:
-        def watch(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage == "prediction" and done >= 16 * steps:
-                signal.raise_signal(signal.SIGINT)
-
-        return watch
-
-    with pytest.raises(KeyboardInterrupt):
-        distill(store, student=Bag(OUTPUTS["pair"]), method=Kd(), out=tmp_path, overrides=FEW, watch=stop_after(2))
-    read = hskstore.distill.rows_from_store
-
-    def other_words(*words: Any, **options: Any) -> TrainingRows:
-        rows = read(*words, **options)
-        return replace(rows, input_ids=np.where(rows.input_ids > 6, rows.input_ids - 1, rows.input_ids))
-
-    monkeypatch.setattr(hskstore.distill, "rows_from_store", other_words)
-    with pytest.raises(OptionError, match="differs in its inputs"):
-        distill(store, student=Bag(OUTPUTS["pair"]), method=Kd(), out=tmp_path, overrides=FEW)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from hskstore.batch import Batch, HiddenTargets
 from hskstore.config import Keep, Strategy
 from hskstore.distill import Overrides, load_student, match_layers, phase_settings
 from hskstore.extract import extract
-from hskstore.loader import epoch_batches, rows_from_store
+from hskstore.feed import Feed, open_source
+from hskstore.learner import Learner
 from hskstore.methods import Mud
 from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher
 from hskstore.tasks import get_task
 from hskstore.teacher import Teacher, load_teacher
-from hskstore.trainer import Learner, sum_terms
+from hskstore.trainer import sum_terms
 from tests.conftest import SHARED
 
 STEPS = 20
@@ -31,7 +32,7 @@ def live_targets(teacher: Teacher, batch: Batch, store: Store) -> Batch:
     hidden = torch.stack([features.hidden[pair.teacher] for pair in store.plan.pairs])
     token_kept = kept.expand(hidden.shape[:3])
     position = torch.arange(kept.shape[1]).expand(token_kept.shape)
-    targets = HiddenTargets(position, token_kept, hidden * kept[..., None], token_kept[..., None].expand(hidden.shape))
+    targets = HiddenTargets(position, token_kept, hidden * kept[..., None], None, hidden.shape[-1])
     return replace(batch, hidden=targets, teacher_logits=features.logits)
 
 
@@ -39,22 +40,19 @@ def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
     """Losses of 20 steps, half on hidden states, half on predictions; without dropout, so that only targets differ."""
     model, _ = load_student(student, store, seed=0)
     layers, places = match_layers(store.plan, model.config.num_hidden_layers)
-    rows = rows_from_store(store, "train", layers=places)
+    source = open_source(store, "train", layers=places)
     torch.manual_seed(0)
     learner = Learner(model, layers=layers, own=model.config.hidden_size, width=store.plan.hidden_size).eval()
     method = Mud()
-    settings = phase_settings(
-        method, get_task("sst2").recipe, len(rows), Overrides(epochs=[50], batch_size=[16], max_steps=STEPS)
-    )
+    overrides = Overrides(epochs=[50], batch_size=[16], max_steps=STEPS)
+    settings = phase_settings(method, get_task("sst2").recipe, source, overrides)
     found: list[float] = []
     for run in settings:
         run = replace(run, steps=STEPS // 2)
         optimizer = torch.optim.AdamW(learner.parameters(), lr=run.lr)
-        order: list[Any] = []
-        for epoch in range(STEPS):
-            order += epoch_batches(rows.n_tokens, batch_size=16, key=store.digest, seed=0, epoch=epoch)
-        for step in range(run.steps):
-            batch = rows.batch(order[step], hidden=run.phase.uses_hidden)
+        feed = Feed(source, 16, store.digest, seed=0)
+        for step in feed.steps(hidden=run.phase.uses_hidden, start=0, stop=run.steps):
+            batch = step.batch
             if teacher is not None:
                 batch = live_targets(teacher, batch, store)
             terms = method(run.phase, learner(batch, hidden=run.phase.uses_hidden), batch)

@@ -18,6 +18,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.data import Examples, read_dataset
 from hskstore.errors import DataError, PlanError, StoreError
 from hskstore.extract import extract
+from hskstore.feed import Blocks
 from hskstore.loader import HiddenRows, rows_from_store
 from hskstore.replay import replay
 from hskstore.rows import Rows, align, tokenise
@@ -240,7 +241,6 @@ def test_what_does_not_align_is_never_a_target(data: st.DataObject) -> None:
         scale=None,
         token=rng.integers(-1, 5, shape).astype(np.int32),
         n_kept=n_kept,
-        layers=(0, 1),
         encoding="f16",
         width=3,
         hidden_size=6,
@@ -252,8 +252,9 @@ def test_what_does_not_align_is_never_a_target(data: st.DataObject) -> None:
     kept = kept[..., :length]
     np.testing.assert_array_equal(targets.token_kept.transpose(0, 1).numpy(), kept)
     np.testing.assert_array_equal(targets.position.transpose(0, 1).numpy(), np.where(kept, rows.token[..., :length], 0))
-    assert not targets.teacher.transpose(0, 1)[~kept].any() and not targets.width_kept.transpose(0, 1)[~kept].any()
-    np.testing.assert_array_equal(targets.teacher.transpose(0, 1)[kept][:, [0, 2, 5]].numpy(), rows.values[..., :length, :][kept])
+    teacher, width_kept = (found.transpose(0, 1).numpy() for found in targets.scattered())
+    assert not teacher[~kept].any() and not width_kept[~kept].any()
+    np.testing.assert_array_equal(teacher[kept][:, [0, 2, 5]], rows.values[..., :length, :][kept])
 
 
 # --- stores
@@ -357,7 +358,27 @@ def test_a_student_of_another_tokenizer_learns_where_it_has_the_teachers_tokens(
             theirs, ours = int(before.position[layer, row, slot]), int(targets.position[layer, row, slot])
             start, end = encoded["offset_mapping"][ours]
             assert text[start:end].strip() == (text[slice(*offsets[row, theirs])] if theirs else "")
-            assert (targets.teacher[layer, row, slot] == before.teacher[layer, row, slot]).all()
+            assert (targets.values[layer, row, slot] == before.values[layer, row, slot]).all()
+            assert targets.unit is None or (targets.unit[layer, row, slot] == before.unit[layer, row, slot]).all()
+
+
+def test_a_store_read_in_blocks_is_tokenised_anew_piece_by_piece(stores: list[Store]) -> None:
+    store, tokenizer = stores[1], byte_level(trim=True)
+    reading: dict[str, Any] = {"layers": (0, 1), "tokenizer": tokenizer, "max_length": 12}
+    whole, source = rows_from_store(store, "train", **reading), Blocks(store, "train", reading)
+    split = store.plan.splits["train"]
+    for window in source.windows(np.random.default_rng(0), 4):
+        rows = np.concatenate(
+            [np.arange(split.unit_rows * unit, split.unit_rows * unit + split.rows_of(unit)) for unit in window.units]
+        )
+        found = source.read(window)
+        np.testing.assert_array_equal(found.n_tokens, whole.n_tokens[rows])
+        for at, row in enumerate(rows):
+            length = found.n_tokens[at]
+            np.testing.assert_array_equal(found.input_ids[at, :length], whole.input_ids[row, :length])
+        assert found.hidden is not None and whole.hidden is not None
+        np.testing.assert_array_equal(found.hidden.token, whole.hidden.token[rows])
+        np.testing.assert_array_equal(found.hidden.values, whole.hidden.values[rows])
 
 
 def test_rows_cut_by_the_teacher_or_the_student(teacher_folder: str, data: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from hskstore.config import Keep, PruneTo, Strategy, Widths
 from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError
 from hskstore.extract import extract
-from hskstore.loader import TrainingRows, epoch_batches
+from hskstore.feed import Feed, InMemory
+from hskstore.loader import TrainingRows
 from hskstore.methods import Mud
 from hskstore.pruned_bert import (
     FactorisedEmbedding,
@@ -246,8 +247,8 @@ def by_hand(model: Any, of: TrainingRows, key: str) -> list[tuple[list[float], l
     """Each layer's importance of heads and of units, weight by weight, batches of 32."""
     model = copy.deepcopy(model).eval()
     found = [(np.zeros(HEADS), np.zeros(FFN)) for _ in model.bert.encoder.layer]
-    for chosen in epoch_batches(of.n_tokens, batch_size=32, key=key, seed=0, epoch=0):
-        batch = of.batch(chosen, hidden=False)
+    for step in Feed(InMemory(of), 32, key, seed=0).epoch(0, hidden=False):
+        batch = step.batch
         logits = model(
             input_ids=batch.input_ids, token_type_ids=batch.token_type_ids, attention_mask=batch.attention_mask.long()
         ).logits

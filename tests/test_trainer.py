@@ -1,6 +1,7 @@
 """Training is a function of its settings: interrupted and resumed it ends where it would have ended."""
 
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+import hskstore.feed
 from hskstore.batch import HiddenTargets
+from hskstore.checkpoint import RunState
+from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError
+from hskstore.extract import extract
+from hskstore.feed import InMemory, open_source, steps_per_epoch
+from hskstore.journal import DevScore, Journal
+from hskstore.learner import Learner
 from hskstore.loader import HiddenRows, TrainingRows
 from hskstore.methods import Finetune, Kd, Mud
-from hskstore.trainer import DevScore, Learner, PhaseSettings, sum_terms, train
+from hskstore.store import open_store
+from hskstore.trainer import PhaseSettings, resolve_precision, sum_terms, train
 from tests.conftest import make_bert
 
 ROWS = 96
@@ -33,7 +42,6 @@ def rows() -> TrainingRows:
         scale=None,
         token=np.array([0, 1], np.int16)[None, None].repeat(ROWS, 0),
         n_kept=np.full((ROWS, 1), 2, np.int16),
-        layers=(0,),
         encoding="f16",
         width=kept,
         hidden_size=24,
@@ -54,9 +62,14 @@ def settings(method: Any, steps: int = 10) -> list[PhaseSettings]:
 
 def run(out: Path, method: Any, *, watch: Any = None, of: Learner | None = None, **options: Any) -> tuple[dict[str, Any], Any]:
     mine = of or learner()
-    data = rows()
+    data = InMemory(rows())
     scores = iter(options.pop("scores", [0.5 + step / 1000 for step in range(100)]))
-    arguments: dict[str, Any] = {"key": "ab" * 32, "seed": 0, "score": lambda _: DevScore("accuracy", {"accuracy": next(scores)})}
+    arguments: dict[str, Any] = {
+        "key": "ab" * 32,
+        "seed": 0,
+        "precision": "fp32",
+        "score": lambda _: DevScore("accuracy", {"accuracy": next(scores)}),
+    }
     if watch is not None:
         arguments["watch"] = watch
     results = train(mine, data, method, options.pop("phases", settings(method)), out=out, device="cpu", **(arguments | options))
@@ -183,8 +196,7 @@ def test_students_states_are_gathered_at_the_kept_positions() -> None:
     mine = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), own=16, width=16)
     states = [torch.arange(2 * 5 * 16.0).view(2, 5, 16), torch.zeros(2, 5, 16)]
     position = torch.tensor([[[3, 0], [1, 4]]]).repeat(2, 1, 1)
-    empty = torch.zeros(2, 2, 2, 16)
-    targets = HiddenTargets(position, position >= 0, empty, empty.bool())
+    targets = HiddenTargets(position, position >= 0, torch.zeros(2, 2, 2, 3), torch.arange(3).expand(2, 2, 2, 3), 16)
     found = mine.project(states, targets)
     assert torch.equal(found[0, 0, 0], states[0][0, 3]) and torch.equal(found[0, 1, 1], states[0][1, 4])
 
@@ -193,3 +205,108 @@ def test_bf16_and_fp32_train_in_one_process(tmp_path: Path) -> None:
     for precision in ("bf16", "fp32", "bf16"):
         _, results = run(tmp_path / f"{precision}{len(list(tmp_path.iterdir()))}", Mud(), precision=precision)
         assert all(np.isfinite(list(result.losses.values())).all() for result in results)
+
+
+# --- limits
+
+
+def test_patience_ends_a_phase_whose_dev_score_no_longer_rises_and_keeps_the_best(tmp_path: Path) -> None:
+    falling = [0.7, 0.9, 0.8, 0.85, 0.9, 0.99]
+    phases = [replace(each, patience=3) for each in settings(Kd(), 60)]
+    _, (result,) = run(tmp_path, Kd(), phases=phases, scores=falling)
+    assert [each["accuracy"] for each in result.scores] == falling[:5], "a score that is as good is no better"
+    assert (result.ended, result.steps) == ("patience", 30)
+    assert result.best == {"step": 12, "accuracy": 0.9}
+
+
+def test_patience_counts_on_after_a_stop(tmp_path: Path) -> None:
+    phases = [replace(each, patience=2) for each in settings(Kd(), 60)]
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == 16 * 14:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Kd(), phases=phases, scores=[0.9, 0.8], watch=stop)
+    _, (result,) = run(tmp_path, Kd(), phases=phases, scores=[0.7, 0.99])
+    assert [each["accuracy"] for each in result.scores] == [0.9, 0.8, 0.7]
+    assert result.ended == "patience"
+
+
+def test_minutes_end_every_phase_in_its_share_with_a_dev_score_and_a_rate_that_has_decayed(tmp_path: Path) -> None:
+    phases = [replace(each, seconds=1.0, steps=10**6) for each in settings(Mud())]
+    rates: list[float] = []
+    rate_at = PhaseSettings.rate_at
+    _, (hidden, prediction) = run(tmp_path, Mud(), phases=phases, scores=[0.5] * 10**4)
+    assert hidden.ended == prediction.ended == "minutes"
+    assert 1.0 <= hidden.seconds < 3 and 1.0 <= prediction.seconds < 3
+    assert prediction.scores[-1]["step"] == prediction.steps, "scored where it ended"
+    last = phases[1].progress(prediction.steps - 1, prediction.seconds)
+    rates = [rate_at(phases[1], phases[1].progress(10, 0.5)), rate_at(phases[1], last)]
+    assert rates[0] == pytest.approx(0.5 / 0.9 * 1e-3, rel=0.05) and rates[1] < 1e-6
+
+
+def test_progress_is_the_step_or_the_time_whichever_is_further() -> None:
+    run = PhaseSettings(Kd().phases[0], lr=1.0, batch_size=1, steps=100, seconds=10.0)
+    assert [run.progress(*at) for at in [(0, 0.0), (50, 1.0), (10, 5.0), (10, 99.0)]] == [0, 50, 50, 99]
+    assert replace(run, seconds=None).progress(10, 99.0) == 10
+
+
+# --- what is told
+
+
+def test_the_watch_is_told_losses_the_dev_score_and_the_time_left(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int, str]] = []
+    run(tmp_path, Mud(), watch=lambda *words: told.append(words), scores=[0.5, 0.25])
+    assert [words[:3] for words in told[:2]] == [("hidden", 16, 160), ("hidden", 32, 160)]
+    assert re.fullmatch(r"hidden_mse \d\.\d{4}; \d:\d\d:\d\d to the end", told[0][3])
+    after = next(words[3] for words in told if words[:2] == ("prediction", 16 * 7))
+    assert re.fullmatch(r"prediction \d\.\d{4}; dev accuracy 0\.5000, best 0\.5000; \d:\d\d:\d\d to the end", after)
+
+
+def test_losses_are_read_back_in_one_piece_and_the_first_bad_one_is_named() -> None:
+    journal, state = Journal(None, lambda *_: None), RunState("")
+    for step, value in enumerate([1.0, 2.0, float("nan"), 4.0]):
+        journal.note(step, 0.1, {"a": torch.tensor(value), "b": torch.tensor(10.0 * step)}, torch.tensor(value))
+        if step == 1:
+            journal.read_back("hidden", state)
+    assert state.recent == [{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 10.0}]
+    with pytest.raises(ModelError, match="phase hidden is not finite at step 2"):
+        journal.read_back("hidden", state)
+
+
+def test_auto_is_bf16_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert resolve_precision("auto", torch.device("cpu")) == chosen
+    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
+    teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hskstore.feed, "WINDOW_BYTES", 1)
+    extract(teacher_folder, data_folder, out=tmp_path / "stores", keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
+    store = open_store(tmp_path / "stores" / "d1-l3-w8")
+    source = open_source(store, "train", loader="blocks", layers=(0,))
+    options: dict[str, Any] = {"key": store.digest, "seed": 0, "score": None, "precision": "fp32", "device": "cpu"}
+
+    def fresh() -> Learner:
+        torch.manual_seed(0)
+        return Learner(make_bert(layers=2, hidden=16, seed=4), layers=(2,), own=16, width=store.plan.hidden_size)
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if (stage, done) == ("hidden", 16 * 17):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    steps = steps_per_epoch(source, 16) + 5
+    whole, broken, resumed = fresh(), fresh(), fresh()
+    train(whole, source, Mud(), settings(Mud(), steps), out=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", watch=stop, **options)
+    with pytest.raises(OptionError, match="loader"):
+        ram = open_source(store, "train", loader="ram", layers=(0,))
+        train(fresh(), ram, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
+    train(resumed, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
+    assert equal(whole.state_dict(), resumed.state_dict())

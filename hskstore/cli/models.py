@@ -17,8 +17,10 @@ from hskstore.cli.options import (
     MaxLengthOpt,
     TaskOpt,
     TextOpt,
+    TrainPrecisionOpt,
     TrainSeedOpt,
     ValidationOpt,
+    first_process,
     quiet_libraries,
     resumable,
 )
@@ -38,7 +40,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(min=1)] = config.FINETUNE_BATCH_SIZE,
     max_length: MaxLengthOpt = None,
     seed: TrainSeedOpt = 0,
-    precision: Annotated[config.TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
+    precision: TrainPrecisionOpt = "auto",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -48,7 +50,7 @@ def finetune(
     quiet_libraries()
     from hskstore.finetune import finetune as run
 
-    with resumable(), console.bars() as watch:
+    with resumable(), console.bars(shown=first_process()) as watch:
         result = run(
             model,
             data,
@@ -66,6 +68,8 @@ def finetune(
             device=device,
             watch=watch,
         )
+    if not first_process():
+        return
     if as_json:
         console.print_json(result)
         return
@@ -225,7 +229,13 @@ def distill(
     ] = None,
     lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Per phase: 32,32. Default: likewise.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps, shared among the phases.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="At most so many steps, shared among the phases.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="At most so many minutes of training, shared likewise; a decaying rate decays in them.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End a phase after so many epochs whose dev score is no better than the best.")
+    ] = None,
     warmup: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a decaying phase over which the rate rises.")
     ] = config.DEFAULT_WARMUP,
@@ -245,7 +255,11 @@ def distill(
     ] = None,
     prune_share: Annotated[float | None, typer.Option(help="Share of the first phase over which it does. Default: 0.5.")] = None,
     seed: TrainSeedOpt = 0,
-    precision: Annotated[config.TrainPrecision, typer.Option(help="bf16 by autocast.")] = "fp32",
+    precision: TrainPrecisionOpt = "auto",
+    loader: Annotated[
+        config.Loader,
+        typer.Option(help="Rows in memory (ram) or read in pieces (blocks). Default: ram, if 40 % of memory will do."),
+    ] = "auto",
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -268,9 +282,11 @@ def distill(
         lr=_numbers("--lr", lr, float),
         batch_size=_numbers("--batch-size", batch_size, int),
         max_steps=max_steps,
+        max_minutes=max_minutes,
+        patience=patience,
         warmup=warmup,
     )
-    with resumable(), console.bars() as watch:
+    with resumable(), console.bars(shown=first_process()) as watch:
         result = run(
             store,
             student=student,
@@ -281,19 +297,18 @@ def distill(
             prune_share=config.DEFAULT_PRUNE_SHARE if prune_share is None else prune_share,
             seed=seed,
             precision=precision,
+            loader=loader,
             projection=projection or "shared",
             device=device,
             command=shlex.join(["hsk", *sys.argv[1:]]),
             watch=watch,
         )
+    if not first_process():
+        return
     if as_json:
         console.print_json(result)
-        return
-    for phase in result.phases:
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in phase.losses.items())
-        console.out.print(f"{phase.name}: {phase.steps} steps in {phase.seconds:.0f} s, {losses}")
-    console.print_scores(result.scores)
-    console.out.print(f"{result.folder}: {result.parameters:,} parameters; from store {result.digest[:16]}")
+    else:
+        console.print_distilled(result)
 
 
 def evaluate(

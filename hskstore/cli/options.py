@@ -1,6 +1,7 @@
 """What several commands share: arguments and options, and how a command is stopped."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ MaxLengthOpt = Annotated[int | None, typer.Option(help="Tokens a row is cut to. 
 MOST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
 TrainSeedOpt = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides new weights, the order of rows, and dropout.")]
+TrainPrecisionOpt = Annotated[
+    config.TrainPrecision, typer.Option(help="fp32, or bf16 by autocast. Default: bf16 where the device computes in it.")
+]
 KEEP = typer.Option(help="DEPTH,LENGTH,WIDTH: counts (9), fractions (0.1) or all. A store each.")
 StudentLayersOpt = Annotated[list[int], typer.Option(help="Layers of the student to come. A store each.")]
 TopLayerOpt = Annotated[int | None, typer.Option(help="L_top, the teacher layer of the student's last. Default: 10/12 L.")]
@@ -45,6 +49,11 @@ KeepOffsetsOpt = Annotated[
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
+
+
+def first_process() -> bool:
+    """Whether this is the only process of a training run, or the first that a launcher started: the one that prints."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Terminated(KeyboardInterrupt):
@@ -70,8 +79,6 @@ def resumable() -> Iterator[None]:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice out of the way, and show our warnings; hub downloads still show their bars."""
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Big tensors on huge pages: on a CPU, a step over them spends a third of its time on page faults else. Read by torch once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

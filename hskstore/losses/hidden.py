@@ -1,8 +1,12 @@
 """Losses on hidden states."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from hskstore.config import Targets
 
 
 def hidden_mse(
@@ -23,3 +27,42 @@ def hidden_mse(
         counted = counted & width_kept
     difference = torch.where(counted, student - teacher.detach(), 0)
     return (difference.square().sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)).sum()
+
+
+def kept_hidden_mse(
+    student: Float[Tensor, "layer batch token width"],
+    values: Float[Tensor, "layer batch token kept"],
+    unit: Int[Tensor, "layer batch token kept"] | None,
+    *,
+    token_kept: Bool[Tensor, "layer batch token"],
+    targets: Targets = "zero",
+) -> Float[Tensor, ""]:
+    """`hidden_mse` from the kept numbers alone: `values` of the teacher at the distinct coordinates `unit`, None for all.
+
+    `targets` says what the other coordinates are: targets of zero, or ignored. The dense target M * h is never built, which
+    is 2 to 5 times faster forward and backward.
+    """
+    values = values.to(student.dtype)
+    if unit is None:
+        return hidden_mse(student, values, token_kept=token_kept)
+    if targets == "ignore":
+        return hidden_mse(student.gather(-1, unit.long()), values, token_kept=token_kept)
+    counted = token_kept.sum(dim=(1, 2)).clamp(min=1) * student.shape[-1]
+    squares: Tensor = _SquaresToMaskedTarget.apply(student, values, unit.long(), token_kept)  # type: ignore[no-untyped-call]
+    return (squares / counted).sum()
+
+
+class _SquaresToMaskedTarget(torch.autograd.Function):
+    """Sum of squares [layer] of student - M * h: the kept values are subtracted where they are, from one copy of the student."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, values: Tensor, unit: Tensor, token_kept: Tensor) -> Tensor:
+        difference = torch.where(token_kept[..., None], student, 0)
+        difference.scatter_add_(-1, unit, torch.where(token_kept[..., None], -values, 0))
+        ctx.save_for_backward(difference)
+        return difference.square().sum(dim=(1, 2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * gradients[0])[:, None, None, None], None, None, None

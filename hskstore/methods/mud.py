@@ -7,7 +7,7 @@ from torch import Tensor
 from hskstore.batch import Batch, StudentOutput
 from hskstore.config import RegressionTarget, Targets
 from hskstore.errors import OptionError
-from hskstore.losses import hidden_mse
+from hskstore.losses import kept_hidden_mse
 from hskstore.methods.contract import Phase
 from hskstore.methods.kd import prediction_terms
 
@@ -42,12 +42,7 @@ class Mud:
     def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
         if not phase.uses_hidden:
             return prediction_terms(student, batch, temperature=self.temperature, regression_target=self.regression_target)
-        assert student.hidden is not None and batch.hidden is not None
-        return {
-            "hidden_mse": hidden_mse(
-                student.hidden,
-                batch.hidden.teacher,
-                token_kept=batch.hidden.token_kept,
-                width_kept=batch.hidden.width_kept if self.targets == "ignore" else None,
-            )
-        }
+        targets = batch.hidden
+        assert student.hidden is not None and targets is not None
+        loss = kept_hidden_mse(student.hidden, targets.values, targets.unit, token_kept=targets.token_kept, targets=self.targets)
+        return {"hidden_mse": loss}

@@ -8,7 +8,7 @@ from hskstore.config import Mask
 
 def unpack_mask(mask: np.ndarray, hidden_size: int) -> np.ndarray:
     """Bits [..., ceil(d/8)] uint8, most significant first -> kept [..., d] bool."""
-    return np.unpackbits(mask, axis=-1, count=hidden_size).astype(bool)
+    return np.unpackbits(mask, axis=-1, count=hidden_size).view(bool)
 
 
 def unpack_values(values: np.ndarray, scale: np.ndarray | None, encoding: str, width: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, OptionError
 from hskstore.export import NewStudent, refuse_existing_model, save_model, set_labels
-from hskstore.loader import TrainingRows, epoch_batches, rows_from_data
+from hskstore.feed import Feed, InMemory
+from hskstore.loader import TrainingRows, rows_from_data
 from hskstore.methods.finetune import gold_terms
 from hskstore.planning import fit_labels
 from hskstore.pruned_bert import PrunedBertForSequenceClassification
@@ -69,12 +70,12 @@ def measure_importance(
     """Importance over one epoch of `rows` in batches of 32, whose order `key` decides; no weight changes."""
     importance = Importance(model)
     done = 0
-    for batch_rows in epoch_batches(rows.n_tokens, batch_size=FINETUNE_BATCH_SIZE, key=key, seed=0, epoch=0):
-        batch = rows.batch(batch_rows, hidden=False).to(model.device)
+    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0, hidden=False):
+        batch = step.batch.to(model.device)
         output = run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
         model.zero_grad()
         gold_terms(StudentOutput(output.logits, None), batch)["gold"].backward()  # type: ignore[no-untyped-call]
         importance.note(model)
-        done += len(batch_rows)
+        done += len(batch)
         watch("importance", done, len(rows))
     return importance

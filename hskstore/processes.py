@@ -1,0 +1,109 @@
+"""One process or several that train one student together, as `accelerate launch` and `torchrun` start them."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed import ReduceOp, all_reduce, broadcast
+
+SAME_SIGNAL_SECONDS = 1.0
+"""A launcher sends on what the terminal has sent already: within this time a second signal is the first one again."""
+
+
+def start(device: torch.device, *, bf16: bool) -> Accelerator:
+    """This process's device, precision and neighbours, whatever was trained in it before."""
+    if device.type == "cuda" and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+    # One process may train twice with different precisions; accelerate keeps the first one in a global.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=device.type == "cpu")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of several."""
+    return bool(PartialState().is_main_process)
+
+
+def same_weights(learner: nn.Module, accelerator: Accelerator) -> None:
+    """Every process takes the first one's weights."""
+    if accelerator.num_processes > 1:
+        for tensor in learner.state_dict().values():
+            broadcast(tensor, src=0)
+
+
+def average_gradients(learner: nn.Module, accelerator: Accelerator) -> None:
+    """Every process's gradients become the mean over all processes, in one message.
+
+    Torch's own DistributedDataParallel wants every output to take part in the loss; of a student that learns hidden states
+    the logits do not.
+    """
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients]).div_(accelerator.num_processes)
+    all_reduce(together)
+    parts = torch.split(together, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def greatest(values: Sequence[float], accelerator: Accelerator) -> list[float]:
+    """Each value's maximum over all processes, so that they decide alike."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    together = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    all_reduce(together, op=ReduceOp.MAX)
+    found: list[float] = together.tolist()
+    return found
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM, held back until the loop asks between two steps; a second one ends at once.
+
+    A checkpoint is then of a whole step, and a resumed run is the uninterrupted one bit for bit.
+    """
+
+    def __init__(self) -> None:
+        self.seen: signal.Signals | None = None
+        self._when = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.seen is not None and time.monotonic() - self._when > SAME_SIGNAL_SECONDS:
+            self.deliver()
+        if self.seen is None:
+            self.seen, self._when = signal.Signals(number), time.monotonic()
+
+    def deliver(self) -> None:
+        """End as the signal would have ended the program. In a process that got none, another one of the run did."""
+        number = signal.SIGINT if self.seen is None else self.seen
+        handler = self._before.get(number)
+        if callable(handler):
+            handler(number, None)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Hold signals back for a while. In a thread that is not the main one they cannot be."""
+    held = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):  # the default of SIGTERM ends the process, which is left so
+            held._before[number] = signal.signal(number, held.note)
+    try:
+        yield held
+    finally:
+        for number, handler in held._before.items():
+            signal.signal(number, handler)
