@@ -1,23 +1,18 @@
-"""What `hsk` prints: results on standard output, progress and warnings on standard error."""
+"""What `hsk` prints: results on standard output, warnings on standard error."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-
-from hskstore.watch import Watch, unwatched
 
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.anatomy import Anatomy
@@ -34,79 +29,6 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-QUIET_SECONDS = 2.0
-
-
-class NotedProgress(Progress):
-    """A bar with a line below it on how it goes."""
-
-    note = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.note:
-            yield Text(f"  {self.note}", no_wrap=True, overflow="ellipsis")
-
-
-class Bar:
-    """Progress of something counted in rows, shown once it has taken two seconds: rows done, rows a second, time left."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self._began = time.monotonic()
-        self._first: int | None = None
-        self._shown: NotedProgress | None = None
-        self._task: Any = None
-
-    def update(self, rows: int, total: int, note: str = "") -> None:
-        """`rows` of `total` are done."""
-        elapsed = time.monotonic() - self._began
-        if self._first is None:  # a resumed run does not start at nothing
-            self._first = rows
-        if self._shown is None:
-            if elapsed < QUIET_SECONDS:
-                return
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
-                MofNCompleteColumn(),
-                TextColumn("rows, {task.fields[speed]}/s,"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
-            self._shown = NotedProgress(*columns, console=err)
-            self._shown.start()
-            self._task = self._shown.add_task(self.title, total=total, speed="?")
-        self._shown.note = note
-        self._shown.update(self._task, completed=rows, total=total, speed=f"{(rows - self._first) / elapsed:.0f}")
-
-    def close(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-
-
-@contextmanager
-def bars(*, shown: bool = True) -> Iterator[Watch]:
-    """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched."""
-    if not shown:
-        yield unwatched
-        return
-    current: Bar | None = None
-
-    def watch(stage: str, done: int, total: int, note: str = "") -> None:
-        nonlocal current
-        if current is None or current.title != stage:
-            if current is not None:
-                current.close()
-            current = Bar(stage)
-        current.update(done, total, note)
-
-    try:
-        yield watch
-    finally:
-        if current is not None:
-            current.close()
 
 
 def print_json(result: Any) -> None:

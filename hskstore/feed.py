@@ -40,8 +40,6 @@ class Source(Protocol):
     @property
     def name(self) -> Literal["ram", "blocks"]: ...
 
-    def __len__(self) -> int: ...
-
     def windows(self, rng: np.random.Generator, batch_size: int) -> list["Window"]:
         """Every row once, in windows whose number and sizes do not depend on `rng`."""
         ...
@@ -64,9 +62,6 @@ class InMemory:
     rows: TrainingRows
     name: Literal["ram"] = "ram"
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def windows(self, rng: np.random.Generator, batch_size: int) -> list[Window]:
         return [Window((), len(self.rows))]
 
@@ -85,9 +80,6 @@ class Blocks:
     split: str
     reading: dict[str, Any] = field(default_factory=dict)
     name: Literal["blocks"] = "blocks"
-
-    def __len__(self) -> int:
-        return self.store.plan.splits[self.split].rows
 
     def windows(self, rng: np.random.Generator, batch_size: int) -> list[Window]:
         """Random units together, at least a batch of them. The last unit, which may be short, is always in the last window."""
@@ -215,11 +207,10 @@ class Feed:
 class Prefetched(Generic[Item]):
     """Items of an iterator, made by a thread of their own, `ahead` of whoever takes them; close it when enough is taken.
 
-    `waits` counts the items that were not there when they were asked for, the first one apart; `waited` is the seconds it took.
+    `waited` is the seconds until items came that were not there when they were asked for, the first one apart.
     """
 
     def __init__(self, items: Generator[Item], ahead: int = AHEAD) -> None:
-        self.waits = 0
         self.waited = 0.0
         self._items = items
         self._made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
@@ -238,7 +229,6 @@ class Prefetched(Generic[Item]):
             if item is None:
                 return
             if late and self._taken:
-                self.waits += 1
                 self.waited += time.monotonic() - began
             self._taken += 1
             yield item

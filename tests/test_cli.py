@@ -380,21 +380,21 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     import signal
 
-    from hskstore import console
+    from hskstore import progress
 
     words = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "run", "--max-steps", 8]
-    update = console.Bar.update
+    update = progress.Bar.update
 
     def stop(self: Any, rows: int, total: int, note: str = "") -> None:
         if self.title == "hidden" and rows == 3 * 32:
             os.kill(os.getpid(), signal.SIGINT)
         update(self, rows, total, note)
 
-    monkeypatch.setattr(console.Bar, "update", stop)
+    monkeypatch.setattr(progress.Bar, "update", stop)
     assert hsk(*words) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint").exists() and not (tmp_path / "run" / "config.json").exists()
-    monkeypatch.setattr(console.Bar, "update", update)
+    monkeypatch.setattr(progress.Bar, "update", update)
     assert hsk(*words) == 0
     whole = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "whole", "--max-steps", 8]
     assert hsk(*whole) == 0

@@ -41,9 +41,6 @@ class Pieces:
         self.size = size
         self.read_windows: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def windows(self, rng: np.random.Generator, batch_size: int) -> list[Window]:
         whole, rest = divmod(len(self.rows), self.size)
         order = rng.permutation(whole).tolist()
@@ -230,11 +227,11 @@ def test_waits_are_counted_where_items_come_too_late() -> None:
 
     late = Prefetched(slow())
     assert list(late) == [0, 1, 2, 3]
-    assert late.waits >= 2 and late.waited > 0.04
+    assert late.waited > 0.04
     ready = Prefetched(iter_of(4))
     for _ in ready:
         time.sleep(0.02)
-    assert ready.waits == 0
+    assert ready.waited == 0
 
 
 def iter_of(count: int) -> Generator[int]:

@@ -113,6 +113,7 @@ MAY_IMPORT = {
     "show": {"store", "tokenizers"},
     "demo": {"distill", "evaluate", "export", "extract", "finetune", "methods", "show"},
     "console": set(),
+    "progress": {"console"},
     "cli": {"cli"},
 }
 

@@ -70,12 +70,12 @@ def demo(
     as_json: JsonOpt = False,
 ) -> None:
     """The whole story offline, on a made-up language: teacher, stores, teacher deleted, students, table."""
-    from hskstore import console
+    from hskstore import console, progress
 
     quiet_libraries()
     from hskstore.demo import run_demo
 
-    with console.bars() as watch:
+    with progress.bars() as watch:
         result = run_demo(out, say=console.err.print, watch=watch)
     if as_json:
         console.print_json(result)

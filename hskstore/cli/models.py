@@ -45,12 +45,12 @@ def finetune(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a teacher: fine-tune MODEL on DATA's gold labels; the best epoch by the dev score is saved."""
-    from hskstore import console
+    from hskstore import console, progress
 
     quiet_libraries()
     from hskstore.finetune import finetune as run
 
-    with resumable(), console.bars(shown=first_process()) as watch:
+    with resumable(), progress.bars(shown=first_process()) as watch:
         result = run(
             model,
             data,
@@ -142,12 +142,12 @@ def student_prune(
     as_json: JsonOpt = False,
 ) -> None:
     """A student made of what matters most of TEACHER (ROSITA), by one pass over DATA's train split and its gold labels."""
-    from hskstore import console
+    from hskstore import console, progress
 
     quiet_libraries()
     from hskstore.students import prune_teacher
 
-    with console.bars() as watch:
+    with progress.bars() as watch:
         result = prune_teacher(
             teacher,
             data,
@@ -264,7 +264,7 @@ def distill(
     as_json: JsonOpt = False,
 ) -> None:
     """Train a student from STORE alone; the teacher is not needed. Stopped, the same command goes on."""
-    from hskstore import console
+    from hskstore import console, progress
 
     quiet_libraries()
     from hskstore.distill import Overrides
@@ -286,7 +286,7 @@ def distill(
         patience=patience,
         warmup=warmup,
     )
-    with resumable(), console.bars(shown=first_process()) as watch:
+    with resumable(), progress.bars(shown=first_process()) as watch:
         result = run(
             store,
             student=student,
@@ -323,13 +323,13 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Score a model: its metrics with a standard error, parameters, bytes on disk, CPU latency of one example."""
-    from hskstore import console
+    from hskstore import console, progress
 
     quiet_libraries()
     from hskstore.evaluate import Scored
     from hskstore.evaluate import evaluate as run
 
-    with console.bars() as watch:
+    with progress.bars() as watch:
         result = run(
             model,
             source,

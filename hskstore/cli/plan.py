@@ -67,7 +67,7 @@ def plan(
     as_json: JsonOpt = False,
 ) -> None:
     """What hsk extract with the same options will write, need and take; or, with --budget, what fits. Nothing is written."""
-    from hskstore import console
+    from hskstore import console, progress
 
     if (keep is None) == (budget is None):
         raise OptionError("give --keep (what will it cost?) or --budget (what fits?), one of the two")
@@ -96,11 +96,11 @@ def plan(
     if rate is None:
         console.err.print(f"the teacher is tried for up to {CALIBRATION_SECONDS:g} seconds")
     if most is None:
-        with console.bars() as watch:
+        with progress.bars() as watch:
             cost = forecast(teacher, data, keeps=keeps, strategies=strategies, rate=rate, device=device, watch=watch, **options)
         console.print_json(cost) if as_json else console.print_forecast(cost)
     else:
-        with console.bars() as watch:
+        with progress.bars() as watch:
             fitting = within_budget(
                 teacher, data, budget=most, strategy=strategies[0], rate=rate, device=device, watch=watch, **options
             )

@@ -71,7 +71,7 @@ def extract(
     as_json: JsonOpt = False,
 ) -> None:
     """Run TEACHER once over DATA and write a sealed store for every --keep. Stopped, the same command goes on."""
-    from hskstore import console
+    from hskstore import console, progress
 
     keeps = [config.Keep.parse(each) for each in keep]
     strategies = [
@@ -80,7 +80,7 @@ def extract(
     quiet_libraries()
     from hskstore.extract import extract as run
 
-    with resumable(), console.bars() as watch:
+    with resumable(), progress.bars() as watch:
         result = run(
             teacher,
             data,
@@ -145,19 +145,19 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """Check every object of STORE, sealed or not, against its seal and its receipts. Damage ends with exit code 2."""
-    from hskstore import console
+    from hskstore import console, progress
     from hskstore.store.verify import verify as run
 
     if (replay is None) != (teacher is None):
         raise OptionError("--replay and --teacher go together: how many rows, and through which teacher")
-    with resumable(), console.bars() as watch:
+    with resumable(), progress.bars() as watch:
         verified = run(store, deep=deep, condemn=condemn, watch=watch)
     replayed = None
     if replay is not None and teacher is not None and not verified.problems:
         quiet_libraries()
         from hskstore.replay import replay as run_again
 
-        with console.bars() as watch:
+        with progress.bars() as watch:
             replayed = run_again(store, teacher, rows=replay, device=device, watch=watch)
     if as_json:
         console.print_json({"verified": verified, "replayed": replayed})
@@ -200,10 +200,10 @@ def pull(
 
 
 def _derive(store: str, keep: str, out: str, as_json: bool) -> None:
-    from hskstore import console
+    from hskstore import console, progress
     from hskstore.store.derive import derive as run
 
-    with resumable(), console.bars() as watch:
+    with resumable(), progress.bars() as watch:
         result = run(store, config.Keep.parse(keep), out, watch=watch)
     if as_json:
         console.print_json(result)
@@ -213,10 +213,10 @@ def _derive(store: str, keep: str, out: str, as_json: bool) -> None:
 
 
 def _copy(source: str, target: str, as_json: bool) -> None:
-    from hskstore import console
+    from hskstore import console, progress
     from hskstore.store.copy import copy_store
 
-    with resumable(), console.bars() as watch:
+    with resumable(), progress.bars() as watch:
         result = copy_store(source, target, watch=watch)
     if as_json:
         console.print_json(result)
