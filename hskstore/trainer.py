@@ -138,8 +138,7 @@ def train(
         _cut(learner, state.cuts)  # into shape; the weights are the checkpoint's
     if state.step or state.phase:
         checkpoint.restore_weights(learner)
-    main = accelerator.is_main_process
-    journal = Journal(open_log(out / "log") if main else None, watch)
+    journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
     loop = Loop(learner, source, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
     with processes.interrupts() as held:
         for number in range(state.phase, len(phases)):

@@ -109,7 +109,6 @@ def test_a_run_goes_on_from_any_step_as_if_it_had_not_stopped(rows: int, size: i
 
 def test_windows_that_were_trained_on_before_are_not_read_again() -> None:
     source = Pieces([5] * 640, 64)
-    Feed(source, 16, KEY, 0).epoch(0, hidden=False, start=30)
     list(Feed(source, 16, KEY, 0).epoch(0, hidden=False, start=30))
     assert len(source.read_windows) == 3
 

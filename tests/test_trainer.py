@@ -235,14 +235,12 @@ def test_patience_counts_on_after_a_stop(tmp_path: Path) -> None:
 
 def test_minutes_end_every_phase_in_its_share_with_a_dev_score_and_a_rate_that_has_decayed(tmp_path: Path) -> None:
     phases = [replace(each, seconds=1.0, steps=10**6) for each in settings(Mud())]
-    rates: list[float] = []
-    rate_at = PhaseSettings.rate_at
     _, (hidden, prediction) = run(tmp_path, Mud(), phases=phases, scores=[0.5] * 10**4)
     assert hidden.ended == prediction.ended == "minutes"
     assert 1.0 <= hidden.seconds < 3 and 1.0 <= prediction.seconds < 3
     assert prediction.scores[-1]["step"] == prediction.steps, "scored where it ended"
     last = phases[1].progress(prediction.steps - 1, prediction.seconds)
-    rates = [rate_at(phases[1], phases[1].progress(10, 0.5)), rate_at(phases[1], last)]
+    rates = [phases[1].rate_at(phases[1].progress(10, 0.5)), phases[1].rate_at(last)]
     assert rates[0] == pytest.approx(0.5 / 0.9 * 1e-3, rel=0.05) and rates[1] < 1e-6
 
 
