@@ -75,7 +75,8 @@ def extract(
             on_plan(stores)
         jobs = missing_jobs(stores)
         if place is not None:
-            jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in set(jobs)]
+            missing = set(jobs)
+            jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
         if jobs:
             probe(ready.teacher, strategies[0], ready.rows["train"])
         files = store_files(ready.teacher)

@@ -134,8 +134,8 @@ class UnitWorker:
     def _blocks(self, job: Job, missing: Sequence[Unit]) -> Iterator[tuple[list[np.ndarray], list[Unit]]]:
         """The blocks that hold rows of a missing unit: their batches, and the missing units whose last row is among theirs."""
         run = self._stores[0][1].run
+        inside = [(self._rows_of(job.split, unit), unit) for unit in missing]
         for block in blocks(job.start, job.stop, run.block_rows):
-            inside = [(self._rows_of(job.split, unit), unit) for unit in missing]
             if any(rows.start < block.stop and block.start < rows.stop for rows, _ in inside):
                 n_tokens = np.diff(self._rows[job.split].offsets[block.start : block.stop + 1])
                 batches = list(length_batches(n_tokens, np.arange(block.start, block.stop), run.batch_tokens))

@@ -18,6 +18,7 @@ import torch
 from hskstore.config import Keep, Strategy
 from hskstore.errors import EngineError, ModelError, OptionError
 from hskstore.extract import ExtractedStore, extract
+from hskstore.jobs import Job
 from hskstore.store import open_store
 from hskstore.store.commit import receipts
 from hskstore.store.objects import Objects
@@ -112,6 +113,31 @@ def test_more_ranks_than_jobs_leave_the_last_without_work(
     monkeypatch.setenv("WORLD_SIZE", "64")
     made = run(teacher_folder, data, tmp_path, engine="static")
     assert [store.missing for store in made] == [len(list(open_plan(store).units())) for store in made]
+
+
+def test_a_rank_finds_its_missing_jobs_in_time_that_grows_with_them_and_not_with_their_square(
+    teacher_folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job("train", start, start + 1) for start in range(400)]
+    compared = 0
+
+    def counted(job: Job) -> int:
+        nonlocal compared
+        compared += 1
+        return job.start
+
+    def probed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr("hskstore.extract.make_jobs", lambda _: iter(jobs))
+    monkeypatch.setattr("hskstore.extract.missing_jobs", lambda _: jobs)
+    monkeypatch.setattr("hskstore.extract.probe", probed)
+    monkeypatch.setattr(Job, "__hash__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher_folder, data, tmp_path, engine="static")
+    assert len(jobs) <= compared <= 4 * len(jobs)
 
 
 def open_plan(store: ExtractedStore) -> Any:
