@@ -17,8 +17,9 @@ from hskstore.config import Engine, Keep, Strategy
 from hskstore.engines import Place, require_ray, run_inline, run_procs, run_ray, static_jobs, static_place
 from hskstore.errors import OptionError
 from hskstore.jobs import Job, PlannedStore, make_jobs, missing_jobs
-from hskstore.planning import PassOptions, Prepared, most_bytes, prepare, store_files
+from hskstore.planning import PassOptions, Prepared, prepare, store_files
 from hskstore.rows import open_rows
+from hskstore.sizes import most_bytes
 from hskstore.store.commit import begin, condemned_digest, examine, seal
 from hskstore.watch import Watch, unwatched
 from hskstore.worker import UnitWorker, probe, recruit
@@ -70,7 +71,10 @@ def extract(
         # Only here does the teacher work in this process; elsewhere each worker loads its own.
         own = torch.device("cpu") if engine in ("procs", "ray") else choose_device(devices[0])
         ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=strategies, device=own, watch=watch, **options)
-        stores = [PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, ready.rows)) for name, plan in ready.plans.items()]
+        stores = [
+            PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, ready.rows, ready.rows_by_admitted))
+            for name, plan in ready.plans.items()
+        ]
         if on_plan is not None:
             on_plan(stores)
         jobs = missing_jobs(stores)

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hskstore.calibration import Calibration, calibrate, padded_tokens, peak_bytes
 from hskstore.classifiers import choose_device
@@ -26,7 +27,6 @@ from hskstore.sizes import (
     N_KEPT_BYTES,
     ArraySize,
     SampledRows,
-    choices,
     decoded_bytes,
     encoded_bytes,
     file_bytes,
@@ -269,10 +269,11 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
         )
     samples = _samples(plans, found)
     inputs = input_sizes(plans[0], ready.rows)
-    logits = {path: size for path, size in output_sizes(plans[0], train, samples[0]).items() if path.endswith("/logits")}
+    kept = kept_tokens(plans[0], ready.rows_by_admitted)
+    logits = {path: size for path, size in output_sizes(plans[0], kept, samples[0]).items() if path.endswith("/logits")}
     fixed, per_unit = file_bytes(plans[0], store_files(ready.teacher))
     shared = fixed + sum(size.on_disk for size in (*inputs.values(), *logits.values()))
-    grid = list(_grid(plans, samples, train, per_unit))
+    grid = list(_grid(plans, samples, ready.rows_by_admitted, per_unit))
     configurations = [replace(each, bytes=each.bytes + shared) for each in grid]
     fitting = [each for each in configurations if each.bytes <= budget]
     if not fitting:
@@ -355,16 +356,16 @@ def _store(
     files: Mapping[str, bytes],
     sample: SampledRows | None,
 ) -> StoreForecast:
-    train = ready.rows["train"]
-    outputs = output_sizes(plan, train, sample)
+    kept = kept_tokens(plan, ready.rows_by_admitted)
+    outputs = output_sizes(plan, kept, sample)
     arrays = {
         path: outputs[path] if path in outputs else replace(inputs[path], decoded=decoded_bytes(spec))
         for path, spec in plan.arrays.items()
     }
     fixed, per_unit = file_bytes(plan, files)
     other = fixed + sum(split.units * per_unit[name] for name, split in plan.splits.items())
-    kept, share = kept_tokens(plan, train) / len(train), plan.width / plan.hidden_size
-    length = plan.keep.length if isinstance(plan.keep.length, int) else kept
+    per_row, share = kept / plan.splits["train"].rows, plan.width / plan.hidden_size
+    length = plan.keep.length if isinstance(plan.keep.length, int) else per_row
     width = plan.keep.width if isinstance(plan.keep.width, float) else share
     return StoreForecast(
         name=name,
@@ -372,7 +373,7 @@ def _store(
         student_layers=plan.strategy.student_layers,
         teacher_layers=[pair.teacher for pair in plan.pairs],
         units_of_hsk=round(units_of_hsk(len(plan.pairs), length, width), 4),
-        kept_units=round(units_of_hsk(len(plan.pairs), kept, share), 4),
+        kept_units=round(units_of_hsk(len(plan.pairs), per_row, share), 4),
         bytes=other + sum(size.on_disk for size in arrays.values()),
         decoded_bytes=sum(size.decoded for size in arrays.values()),
         other_bytes=other,
@@ -443,25 +444,24 @@ def _device_name(device: torch.device) -> str:
 
 
 def _grid(
-    plans: Sequence[Plan], samples: Sequence[SampledRows | None], train: Any, per_unit: Mapping[str, int]
+    plans: Sequence[Plan], samples: Sequence[SampledRows | None], rows_by_admitted: NDArray[np.int64], per_unit: Mapping[str, int]
 ) -> Iterator[Configuration]:
     """Every configuration of the grid, its bytes without what all stores share. `plans` are one a width, of all layers."""
     first = plans[0]
-    rows = choices(first, train)
-    longest = len(rows) - 1
-    tokens = [int((np.minimum(np.arange(longest + 1), length) * rows).sum()) for length in range(longest + 1)]
+    rows, longest = first.splits["train"].rows, len(rows_by_admitted) - 1
+    tokens = [int((np.minimum(np.arange(longest + 1), length) * rows_by_admitted).sum()) for length in range(longest + 1)]
     curves = [_curve(plan, sample) for plan, sample in zip(plans, samples, strict=True)]
     for depth, length, tenths in paper_grid(first.strategy.student_layers, longest):
         plan, curve = plans[tenths - 1], curves[tenths - 1]
         vector = sum(np.interp(length, list(layer), list(layer.values())) for layer in curve[-depth:])
         units = _units(plan, depth, length)
-        on_disk = tokens[length] * vector + len(train) * depth * N_KEPT_BYTES
+        on_disk = tokens[length] * vector + rows * depth * N_KEPT_BYTES
         on_disk += sum(count * per_unit[split] for split, count in units.items())
         share = plan.width / plan.hidden_size
         yield Configuration(
             keep=str(Keep(depth, length, tenths / WIDTHS_IN_GRID)),
             units_of_hsk=round(units_of_hsk(depth, length, tenths / WIDTHS_IN_GRID), 4),
-            kept_units=round(units_of_hsk(depth, tokens[length] / len(train), share), 4),
+            kept_units=round(units_of_hsk(depth, tokens[length] / rows, share), 4),
             bytes=round(on_disk),
         )
 

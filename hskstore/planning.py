@@ -5,20 +5,23 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hskstore.classifiers import check_length, computes_in, usual_length
-from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, resolve
+from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
 from hskstore.data import Dataset, read_dataset
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
 from hskstore.rows import Rows, save_index, tokenise
-from hskstore.store.plan import KeptText, Pass, Plan, Split, make_plan, stored_width
+from hskstore.store.plan import KeptText, Pass, Plan, Split, make_plan
 from hskstore.store.schema import block_rows, canonical_json
+from hskstore.store.values import is_admitted
 from hskstore.tasks import Kind
 from hskstore.teacher import Teacher, load_teacher
 from hskstore.tokenizers import tokenizer_files, tokenizer_sha256
@@ -30,10 +33,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before the teacher runs: the teacher, the rows as they will be stored, a plan per store by its folder."""
+    """What is known before the teacher runs: the teacher, the rows as they will be stored, a plan per store by its folder.
+
+    `rows_by_admitted` is that of the train rows, as `count_admitted` makes it: the same for every plan of a pass.
+    """
 
     teacher: Teacher
     rows: Mapping[str, Rows]
+    rows_by_admitted: NDArray[np.int64]
     plans: Mapping[str, Plan]
 
 
@@ -86,7 +93,9 @@ def prepare(
     length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
     run = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
     rows = stored_rows(dataset, loaded, run, keep_offsets=keep_offsets, folder=folder, watch=watch)
-    return Prepared(loaded, rows, make_plans(keeps, strategies, run, dataset, loaded, rows))
+    rows_by_admitted = count_admitted(rows["train"], _separators(loaded), strategies[0])
+    plans = make_plans(keeps, strategies, run, dataset, loaded, rows, most_admitted=len(rows_by_admitted) - 1)
+    return Prepared(loaded, rows, rows_by_admitted, plans)
 
 
 def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
@@ -145,37 +154,19 @@ def make_plans(
     dataset: Dataset,
     teacher: Teacher,
     rows: Mapping[str, Rows],
+    *,
+    most_admitted: int,
 ) -> dict[str, Plan]:
-    """One plan per store, by the store's folder. Several student depths get the depth in front: "s3-d1-l9-w0.1"."""
-    splits = {name: Split(len(split), len(split.input_ids), split.longest, split.sha256()) for name, split in rows.items()}
-    plans: dict[str, Plan] = {}
-    for strategy in dict.fromkeys(strategies):
-        for keep in dict.fromkeys(keeps):
-            name = keep.name if len(set(strategies)) == 1 else f"s{strategy.student_layers}-{keep.name}"
-            plans[name] = _plan(keep, strategy, run, dataset, teacher, rows, splits)
-    return plans
+    """One plan per store, by the store's folder. Several student depths get the depth in front: "s3-d1-l9-w0.1".
 
-
-def _plan(
-    keep: Keep,
-    strategy: Strategy,
-    run: Pass,
-    dataset: Dataset,
-    teacher: Teacher,
-    rows: Mapping[str, Rows],
-    splits: Mapping[str, Split],
-) -> Plan:
-    top = default_top_layer(teacher.layers) if strategy.top_layer is None else strategy.top_layer
-    if not 1 <= top <= teacher.layers:
-        raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher.layers}")
-    separators = _separators(teacher)
+    `most_admitted` is the most tokens of a train row that a rank may choose among.
+    """
     label = rows["train"].label
-    return make_plan(
-        keep,
-        replace(strategy, top_layer=top),
-        run,
-        splits=dict(splits),
-        most_admitted=int(admitted_tokens(rows["train"], [] if strategy.ranks_separators else separators).max()),
+    plan_one = partial(
+        make_plan,
+        run=run,
+        splits={name: Split(len(split), len(split.input_ids), split.longest, split.sha256()) for name, split in rows.items()},
+        most_admitted=most_admitted,
         teacher={
             "sha256": teacher.sha256,
             "model_type": teacher.model.config.model_type,
@@ -187,12 +178,21 @@ def _plan(
             "sha256": tokenizer_sha256(teacher.tokenizer),
             "vocabulary": len(teacher.tokenizer),
             "pad_token_id": teacher.tokenizer.pad_token_id,
-            "separators": separators,
+            "separators": _separators(teacher),
         },
         task=dataset.task.as_json(),
         labels=None if label is None else str(label.dtype),
         text=_kept_text(rows),
     )
+    plans: dict[str, Plan] = {}
+    for strategy in dict.fromkeys(strategies):
+        top = default_top_layer(teacher.layers) if strategy.top_layer is None else strategy.top_layer
+        if not 1 <= top <= teacher.layers:
+            raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher.layers}")
+        for keep in dict.fromkeys(keeps):
+            name = keep.name if len(set(strategies)) == 1 else f"s{strategy.student_layers}-{keep.name}"
+            plans[name] = plan_one(keep, replace(strategy, top_layer=top))
+    return plans
 
 
 def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
@@ -203,28 +203,13 @@ def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
     return KeptText(texts["train"].n_bytes.shape[1], most)
 
 
-def most_bytes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, int]:
-    """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
-    separators = [] if plan.strategy.ranks_separators else plan.tokenizer["separators"]
-    n_rows = enumerate(np.bincount(admitted_tokens(rows["train"], separators)).tolist())
-    kept = sum(n * min(resolve(plan.keep.length, count), count) for count, n in n_rows if n) * len(plan.pairs)
-    values = plan.arrays["train/hidden/values"]
-    vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
-    vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
-    inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
-    inputs += sum(
-        split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
-    )
-    return {"hidden": kept * vector, "inputs": inputs}
-
-
-def admitted_tokens(rows: Rows, separators: Sequence[int]) -> np.ndarray:
-    """Tokens of each row [N], int32, that a rank may choose among."""
-    found, end = np.empty(len(rows), dtype=np.int32), 0
+def count_admitted(rows: Rows, separators: Sequence[int], strategy: Strategy) -> NDArray[np.int64]:
+    """How many rows have 0, 1, 2, ... tokens that a rank may choose among, up to the most that a row has."""
+    found = np.zeros(rows.longest + 1, dtype=np.int64)
     for block in rows.blocks():
-        start, end = end, end + len(block)
-        found[start:end] = np.add.reduceat(~np.isin(block.input_ids, separators), block.offsets[:-1], dtype=np.int32)
-    return found
+        choices = is_admitted(block.input_ids, separators, strategy)
+        found += np.bincount(np.add.reduceat(choices, block.offsets[:-1], dtype=np.int64), minlength=len(found))
+    return np.trim_zeros(found, "b")
 
 
 def _separators(teacher: Teacher) -> list[int]:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hskstore.config import resolve
 from hskstore.rows import Rows
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.plan import Plan
+from hskstore.store.plan import Plan, stored_width
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
 
@@ -71,15 +72,22 @@ class SampledRows:
         return len(self.columns["train/hidden/n_kept"])
 
 
-def kept_tokens(plan: Plan, rows: Rows) -> int:
-    """How many tokens of the train rows a plan keeps in one layer."""
-    return sum(number * min(resolve(plan.keep.length, count), count) for count, number in enumerate(choices(plan, rows).tolist()))
+def kept_tokens(plan: Plan, rows_by_admitted: NDArray[np.int64]) -> int:
+    """How many tokens of the train rows a plan keeps in one layer, from how many rows have 0, 1, 2, ... to choose among."""
+    counted = enumerate(rows_by_admitted.tolist())
+    return sum(rows * min(resolve(plan.keep.length, count), count) for count, rows in counted if rows)
 
 
-def choices(plan: Plan, rows: Rows) -> np.ndarray:
-    """How many train rows have 0, 1, 2, ... tokens among which the plan's rank chooses."""
-    separators = [] if plan.strategy.ranks_separators else plan.tokenizer["separators"]
-    return np.bincount(np.add.reduceat(~np.isin(rows.input_ids, separators), rows.offsets[:-1], dtype=np.int64))
+def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: NDArray[np.int64]) -> dict[str, int]:
+    """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
+    values = plan.arrays["train/hidden/values"]
+    vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
+    vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
+    inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
+    inputs += sum(
+        split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
+    )
+    return {"hidden": kept_tokens(plan, rows_by_admitted) * len(plan.pairs) * vector, "inputs": inputs}
 
 
 def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
@@ -98,9 +106,9 @@ def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
     return found
 
 
-def output_sizes(plan: Plan, rows: Rows, sample: SampledRows | None) -> dict[str, ArraySize]:
-    """Of what the teacher says, of the train split's `rows` and of the others: hidden states and logits."""
-    vectors = kept_tokens(plan, rows) * len(plan.pairs)
+def output_sizes(plan: Plan, kept: int, sample: SampledRows | None) -> dict[str, ArraySize]:
+    """Of what the teacher says: hidden states, of `kept` train tokens in each layer, and logits."""
+    rows, vectors = plan.splits["train"].rows, kept * len(plan.pairs)
     found: dict[str, ArraySize] = {}
     ratio = LOGITS_RATIO
     if sample is not None:
@@ -111,10 +119,10 @@ def output_sizes(plan: Plan, rows: Rows, sample: SampledRows | None) -> dict[str
             found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
         elif "/hidden/" in path:
             if sample is None:
-                on_disk = _ruled(plan, path.rpartition("/")[2], vectors, len(rows))
+                on_disk = _ruled(plan, path.rpartition("/")[2], vectors, rows)
             else:
                 sampled = int(sample.columns["train/hidden/n_kept"].sum())
-                share = len(rows) / sample.rows if path.endswith("/n_kept") else vectors / max(1, sampled)
+                share = rows / sample.rows if path.endswith("/n_kept") else vectors / max(1, sampled)
                 column = sample.columns[path]
                 frame = encoded_bytes(spec, np.zeros_like(column))  # of headers and indexes, which more rows have no more of
                 on_disk = frame + (encoded_bytes(spec, column) - frame) * share

@@ -189,6 +189,7 @@ def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dic
     """The `train/hidden` arrays of one batch, [batch, layer, ...], as they are stored, on the teacher's device; and `finite`
     [batch, layer], whether a row's kept vectors are. `batch` is `rows` on that device.
 
+    A rank chooses among the tokens that `store.values.is_admitted` names, found here once more by the device's own arithmetic.
     Nothing here asks the device for a number, so nothing waits for it.
     """
     strategy, pairs = plan.strategy, plan.pairs

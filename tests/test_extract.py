@@ -1,5 +1,7 @@
 """One pass of the teacher makes every store asked for; what was finished survives; nothing else is believed."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from hskstore import planning
 from hskstore.config import Keep, Strategy
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, HskError, ModelError, OptionError, PlanError
 from hskstore.extract import ExtractedStore, extract
+from hskstore.forecast import forecast
 from hskstore.rows import tokenise
 from hskstore.store import Store, open_store
 from hskstore.teacher import Teacher, load_teacher
@@ -218,6 +222,34 @@ def test_several_student_depths_get_a_store_each(teacher_folder: str, data_folde
         task="sst2",
     )
     assert [Path(store.root).name for store in stores] == ["s2-d1-l2-w4", "s3-d1-l2-w4"]
+
+
+def test_what_the_stores_of_a_pass_share_is_found_once_however_many_they_are(
+    teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's hash is that of its whole vocabulary, and every token of the rows is looked at to count what is ranked."""
+    calls: Counter[str] = Counter()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        return counted
+
+    monkeypatch.setattr(planning, "tokenizer_sha256", counting("tokenizer", planning.tokenizer_sha256))
+    monkeypatch.setattr(np, "isin", counting("tokens", np.isin))
+    monkeypatch.setattr("hskstore.extract.probe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher_folder, data_folder, tmp_path, "1,2,4", "1,2,8", "2,0.5,all", "all")
+    assert calls == {"tokenizer": 1, "tokens": 1}
+    calls.clear()
+    keeps = [Keep.parse(keep) for keep in ("1,2,4", "1,2,8", "2,0.5,all", "all")]
+    forecast(teacher_folder, data_folder, keeps=keeps, strategies=[Strategy(2)], task="sst2", device="cpu", rate=1)
+    assert calls == {"tokenizer": 1, "tokens": 1}
 
 
 def test_sizes_are_told_before_the_teacher_runs_and_bound_what_is_written(

@@ -5,21 +5,25 @@ import json
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hskstore import planning, rows
+from hskstore import forecast, planning, rows, sizes
+from hskstore.config import Keep, Strategy
 from hskstore.data import Dataset, Examples
-from hskstore.planning import admitted_tokens, stored_rows
+from hskstore.planning import Prepared, count_admitted, make_plans, stored_rows
 from hskstore.rows import Rows, open_rows, save_index, tokenise
 from hskstore.store.plan import Pass
 from hskstore.tasks import TASKS
-from tests.conftest import make_tokenizer, sentences
+from hskstore.teacher import Teacher
+from tests.conftest import make_bert, make_tokenizer, sentences
 from tests.test_offsets import columns_of_text
 
 
@@ -93,7 +97,9 @@ def test_slices_blocks_and_lengths_are_those_of_the_rows(
     assert found.longest == found.n_tokens.max()
     separators = [int(found.input_ids[-1]), 7]
     own = [found.input_ids[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
-    assert admitted_tokens(found, separators).tolist() == [sum(token not in separators for token in row) for row in own]
+    admitted = [sum(token not in separators for token in row) for row in own]
+    for strategy, counts in ((Strategy(2), admitted), (Strategy(2, rank="left"), list(map(len, own)))):
+        assert count_admitted(found, separators, strategy).tolist() == np.bincount(counts).tolist()
     if found.text is not None:
         assert found.text.most_bytes == np.diff(found.text.bounds).max()
 
@@ -131,6 +137,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from tests.conftest import make_tokenizer
 from hskstore import planning
+from hskstore.config import Strategy
 from hskstore.data import read_dataset
 from hskstore.rows import open_rows
 from hskstore.store.plan import Pass
@@ -154,7 +161,7 @@ def prepare(data, folder):
     dataset = read_dataset(data, **options).with_label_order(["negative", "positive"])
     rows = planning.stored_rows(dataset, teacher, Pass(0, "fp32", 64, 4096), keep_offsets=keep, folder=folder)
     rows = open_rows(folder)
-    planning.admitted_tokens(rows["train"], [3])
+    planning.count_admitted(rows["train"], [3], Strategy(2))
     return [len(rows["train"]), rows["train"].longest, rows["train"].sha256()]
 
 prepare(few, folder / "few")  # whatever is imported or allocated once
@@ -199,6 +206,45 @@ def test_ten_times_the_rows_take_the_same_memory(tmp_path: Path, name: str, opti
         rows, peak[n_rows] = json.loads(done.stdout.splitlines()[-1])
         assert rows == (n_rows * 19 // 20 if "validation" in options else n_rows)
     assert peak[MANY] <= 1.05 * peak[FEW] + 32 * (MANY - FEW), peak
+
+
+def rows_of_sixty_tokens(n_rows: int) -> Rows:
+    ids = np.full((n_rows, 60), 7, dtype=np.int32)
+    ids[:, 0], ids[:, -1] = 2, 3
+    offsets = np.arange(n_rows + 1) * 60
+    label, row_id = np.arange(n_rows) % 2, np.arange(n_rows)
+    return Rows(ids.ravel(), np.zeros(ids.size, dtype=np.uint8), offsets, label, row_id)
+
+
+@pytest.mark.parametrize("asked", ["forecast", "budget"])
+def test_a_forecast_of_ten_times_the_rows_takes_the_same_memory(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 5 % and 32 bytes a row, of sixty tokens: its length is taken down twice or thrice."""
+    monkeypatch.setattr(sizes, "SAMPLED_ROWS", 64)
+    teacher = Teacher(make_bert(), make_tokenizer(), name="teacher", device=torch.device("cpu"))
+    keeps = [Keep(3, 50, step / 10) for step in range(1, 11)]
+    run = Pass(0, "fp32", 64, 4096)
+    data = dataset((["the cat"],), label=True)
+
+    def peak(train: Rows) -> int:
+        both = {"train": train, "validation": train.slice(0, 64)}
+        tracemalloc.start()
+        counts = count_admitted(train, [3], Strategy(2))
+        plans = make_plans(keeps, [Strategy(2)], run, data, teacher, both, most_admitted=len(counts) - 1)
+        ready = Prepared(teacher, both, counts, plans)
+        if asked == "forecast":
+            forecast._forecast("teacher", "data", ready, rate=1.0, seconds=1.0, preparation=0.0)
+        else:
+            forecast._within_budget("teacher", "data", ready, budget=2**40, rate=1.0, seconds=1.0)
+        for plan in plans.values():
+            sizes.most_bytes(plan, both, counts)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few, many = (rows_of_sixty_tokens(n_rows) for n_rows in (FEW, MANY))
+    peak(few)  # whatever is imported or allocated once
+    small, big = peak(few), peak(many)
+    assert big <= 1.05 * small + 32 * (MANY - FEW), (small, big)
 
 
 def write_as(path: Path, lines: list[tuple[str, int]]) -> None:

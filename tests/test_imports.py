@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "teacher_pass": {"rows", "select", "store", "teacher"},
     "worker": {"classifiers", "jobs", "memory", "rows", "store", "teacher", "teacher_pass"},
     "replay": {"classifiers", "rows", "store", "teacher", "teacher_pass"},
-    "extract": {"classifiers", "engines", "jobs", "planning", "rows", "store", "worker"},
+    "extract": {"classifiers", "engines", "jobs", "planning", "rows", "sizes", "store", "worker"},
     "calibration": {"rows", "store", "teacher", "teacher_pass", "worker"},
     "sizes": {"rows", "store"},
     "forecast": {"calibration", "classifiers", "jobs", "planning", "sizes", "store", "worker"},

@@ -1,6 +1,8 @@
 """What is kept of a batch: exactly as many as asked, the best first, ties to the lower index, and a codec that returns it."""
 
 from fractions import Fraction
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hskstore.config import Keep, Rank, Strategy
+from hskstore.planning import count_admitted
+from hskstore.rows import Rows
 from hskstore.select import (
     QUANTISED_MAX,
     SMALLEST_SCALE,
@@ -21,8 +26,11 @@ from hskstore.select import (
     round_values,
     token_rank,
 )
-from hskstore.store.plan import VALUE_DTYPES, VALUE_FILLS, stored_width
+from hskstore.store.derive import _admitted
+from hskstore.store.plan import VALUE_DTYPES, VALUE_FILLS, Pass, Split, make_plan, stored_width
 from hskstore.store.values import unpack_mask, unpack_nibbles, unpack_values
+from hskstore.teacher import Features
+from hskstore.teacher_pass import kept_hidden, padded
 
 F16_MAX = 65504.0
 
@@ -125,6 +133,46 @@ def test_a_smaller_length_is_a_prefix(batch, length, more):
     long, n_long = token_rank(score, admitted, slots=length + more, length=length + more)
     assert (n_short <= n_long).all()
     assert torch.equal(short, long[:, :length])
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.integers(0, 5), max_size=7).flatmap(lambda ids: st.permutations([*ids, 6])), min_size=1, max_size=6
+    ),
+    separators=st.lists(st.integers(1, 5), max_size=2, unique=True),
+    rank=st.sampled_from(get_args(Rank)),
+)
+def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows, separators, rank):
+    """Rows as they are planned, as they are stored, and as a batch on the teacher's device."""
+    strategy = Strategy(1, top_layer=1, rank=rank)
+    own = [[at for at, token in enumerate(ids) if rank != "attention" or token not in separators] for ids in rows]
+    bounds = np.cumsum([0, *map(len, rows)])
+    flat = np.array([token for ids in rows for token in ids], dtype=np.int32)
+    ragged = Rows(flat, np.zeros(len(flat), dtype=np.uint8), bounds, None, np.arange(len(rows)))
+    counts = count_admitted(ragged, separators, strategy)
+    assert counts.tolist() == np.bincount([len(admitted) for admitted in own]).tolist()
+    plan = make_plan(
+        Keep("all", "all", "all"),
+        strategy,
+        Pass(0, "fp32", 64, 4096),
+        splits={"train": Split(len(rows), len(flat), ragged.longest, "0")},
+        most_admitted=len(counts) - 1,
+        teacher={"layers": 1, "hidden_size": 8, "labels": ["a", "b"]},
+        tokenizer={"pad_token_id": 0, "separators": separators},
+        task={},
+        labels=None,
+    )
+    stored = {"train/input_ids": ragged.padded(0)[0], "train/n_tokens": ragged.n_tokens}
+    store = SimpleNamespace(plan=plan, root="store", read=lambda path, unit: stored[path])
+    assert _admitted(store).tolist() == [len(admitted) for admitted in own]
+    batch = padded(ragged, 0)
+    states = torch.zeros(*batch[0].shape, 8)
+    score = torch.zeros(batch[0].shape)
+    features = Features((states, states), {0: score, 1: score}, torch.zeros(len(rows), 2))
+    kept = kept_hidden(plan, features, batch, ragged)
+    assert kept["n_kept"].tolist() == [[len(admitted)] * len(plan.pairs) for admitted in own]
+    for positions, admitted in zip(kept["token"][:, 0].tolist(), own, strict=True):
+        assert sorted(at for at in positions if at >= 0) == admitted
 
 
 def test_a_row_with_nothing_admitted_keeps_nothing():

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.plan import Plan, make_plan
 from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
-from hskstore.store.values import static_mask
+from hskstore.store.values import is_admitted, static_mask
 from hskstore.store.verify import verify
 from hskstore.watch import Watch, unwatched
 
@@ -208,12 +207,11 @@ def _check_width(old: Plan, plan: Plan, refusal: str) -> None:
 def _admitted(store: Store) -> np.ndarray:
     """Tokens of each train row [N] that a rank may choose among."""
     plan = store.plan
-    separators: list[Any] = [] if plan.strategy.ranks_separators else plan.tokenizer["separators"]
     counts: list[np.ndarray] = []
     for unit in range(plan.splits["train"].units):
         ids, n_tokens = store.read("train/input_ids", unit), store.read("train/n_tokens", unit)
         real = np.arange(ids.shape[1]) < n_tokens[:, None]
-        counts.append((real & ~np.isin(ids, separators)).sum(axis=1))
+        counts.append((real & is_admitted(ids, plan.tokenizer["separators"], plan.strategy)).sum(axis=1))
     found = np.concatenate(counts)
     if found.min() < 1:
         raise StoreError(f"{store.root}: a row of train has no token that can be ranked: the store is damaged")

@@ -1,9 +1,11 @@
-"""Stored values back to numbers: the NumPy half of what `hskstore.select` packs on the teacher's device; and the masks that
-are the same for every vector."""
+"""Stored values back to numbers: the NumPy half of what `hskstore.select` packs on the teacher's device; the tokens that a rank
+chooses among; and the masks that are the same for every vector."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from hskstore.config import Mask
+from hskstore.config import Mask, Strategy
 
 
 def unpack_mask(mask: np.ndarray, hidden_size: int) -> np.ndarray:
@@ -25,6 +27,11 @@ def unpack_nibbles(packed: np.ndarray, width: int) -> np.ndarray:
     """Two 4-bit two's complement values a byte, the first in the low half -> int8 [..., width]."""
     pairs = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return ((pairs[..., :width] ^ 8).astype(np.int8)) - np.int8(8)
+
+
+def is_admitted(input_ids: np.ndarray, separators: Sequence[int], strategy: Strategy) -> np.ndarray:
+    """Which of these real tokens [...] a rank may choose among: all, but for the ids `separators` where it leaves them out."""
+    return ~np.isin(input_ids, [] if strategy.ranks_separators else separators)
 
 
 def static_mask(kind: Mask, *, hidden_size: int, kept: int, seed: int) -> np.ndarray:
