@@ -8,7 +8,7 @@ from hskstore.config import units_of_hsk
 from hskstore.errors import StoreError
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
-from hskstore.store.objects import place_of
+from hskstore.store.places import place_of
 from hskstore.store.reader import read_plan
 from hskstore.tokenizers import tokenizer_from_files
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
-from hskstore.store.objects import PARALLEL, Objects, Place
+from hskstore.store.objects import PARALLEL, Objects
+from hskstore.store.places import Place
 from hskstore.store.plan import Plan
 from hskstore.store.schema import checked, with_check
 from hskstore.store.shard import fingerprint

@@ -7,7 +7,8 @@ from typing import Any
 
 from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, MANIFEST, PLAN, Receipt, all_receipts, faults, read_manifest, receipt_key
-from hskstore.store.objects import PARALLEL, Place, place_of
+from hskstore.store.objects import PARALLEL
+from hskstore.store.places import Place, place_of
 from hskstore.store.reader import Store, open_store, unit_of
 from hskstore.watch import Watch, unwatched
 

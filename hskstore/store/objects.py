@@ -1,4 +1,4 @@
-"""Where a store's bytes lie: a local folder or an object-store prefix, behind obstore; or the hub, in `hskstore.store.hub`."""
+"""A store's bytes in a local folder or below an object-store prefix, behind obstore."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
@@ -45,23 +45,6 @@ INSTANCE_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadat
 
 RETRY_SETTINGS = re.compile(r", max_retries: \d+, retry_timeout: \w+ *(?=-)")
 SAID = re.compile(r"<Message>([^<]*)</Message>")
-
-
-class Place(Protocol):
-    """Where the objects of a store lie: a folder, an object store, the hub."""
-
-    @property
-    def local(self) -> bool: ...
-
-    root: str
-
-    def get(self, key: str) -> bytes | None: ...
-    def ranges(self, key: str, ranges: Sequence[range]) -> list[bytes]: ...
-    def sizes(self, prefix: str | None = None) -> dict[str, int]: ...
-    def folders(self) -> list[str]: ...
-    def exists(self) -> bool: ...
-    def put_all(self, objects: Mapping[str, bytes]) -> None: ...
-    def delete(self, key: str) -> None: ...
 
 
 class Objects:
@@ -224,15 +207,6 @@ def _cause(error: Exception) -> str:
         line += ": the endpoint does not answer. Run the same command again when it does"
     said = SAID.search(str(error))
     return line if said is None else f"{line.partition('<?xml')[0].rstrip(': ')}: {said[1]}"
-
-
-def place_of(root: str | Path) -> Place:
-    """A place to read a store from: a folder, an object-store URL, or hf://datasets/OWNER/NAME."""
-    if not str(root).startswith("hf://"):
-        return Objects(root)
-    from hskstore.store.hub import Repository
-
-    return Repository(str(root))
 
 
 def fetch_ranges(ranges: Sequence[range], fetch: Callable[[range], bytes]) -> list[bytes]:

@@ -11,7 +11,8 @@ import numpy as np
 from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
-from hskstore.store.objects import MAX_OBJECT_BYTES, Place, place_of
+from hskstore.store.objects import MAX_OBJECT_BYTES
+from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
 from hskstore.store.schema import MAX_SHARD_BYTES, MAX_SHARD_CHUNKS, MAX_UNITS, ArraySpec
 from hskstore.store.shard import chunk_ranges, index_bytes, layer_sha256

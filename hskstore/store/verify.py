@@ -17,7 +17,7 @@ from hskstore.store.commit import (
     read_manifest,
     receipt_key,
 )
-from hskstore.store.objects import Place, place_of
+from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
 from hskstore.store.reader import describes, read_plan, unit_of, unsealed
 from hskstore.store.schema import with_check

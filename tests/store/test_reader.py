@@ -306,7 +306,7 @@ import sys
 import numpy as np
 import hskstore
 from hskstore.store import open_store
-from hskstore.store import commit, copy, derive, encode, objects, plan, reader, schema, shard, values, verify
+from hskstore.store import commit, copy, derive, encode, objects, places, plan, reader, schema, shard, values, verify
 spec = schema.ArraySpec((4, 2), "float16", 4, 2, "values", "NaN")
 encode.encode_shard(spec, 0, np.ones((4, 2), np.float16))
 assert open_store({str(sealed_once)!r}).row("train", 0)["hidden/mask"].any()
