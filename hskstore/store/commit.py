@@ -174,7 +174,7 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
                 if key.partition("/")[0] in own:
                     objects.delete(key)
         objects.delete(PLAN)
-    if not _created(objects, PLAN, document):
+    if not _laid(objects, PLAN, document):
         raise PlanError(f"{objects.root}: another process is planning something else here; give it another --out")
     objects.put_all(plan.documents())
     entries = {key: fingerprint(data) for key, data in files.items()}
@@ -187,39 +187,43 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
             objects.put(key, data, create=True)
 
 
-def _created(objects: Objects, key: str, data: bytes) -> bool:
-    """Put an object create-only; whether it stands there now with these bytes.
+def _laid(objects: Objects, key: str, data: bytes, over: bytes | None = None) -> bool:
+    """Put an object where none stands, or just in the place of the bytes `over`; whether it stands there now.
 
     An acknowledgement can get lost: what is read back decides.
     """
     try:
-        if objects.put(key, data, create=True):
+        if objects.put(key, data, create=True) if over is None else objects.replace(key, over, data):
             return True
     except StoreError:
-        if objects.get(key) is None:
+        if objects.get(key) == over:
             raise
     return objects.get(key) == data
 
 
 def commit_unit(objects: Objects, receipt: Receipt, blobs: Mapping[str, bytes]) -> None:
-    """Put a unit's blobs, then its receipt, create-only. Another attempt's receipt for the same bytes is as good as ours.
+    """Put a unit's blobs, then its receipt, never over another. Another attempt's receipt for the same bytes is as good as ours.
 
-    Raises StoreError where another attempt made the unit with other bytes; what it put stays as it is.
+    Raises StoreError where another attempt made the unit with other bytes; its receipt stays as it is.
     """
-    if _stands(objects, receipt):
+    standing = objects.get(receipt.key)
+    if _agrees(objects, receipt, standing):
         return
     objects.put_all(blobs)
-    if _created(objects, receipt.key, receipt.to_bytes()) or _stands(objects, receipt):
-        return
-    objects.put(receipt.key, receipt.to_bytes())  # what stands there is no receipt
+    # What stands there is nothing, or no receipt, and alone is written over: a rival's may be laid at any moment, and this put
+    # may arrive when its process is long dead.
+    while not _laid(objects, receipt.key, receipt.to_bytes(), standing):
+        standing = objects.get(receipt.key)
+        if _agrees(objects, receipt, standing):
+            return
 
 
-def _stands(objects: Objects, receipt: Receipt) -> bool:
-    """Whether the unit has a receipt, of this attempt or for the same bytes. Raises StoreError where it has one for others."""
-    found = read_receipt(objects, receipt.key)
+def _agrees(objects: Objects, receipt: Receipt, standing: bytes | None) -> bool:
+    """Whether what stands in a receipt's place is one, for the same bytes. Raises StoreError where it is one for others."""
+    found = _parsed(standing, receipt.key)
     if found is None:
         return False
-    if found.attempt != receipt.attempt and found.objects != receipt.objects:
+    if found.objects != receipt.objects:
         raise StoreError(
             f"{objects.root}: another process made the unit of {receipt.key} with other bytes. Let one of them finish alone;"
             f" then hsk verify {objects.root} --deep --condemn tells whether its objects are whole"
@@ -229,7 +233,10 @@ def _stands(objects: Objects, receipt: Receipt) -> bool:
 
 def read_receipt(place: Place, key: str) -> Receipt | None:
     """One receipt; None where there is none, or a torn one."""
-    data = place.get(key)
+    return _parsed(place.get(key), key)
+
+
+def _parsed(data: bytes | None, key: str) -> Receipt | None:
     try:
         return None if data is None else Receipt.from_bytes(data, key)
     except StoreError:

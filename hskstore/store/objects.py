@@ -1,5 +1,6 @@
 """A store's bytes in a local folder or below an object-store prefix, behind obstore."""
 
+import fcntl
 import os
 import re
 import stat
@@ -9,16 +10,17 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from hskstore.errors import StoreError
 from hskstore.store.schema import MAX_SHARD_BYTES
 
 if TYPE_CHECKING:  # types alone, which obstore has not got when it runs
+    from obstore import UpdateVersion
     from obstore.store import ClientConfig, RetryConfig
 
 MAX_OBJECT_BYTES = MAX_SHARD_BYTES
@@ -84,6 +86,23 @@ class Objects:
                 # A local object shall outlive a power cut, and so shall its name; obstore has no option for it.
                 _fsync(self._folder / key)
                 _fsync((self._folder / key).parent)
+        return True
+
+    def replace(self, key: str, over: bytes, data: bytes) -> bool:
+        """Write one object in the place of one that still has the bytes `over`; False says that it has others, or is gone."""
+        with self._explained(f"written ({key})"):
+            self._check(key)
+            try:
+                if self._folder is not None:
+                    with _held(self._folder / key) as standing:
+                        return standing == over and self.put(key, data)
+                found = obstore.get(self._store, key)
+                version = {name: found.meta.get(name) for name in ("e_tag", "version") if found.meta.get(name) is not None}
+                if bytes(found.bytes().to_bytes()) != over:
+                    return False
+                obstore.put(self._store, key, data, mode=cast("UpdateVersion", version))
+            except (FileNotFoundError, PreconditionError):
+                return False
         return True
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
@@ -229,6 +248,16 @@ def fetch_ranges(ranges: Sequence[range], fetch: Callable[[range], bytes]) -> li
 def most_bytes(key: str) -> int:
     """The most that an object may have to be read."""
     return MAX_DOCUMENT_BYTES if key.endswith(".json") else MAX_OBJECT_BYTES
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bytes]:
+    """The bytes of a file that nobody else who holds it replaces meanwhile. Raises FileNotFoundError where it was replaced."""
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise FileNotFoundError(path)
+        yield file.read()
 
 
 def _make_folder(folder: Path) -> None:

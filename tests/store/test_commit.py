@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +387,46 @@ def test_a_rival_with_other_bytes_is_reported(plan, place, wire, answer):
     assert place.get(rival.key) == rival.to_bytes()
 
 
+def test_a_rival_s_receipt_that_arrives_while_a_torn_one_is_being_replaced_is_not_written_over(plan, monkeypatch):
+    place = in_memory()
+    begin(place, plan, FILES)
+    rival, _ = make_unit(plan, "train", 0, attempt="the rival's", seed=1)
+    place.put(rival.key, rival.to_bytes()[:-9])
+    put = obstore.put
+
+    def overtaken(store, key, data, *, mode):
+        if key == rival.key and mode != "create":
+            put(store, key, rival.to_bytes())
+        return put(store, key, data, mode=mode)
+
+    monkeypatch.setattr(obstore, "put", overtaken)
+    with pytest.raises(StoreError, match="with other bytes"):
+        commit_unit(place, *make_unit(plan, "train", 0, attempt="ours"))
+    assert place.get(rival.key) == rival.to_bytes()
+
+
+def test_an_attempt_that_made_other_bytes_than_before_is_told_so_whatever_it_calls_itself(plan, begun, wire):
+    first, _ = make_unit(plan, "train", 0, attempt="ours", seed=1)
+    wire[first.key] = overtaken(begun, first.key, first.to_bytes())
+    with pytest.raises(StoreError, match=r"made the unit of units/train-000000\.json with other bytes"):
+        commit_unit(begun, *make_unit(plan, "train", 0, attempt="ours"))
+    assert begun.get(first.key) == first.to_bytes()
+
+
+def test_a_replacement_whose_answer_got_lost_is_no_failure_and_one_whose_request_got_lost_is(plan, place, wire):
+    begin(place, plan, FILES)
+    receipt, blobs = make_unit(plan, "train", 0)
+    torn = receipt.to_bytes()[:-9]
+    place.put(receipt.key, torn)
+    wire[receipt.key] = lose_the_request
+    with pytest.raises(StoreError, match="the connection was lost"):
+        commit_unit(place, receipt, blobs)
+    assert place.get(receipt.key) == torn
+    wire[receipt.key] = lose_the_answer
+    commit_unit(place, receipt, blobs)
+    assert place.get(receipt.key) == receipt.to_bytes()
+
+
 def test_a_rival_s_plan_is_reported(plan, place, wire):
     wire["plan.json"] = overtaken(place, "plan.json", other_plan(plan).to_bytes())
     with pytest.raises(PlanError, match="another process is planning something else here; give it another --out"):
@@ -405,6 +446,27 @@ def test_create_never_writes_over_another_object(tmp_path):
     assert (objects.get("a/b"), objects.sizes(), objects.sizes("a")) == (b"third", {"a/b": 5}, {"a/b": 5})
     objects.delete("a/b")
     assert objects.get("a/b") is None
+
+
+def test_an_object_is_replaced_only_while_it_is_what_it_was_found_to_be(place):
+    assert not place.replace("a/b", b"torn", b"ours")
+    assert place.get("a/b") is None, "what is gone is not replaced"
+    place.put("a/b", b"torn")
+    assert not place.replace("a/b", b"other", b"ours")
+    assert place.get("a/b") == b"torn"
+    assert place.replace("a/b", b"torn", b"ours")
+    assert not place.replace("a/b", b"torn", b"theirs")
+    assert place.get("a/b") == b"ours"
+
+
+def test_of_several_who_replace_an_object_at_once_one_does(tmp_path):
+    objects = Objects(tmp_path)
+    for number in range(20):
+        objects.put("a/b", b"torn")
+        with ThreadPoolExecutor(4) as pool:
+            replaced = list(pool.map(lambda ours: objects.replace("a/b", b"torn", ours), [b"0", b"1", b"2", b"3"]))
+        assert sum(replaced) == 1, number
+        assert objects.get("a/b") == str(replaced.index(True)).encode()
 
 
 @pytest.fixture

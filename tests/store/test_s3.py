@@ -8,6 +8,7 @@ from typing import Any
 
 import moto.settings
 import numpy as np
+import obstore
 import pytest
 from moto.moto_server.werkzeug_app import MotoRequestHandler
 
@@ -52,6 +53,31 @@ def test_a_store_may_be_a_whole_bucket(stores: Path, bucket: str, tmp_path: Path
     assert hsk("push", stores / SMALL, bucket) == 0
     assert hsk("pull", bucket, tmp_path / "back") == 0
     assert tree(tmp_path / "back") == tree(stores / SMALL)
+
+
+def test_an_object_in_a_bucket_is_replaced_only_while_it_is_what_it_was_found_to_be(bucket: str) -> None:
+    objects = Objects(f"{bucket}/a")
+    assert not objects.replace("b", b"torn", b"ours")
+    assert objects.get("b") is None
+    objects.put("b", b"torn")
+    assert objects.replace("b", b"torn", b"ours")
+    assert not objects.replace("b", b"torn", b"theirs")
+    assert objects.get("b") == b"ours"
+
+
+def test_an_object_that_changes_while_it_is_being_replaced_stays_as_it_then_is(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, put = Objects(f"{bucket}/a"), obstore.put
+    objects.put("b", b"torn")
+
+    def overtaken(store: Any, key: str, data: bytes, **options: Any) -> Any:
+        put(store, key, b"theirs")
+        return put(store, key, data, **options)
+
+    monkeypatch.setattr(obstore, "put", overtaken)
+    assert not objects.replace("b", b"torn", b"ours")
+    assert objects.get("b") == b"theirs"
 
 
 @pytest.mark.parametrize("direction", ["push", "pull"])
