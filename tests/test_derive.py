@@ -248,6 +248,33 @@ def test_stopped_it_goes_on_and_makes_only_what_is_missing(
     assert derive(everything, "1,4,0.25", tmp_path / "cut").digest == made.digest and len(committed) == 3
 
 
+def test_a_cut_is_told_so_where_another_cut_of_the_same_store_made_a_unit_with_other_bytes(
+    everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two machines may whose compressors are of other versions."""
+    commit, begin, encode = derive_module.commit_unit, derive_module.begin, derive_module.encode_unit
+
+    def other_bytes(plan: Any, split: str, unit: int, columns: Any) -> Any:
+        return encode(plan, split, unit, {**columns, f"{split}/logits": columns[f"{split}/logits"] + 1})
+
+    def commit_one(*arguments: Any) -> None:
+        commit(*arguments)
+        raise KeyboardInterrupt
+
+    def overtaken(*arguments: Any) -> None:
+        with monkeypatch.context() as rival:
+            rival.setattr(derive_module, "begin", begin)
+            rival.setattr(derive_module, "encode_unit", other_bytes)
+            rival.setattr(derive_module, "commit_unit", commit_one)
+            with pytest.raises(KeyboardInterrupt):
+                derive(everything, "1,4,0.25", tmp_path / "cut")
+        begin(*arguments)
+
+    monkeypatch.setattr(derive_module, "begin", overtaken)
+    with pytest.raises(StoreError, match=r"another process made the unit of units/train-000000\.json with other bytes"):
+        derive(everything, "1,4,0.25", tmp_path / "cut")
+
+
 def flip(store: Store, path: str, unit: int, layer: int = 0) -> None:
     """Change one byte of one layer of a shard."""
     spec = store.plan.arrays[path]

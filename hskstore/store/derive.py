@@ -5,6 +5,7 @@ smaller --keep would have written, down to the digest.
 """
 
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,10 +68,11 @@ def derive(source: str | Path, keep: Keep, out: str | Path, *, watch: Watch = un
     if digest is None:
         files = {f"tokenizer/{name}": data for name, data in store.tokenizer_files().items()}
         begin(objects, cut.plan, {**files, TEACHER: store.file(TEACHER)})
+        attempt = uuid.uuid4().hex
         done, rows = 0, sum(split.rows for split in cut.plan.splits.values())
         for split, unit in cut.plan.units():
             if (split, unit) not in standing.finished:
-                _write_unit(cut, objects, split, unit)
+                _write_unit(cut, objects, split, unit, attempt)
             done += cut.plan.splits[split].rows_of(unit)
             watch("derive", done, rows)
         digest = seal(objects, cut.plan)
@@ -78,7 +80,7 @@ def derive(source: str | Path, keep: Keep, out: str | Path, *, watch: Watch = un
     return Derived(objects.root, digest, store.digest, size, round(time.monotonic() - began, 3))
 
 
-def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int) -> None:
+def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int, attempt: str) -> None:
     pieces = list(_pieces(cut, split, unit))
     columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
     blobs = encode_unit(cut.plan, split, unit, columns)
@@ -89,7 +91,7 @@ def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int) -> None:
     }
     entries = unit_fingerprints(cut.plan.arrays_of(split), unit, blobs)
     rows = cut.plan.splits[split].rows_of(unit)
-    commit_unit(objects, Receipt(split, unit, rows, f"cut of {cut.source.digest}", entries, made), blobs)
+    commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
 
 
 def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[dict[str, np.ndarray]]:
