@@ -5,8 +5,9 @@ does not agree with its own checksum, as a power cut can leave one, is none.
 """
 
 import hashlib
+import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from hskstore.errors import PlanError, StoreError
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.places import Place
-from hskstore.store.plan import Plan
+from hskstore.store.plan import KNOWN_ARRAYS, Plan
 from hskstore.store.schema import checked, with_check
 from hskstore.store.shard import fingerprint
 from hskstore.watch import Watch, unwatched
@@ -27,6 +28,10 @@ CONDEMNED = "condemned.json"
 RECEIPTS = "units/"
 TEACHER = "teacher.json"
 TOKENIZER = "tokenizer/"
+
+SHARD_KEY = re.compile(r"(.+)/c/([0-9]{1,9})(?:/0)*")
+RECEIPT_KEY = re.compile(r"units/(.+)-([0-9]{6,9})\.json")
+"""What shards and receipts are called, with the array's path or the split, and the unit."""
 
 FILES = ("files", 0)
 """The unit of what is neither planned nor rows: the tokenizer's files and teacher.json. It has a receipt like any other."""
@@ -167,12 +172,8 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
     found = objects.get(PLAN)
     if found is not None and found != document:
         if not document.startswith(found.rstrip(b"\0")):  # else it is this plan, torn by a power cut
-            # What a plan that never finished a unit left behind; whatever else lies in the folder is not ours to delete.
-            own = {TEACHER, TOKENIZER.rstrip("/"), RECEIPTS.rstrip("/"), "zarr.json"}
-            own |= Plan.from_bytes(found, objects.root).splits.keys()
-            for key in objects.sizes():
-                if key.partition("/")[0] in own:
-                    objects.delete(key)
+            for key in list(_left_by(objects, Plan.from_bytes(found, objects.root))):
+                objects.delete(key)
         objects.delete(PLAN)
     if not _laid(objects, PLAN, document):
         raise PlanError(f"{objects.root}: another process is planning something else here; give it another --out")
@@ -185,6 +186,30 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
     for key, data in files.items():
         if stands.objects.get(key) == entries[key]:
             objects.put(key, data, create=True)
+
+
+def _left_by(objects: Objects, plan: Plan) -> Iterator[str]:
+    """What a plan that never finished a unit left behind, by the very names that it gives.
+
+    It may be a stranger's, with a split that is called like a folder of the user's: what else lies there is not ours to delete.
+    """
+    made = read_receipt(objects, receipt_key(*FILES))
+    files = (
+        {} if made is None else {key: made.objects[key] for key in made.objects if key == TEACHER or key.startswith(TOKENIZER)}
+    )
+    present, documents = objects.sizes(), plan.documents()
+    whole = files.keys() - faults(objects, present, files)
+    for key in present:
+        shard, receipt = SHARD_KEY.fullmatch(key), RECEIPT_KEY.fullmatch(key)
+        if shard is not None and shard[1] in plan.arrays:
+            split, unit = shard[1].partition("/")[0], int(shard[2])
+            named = unit < plan.splits[split].units and key == plan.arrays[shard[1]].key(shard[1], unit)
+        elif receipt is not None and receipt[1] in plan.splits:
+            named = int(receipt[2]) < plan.splits[receipt[1]].units
+        else:
+            named = key in whole or key in documents or key == receipt_key(*FILES)
+        if named:
+            yield key
 
 
 def _laid(objects: Objects, key: str, data: bytes, over: bytes | None = None) -> bool:
@@ -281,7 +306,7 @@ def seal(objects: Objects, plan: Plan, watch: Watch = unwatched) -> str:
         listed |= receipt.objects
         done += receipt.rows
         watch("seal", done, rows)
-    _sweep(objects, plan, present.keys() - listed.keys() - {receipt.key for receipt in made.values()})
+    _sweep(objects, plan, present, {*listed, *(receipt.key for receipt in made.values())})
     manifest = Manifest(plan.store_id, listed)
     objects.put(MANIFEST, manifest.to_bytes())
     objects.delete(CONDEMNED)
@@ -331,13 +356,23 @@ def _refuse(objects: Objects, found: Mapping[str, str]) -> None:
         )
 
 
-def _sweep(objects: Objects, plan: Plan, foreign: Iterable[str]) -> None:
-    """Remove what killed or late writers left: temporary files of our own, and objects of our folders that no unit owns."""
-    folders = {*plan.splits, RECEIPTS.rstrip("/")}
-    own = {*folders, TOKENIZER.rstrip("/"), TEACHER, PLAN, MANIFEST, CONDEMNED, "zarr.json"}
+def _sweep(objects: Objects, plan: Plan, present: Collection[str], owned: Collection[str]) -> None:
+    """Remove what killed or late writers left, of this plan or one that gave way to it: temporary files, and what no unit owns.
+
+    A split's folder may have been the user's before: in it we remove what is called like a store's arrays, and nothing else.
+    """
+
+    def ours(key: str) -> bool:
+        shard, receipt = SHARD_KEY.fullmatch(key), RECEIPT_KEY.fullmatch(key)
+        if receipt is not None:
+            return receipt[1] in plan.splits
+        path = key.removesuffix("/zarr.json") if shard is None else shard[1]
+        split, _, array = path.partition("/")
+        return path != key and split in plan.splits and array in KNOWN_ARRAYS
+
     for key, path in objects.stranded():
-        if key.partition("/")[0] in own:
+        if key in owned or key in (MANIFEST, CONDEMNED) or ours(key):
             path.unlink(missing_ok=True)
-    for key in foreign:
-        if key.partition("/")[0] in folders:
+    for key in present:
+        if key not in owned and ours(key):
             objects.delete(key)

@@ -32,6 +32,9 @@ KEYS = {unit: [spec.key(path, unit[1]) for path, spec in PLAN.arrays_of(unit[0])
 RECEIPT_KEYS = [receipt_key(*unit) for unit in (*UNITS, commit.FILES)]
 DAMAGEABLE = [key for keys in KEYS.values() for key in keys] + [*FILES, *RECEIPT_KEYS, commit.MANIFEST, *PLAN.documents()]
 
+THEIRS = "train/notes.txt"
+"""A file of the user's in a folder of the store's."""
+
 
 def blobs_of(unit: tuple[str, int], variant: int) -> dict[str, bytes]:
     return {key: f"{key} {variant}".encode() for key in KEYS[unit]}
@@ -109,6 +112,7 @@ class Store(RuleBasedStateMachine):
         self.place = Memory()
         self.zombies: list[Late] = []
         self.attempts = 0
+        self.strewn = False
 
     @initialize()
     def plan(self) -> None:
@@ -178,10 +182,11 @@ class Store(RuleBasedStateMachine):
         if data is not None:
             self.place.put(receipt_key(*other), data)
 
-    @rule(key=st.sampled_from(["train/logits/c/99/0", "units/train-000099.json", "train/junk"]))
+    @rule(key=st.sampled_from(["train/logits/c/99/0", "units/train-000099.json", THEIRS]))
     def strew(self, key: str) -> None:
-        """Something that no unit owns."""
+        """Something that no unit owns: a writer's of an earlier plan, which the seal sweeps, or the user's, which it does not."""
         self.place.put(key, b"nobody's")
+        self.strewn |= key == THEIRS
 
     @rule()
     def seal(self) -> None:
@@ -243,7 +248,8 @@ class Store(RuleBasedStateMachine):
             assert {key: store.file(key) for key in KEYS[unit]} == blobs_of(unit, variant)
         assert {key: store.file(key) for key in FILES} == FILES
         listed = {*store.sizes(), *(receipt_key(*unit) for unit in (commit.FILES, *UNITS)), commit.MANIFEST}
-        assert self.place.sizes().keys() == listed, "what nobody owns was swept"
+        assert self.place.sizes().keys() - {THEIRS} == listed, "what nobody owns was swept"
+        assert self.place.get(THEIRS) == (b"nobody's" if self.strewn else None)
 
     @rule()
     def read(self) -> None:

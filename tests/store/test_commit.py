@@ -32,6 +32,7 @@ def in_memory() -> Objects:
     return objects
 
 
+FILES_UNIT = ("files", 0)
 FILES_RECEIPT = "units/files-000000.json"
 """That of the tokenizer's files and teacher.json, which no unit of rows owns."""
 
@@ -142,6 +143,41 @@ def test_a_folder_s_other_files_outlive_a_change_of_plan(plan, begun, tmp_path):
     begun.put("notes/thesis.tex", b"years of work")
     begin(begun, other_plan(plan), FILES)
     assert begun.get("notes/thesis.tex") == b"years of work"
+
+
+def test_of_a_plan_that_gives_way_nothing_is_deleted_but_what_it_names_itself(plan, tmp_path):
+    """A stranger's plan may have a split, and a receipt an object, that is called like something of the user's."""
+    objects = Objects(tmp_path)
+    splits = {**plan.splits, "photos": plan.splits["validation"]}
+    arrays = {path.replace("validation", split): spec for split in splits for path, spec in plan.arrays.items()}
+    strange = replace(plan, splits=splits, arrays=arrays)
+    begin(objects, strange, FILES)
+    receipt = Receipt(
+        *FILES_UNIT, 0, "a stranger's", {"tokenizer/mine.txt": fingerprint(b""), "notes.txt": fingerprint(b"mine")}, {}
+    )
+    objects.put(FILES_RECEIPT, receipt.to_bytes())
+    theirs = [
+        "notes.txt",
+        "photos/holiday.jpg",
+        "photos/label/2031/holiday.jpg",
+        "photos/logits/c/7/0",
+        "photos/logits/c/0/0/0",
+        "photos/mine/c/0",
+        "tokenizer/mine.txt",
+        "train/photo.jpg",
+        "units/lesson.json",
+        "units/photos-000007.json",
+    ]
+    for key in theirs:
+        objects.put(key, b"mine")
+    for split in splits:
+        objects.put(f"{split}/logits/c/1/0", b"of a unit that was never finished")
+        objects.put(receipt_key(split, 1), b"torn")
+    other = other_plan(plan)
+    begin(objects, other, FILES)
+    found = tree(tmp_path)
+    del found[FILES_RECEIPT]
+    assert found == {"plan.json": other.to_bytes(), **other.documents(), **FILES, **dict.fromkeys(theirs, b"mine")}
 
 
 def test_a_plan_json_of_another_program_is_left_alone(plan, tmp_path):
@@ -669,12 +705,20 @@ def test_the_seal_sweeps_what_killed_writers_left_and_leaves_what_others_own(pla
         "plan.json#12",
         "tokenizer/tokenizer.json#1",
         "train/logits/c/7/0",
-        "train/hidden/cls/c/0/0",
-        "validation/note.txt",
+        "train/hidden/scale/c/0/0/0",
+        "train/hidden/scale/zarr.json",
+        "validation/text/c/0/0#2",
         "units/train-000009.json",
-        "units/other",
     ]
-    theirs = {"notes/thesis.tex": b"years of work", "notes/draft#2": b"a week of work", "README.md": b"hello"}
+    theirs = {
+        "notes/thesis.tex": b"years of work",
+        "notes/draft#2": b"a week of work",
+        "train/draft#2": b"a day of work",
+        "validation/note.txt": b"to do",
+        "train/photos/c/0/0": b"a photo",
+        "units/lesson.json": b"a lesson",
+        "README.md": b"hello",
+    }
     for key in (*left, *theirs):
         (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / key).write_bytes(theirs.get(key, b"rubbish"))
@@ -688,7 +732,7 @@ def test_the_seal_sweeps_what_killed_writers_left_and_leaves_what_others_own(pla
 def test_a_seal_that_is_refused_sweeps_nothing(plan, tmp_path):
     objects = unsealed(tmp_path, plan)
     damage(tmp_path / "validation/label/c/0", flipped)
-    (tmp_path / "units" / "other").write_bytes(b"rubbish")
+    (tmp_path / "units" / "train-000009.json").write_bytes(b"rubbish")
     before = tree(tmp_path)
     with pytest.raises(StoreError, match="was not sealed"):
         seal(objects, plan)
