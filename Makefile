@@ -1,8 +1,8 @@
-# make setup | demo | test | faults | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
+# make setup | demo | test | test-all | faults | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test faults lint
+.PHONY: setup demo test test-all faults lint
 
 setup: .venv/installed
 
@@ -15,7 +15,10 @@ demo: setup
 	$(BIN)/hsk demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-all: test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 faults: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults --faults benchmarks/results/faults_cpu_$(shell date +%F).md
