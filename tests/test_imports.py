@@ -3,15 +3,19 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hskstore"
-ANYONE = {"errors", "config", "layers", "watch"}
+
+# A room is a folder of the package, or a file beside them.
+GROUND = {"__init__", "errors", "config", "layers", "watch"}
 MAY_IMPORT = {
-    "store": {"store"},
-    "losses": {"losses"},
+    "store": set(),
+    "losses": set(),
     "tasks": set(),
     "batch": set(),
     "tokenizers": set(),
@@ -24,7 +28,7 @@ MAY_IMPORT = {
     "pruning": {"pruned_bert"},
     "classifiers": {"export", "pruned_bert"},
     "teacher": {"tokenizers", "classifiers"},
-    "methods": {"methods", "losses", "batch", "tasks"},
+    "methods": {"losses", "batch", "tasks"},
     "memory": set(),
     "retokenise": {"data", "memory", "rows", "store"},
     "loader": {"batch", "memory", "retokenise", "rows", "store"},
@@ -46,7 +50,6 @@ MAY_IMPORT = {
         "pruned_bert",
         "pruning",
         "rows",
-        "students",
         "teacher",
         "tokenizers",
     },
@@ -85,7 +88,7 @@ MAY_IMPORT = {
         "tokenizers",
         "trainer",
     },
-    "engines": {"engines"},
+    "engines": set(),
     "planning": {"classifiers", "data", "rows", "store", "tasks", "teacher", "tokenizers"},
     "jobs": {"store"},
     "teacher_pass": {"rows", "select", "store", "teacher"},
@@ -112,35 +115,135 @@ MAY_IMPORT = {
     },
     "show": {"store", "tokenizers"},
     "demo": {"distill", "evaluate", "export", "extract", "finetune", "methods", "show"},
-    "console": set(),
+    "console": {"jobs", "show"},
     "progress": {"console"},
-    "cli": {"cli"},
+    "cli": {
+        "anatomy",
+        "console",
+        "demo",
+        "distill",
+        "evaluate",
+        "extract",
+        "finetune",
+        "forecast",
+        "methods",
+        "onnx",
+        "planning",
+        "progress",
+        "replay",
+        "show",
+        "store",
+        "students",
+    },
+    "__main__": {"cli"},
 }
 
 
-def imported(module: Path) -> set[str]:
-    """The hskstore modules that a file imports at its top; what a function imports when it runs is not an arrow."""
+def arrows(package: Path) -> dict[str, set[str]]:
+    """Which modules of its own package each module imports, at its top or in a function; all by the path of their files in it.
+
+    What is imported for types alone, below `if TYPE_CHECKING:`, is no arrow. Where `import_module` is used, a string that names a
+    module is one.
+    """
+    files = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    inside = {name: path.relative_to(package).as_posix() for name, path in files.items()}
+    return {inside[name]: {inside[each] for each in imported(path, files.keys())} for name, path in files.items()}
+
+
+def imported(file: Path, modules: Collection[str]) -> set[str]:
+    """Those of the modules that a file imports."""
+    text = file.read_text()
     found: set[str] = set()
-    for node in ast.parse(module.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "hskstore":
-            found |= {alias.name for alias in node.names if alias.name != "__version__"}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hskstore."):
-            found.add(str(node.module).split(".")[1])
+    for node in run_time_nodes(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}, line {node.lineno}: an import says where from, beginning at the package"
+            inner = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {inner[name] if inner[name] in modules else str(node.module) for name in inner}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("hskstore.")}
-    return found
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import_module" in text:
+            found.add(node.value)
+    return found & set(modules)
+
+
+def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all below it but what only a type checker reads."""
+    yield node
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    for child in ast.iter_child_nodes(node):
+        if not (for_types and isinstance(node, ast.If) and child in node.body):
+            yield from run_time_nodes(child)
+
+
+def room(file: str) -> str:
+    return file.partition("/")[0].removesuffix(".py")
+
+
+ARROWS = arrows(PACKAGE)
 
 
 def test_every_module_has_its_place() -> None:
-    modules = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if not path.name.startswith("__")}
-    assert modules == MAY_IMPORT.keys() | ANYONE
+    assert {room(file) for file in ARROWS} == MAY_IMPORT.keys() | GROUND
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT.keys() | GROUND))
 def test_the_arrows_run_one_way(name: str) -> None:
-    modules = list((PACKAGE / name).glob("*.py")) if (PACKAGE / name).is_dir() else [PACKAGE / f"{name}.py"]
-    for module in modules:
-        assert imported(module) <= MAY_IMPORT[name] | ANYONE, module
+    for file, others in ARROWS.items():
+        if room(file) == name:
+            assert {room(other) for other in others} <= MAY_IMPORT.get(name, set()) | GROUND | {name}, file
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter(ARROWS).prepare()
+
+
+def house(folder: Path, **files: str) -> Path:
+    """A package of these modules."""
+    package = folder / "house"
+    for name, text in {"__init__": "", **files}.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / f"{name}.py").write_text(text)
+    return package
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from house.cellar import wine",
+        "import house.cellar",
+        "def drink():\n    from house import cellar",
+        "class Guest:\n    def drink(self):\n        import house.cellar as below",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    from house import cellar",
+        "from importlib import import_module\nHOMES = {'wine': 'house.cellar'}",
+    ],
+)
+def test_an_import_is_an_arrow_wherever_it_stands(text: str, tmp_path: Path) -> None:
+    assert arrows(house(tmp_path, attic=text, cellar=""))["attic.py"] == {"cellar.py"}
+
+
+def test_what_is_imported_for_types_alone_is_no_arrow(tmp_path: Path) -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.cellar import wine"
+    assert arrows(house(tmp_path, attic=text, cellar=""))["attic.py"] == set()
+
+
+def test_a_folders_module_is_told_from_the_folder(tmp_path: Path) -> None:
+    parts = {
+        "store/__init__": "from house.store.shelf import jar",
+        "store/shelf": "",
+        "attic": "from house.store import jar, shelf",
+    }
+    found = arrows(house(tmp_path, **parts))
+    assert found["store/__init__.py"] == {"store/shelf.py"}
+    assert found["attic.py"] == {"store/__init__.py", "store/shelf.py"}
+
+
+def test_a_circle_through_a_function_is_a_circle(tmp_path: Path) -> None:
+    parts = {"attic": "from house.cellar import wine", "cellar": "def climb():\n    from house.attic import roof"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(arrows(house(tmp_path, **parts))).prepare()
 
 
 @pytest.mark.parametrize(
