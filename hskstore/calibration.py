@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from hskstore.rows import Rows
 from hskstore.store.plan import Plan
@@ -50,7 +51,7 @@ class Calibration:
     """
 
     speed: Speed
-    sample: list[tuple[np.ndarray, list[Columns]]]
+    sample: list[tuple[Int[np.ndarray, " _row"], list[Columns]]]
     host_bytes: int
     device_bytes: int | None
     better_batches: tuple[int, float] | None
@@ -98,7 +99,7 @@ def calibrate(
     return Calibration(speed, sample, host_bytes, device_bytes, better)
 
 
-def padded_tokens(n_tokens: np.ndarray, block_rows: int, batch_tokens: int) -> tuple[int, int]:
+def padded_tokens(n_tokens: Int[np.ndarray, " row"], block_rows: int, batch_tokens: int) -> tuple[int, int]:
     """How many batches a split's rows of `n_tokens` [N] make, and the tokens in them, padding counted."""
     sizes = [_padded(n_tokens[batch]) for batch in _batches(n_tokens, block_rows, batch_tokens)]
     return len(sizes), sum(sizes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
@@ -24,8 +25,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class Outputs(NamedTuple):
     """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None."""
 
-    logits: Tensor
-    hidden_states: tuple[Tensor, ...] | None
+    logits: Float[Tensor, "batch class"]
+    hidden_states: tuple[Float[Tensor, "batch token width"], ...] | None
 
 
 class ModelShape(NamedTuple):
@@ -85,7 +86,12 @@ def accepted_inputs(model: Any) -> frozenset[str]:
     return frozenset(accepted)
 
 
-def model_inputs(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+def model_inputs(
+    model: Any,
+    input_ids: Int[Tensor, "batch token"],
+    token_type_ids: Int[Tensor, "batch token"],
+    attention_mask: Bool[Tensor, "batch token"],
+) -> dict[str, Int[Tensor, "batch token"]]:
     """Keyword arguments for a model's forward, on its device; all are [batch, token], `attention_mask` True = real token."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -93,7 +99,14 @@ def model_inputs(model: Any, input_ids: Tensor, token_type_ids: Tensor, attentio
     return {name: inputs[name].to(device) for name in accepted_inputs(model)}
 
 
-def run_model(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, *, hidden: bool = False) -> Outputs:
+def run_model(
+    model: Any,
+    input_ids: Int[Tensor, "batch token"],
+    token_type_ids: Int[Tensor, "batch token"],
+    attention_mask: Bool[Tensor, "batch token"],
+    *,
+    hidden: bool = False,
+) -> Outputs:
     """One padded batch through a classifier, as `model_inputs` takes it.
 
     The model is called with those of `INPUTS` that its forward names, and with `output_hidden_states` if it names that. It
@@ -116,7 +129,14 @@ def run_model(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_m
     return Outputs(logits.float(), tuple(states) if hidden and states is not None else None)
 
 
-def shape_of(model: Any, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor, *, hidden: bool) -> ModelShape:
+def shape_of(
+    model: Any,
+    input_ids: Int[Tensor, "batch token"],
+    token_type_ids: Int[Tensor, "batch token"],
+    attention_mask: Bool[Tensor, "batch token"],
+    *,
+    hidden: bool,
+) -> ModelShape:
     """What a classifier gives for a batch. Raises ModelError where that is not what `run_model` says."""
     name = type(model).__name__
     if "input_ids" not in accepted_inputs(model):

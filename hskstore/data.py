@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
 from hskstore.errors import DataError, OptionError
@@ -45,7 +46,7 @@ class Examples:
     """
 
     text: tuple[Sequence[str], ...]
-    label: NDArray[Any] | None
+    label: Shaped[np.ndarray, " row"] | None
 
     def __len__(self) -> int:
         return len(self.text[0])
@@ -79,8 +80,8 @@ def _looked_up(new_id: NDArray[np.int64], label: NDArray[Any]) -> NDArray[np.int
     return ids.done()
 
 
-def label_ids(own: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """The ids [C] that the classes `own` have in a model whose class names by id are `names`.
+def label_ids(own: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, " class"]:
+    """The ids that the classes `own` have in a model whose class names by id are `names`.
 
     Names are compared exactly, then without case. Where they differ, and those of one side say nothing (LABEL_0, 0), the
     order stays as it is. Raises DataError where both say something else, or their numbers differ.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,7 +17,7 @@ LEVELS = 2**16
 """Probabilities are rounded to one of so many."""
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
+def dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
     """`x` with each element zero with probability `p`, else divided by 1 - p: what torch's dropout is in training."""
     dropped = round(p * LEVELS)
     if dropped == LEVELS:
@@ -26,8 +27,15 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return x * (kept.to(x.dtype) * (LEVELS / (LEVELS - dropped)))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float | None) -> Tensor:
-    """Scaled dot-product attention [batch, head, token, width] with dropout on its probabilities, as torch computes it."""
+def attention(
+    query: Float[Tensor, "batch head query width"],
+    key: Float[Tensor, "batch head key width"],
+    value: Float[Tensor, "batch head key value"],
+    mask: Bool[Tensor, "#batch #head #query #key"] | Float[Tensor, "#batch #head #query #key"] | None,
+    p: float,
+    scale: float | None,
+) -> Float[Tensor, "batch head query value"]:
+    """Scaled dot-product attention with dropout on its probabilities, as torch computes it."""
     score = query @ key.transpose(-1, -2) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if mask is not None:
         score = score.masked_fill(~mask, torch.finfo(score.dtype).min) if mask.dtype == torch.bool else score + mask

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
 
 from hskstore.batch import Batch
 from hskstore.classifiers import (
@@ -40,8 +42,8 @@ RESAMPLES = 200
 LATENCY_EXAMPLES = 50
 
 
-def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> np.ndarray:
-    """Logits [N, classes] float32 in the rows' order; the model is put into eval mode."""
+def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+    """Logits in float32, in the rows' order; the model is put into eval mode."""
     model.eval()
     order: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -61,7 +63,9 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
     return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
 
 
-def standard_errors(task: Task, logits: np.ndarray, label: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+def standard_errors(
+    task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"], *, seed: int = 0
+) -> dict[str, float]:
     """One standard error of each metric over the choice of rows: the spread over bootstrap resamples (Efron, 1979)."""
     rng = np.random.default_rng(seed)
     drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
@@ -104,8 +108,8 @@ class Scored:
     rows: int
 
 
-def score_rows(task: Task, logits: np.ndarray, label: np.ndarray) -> Scored:
-    """Logits [N, classes] against gold labels [N]."""
+def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> Scored:
+    """Logits against gold labels."""
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
@@ -246,7 +250,9 @@ def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
     return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
 
 
-def telling_rows(rows: TrainingRows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def telling_rows(
+    rows: TrainingRows,
+) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
     """A batch to see what a model makes of: the longest row, and one with the largest token id."""
     batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
     return batch.input_ids, batch.token_type_ids, batch.attention_mask

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from hskstore.batch import Batch
 from hskstore.config import Loader
@@ -121,7 +122,9 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return sum(math.ceil(window.rows / batch_size) for window in windows)
 
 
-def group_by_length(n_tokens: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def group_by_length(
+    n_tokens: Int[np.ndarray, " row"], batch_size: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " _batch"]]:
     """Every row once, as batches of similar length in random order."""
     order = rng.permutation(len(n_tokens))
     together = GROUP_BATCHES * batch_size
@@ -140,7 +143,7 @@ class Share:
     rank: int = 0
     of: int = 1
 
-    def rows(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
+    def rows(self, batch: Int[np.ndarray, " batch"]) -> tuple[Int[np.ndarray, " mine"], float]:
         """This process's rows, and what its mean loss counts so that the mean over processes is that of the batch.
 
         Every row is some process's, none is two's; a process that gets none sees one that does not count.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hskstore.checkpoint import RunState, written
@@ -35,8 +36,8 @@ class Noted:
 
     step: int
     rate: float
-    terms: Mapping[str, Tensor]
-    loss: Tensor
+    terms: Mapping[str, Float[Tensor, ""]]
+    loss: Float[Tensor, ""]
 
 
 class Journal:
@@ -47,7 +48,7 @@ class Journal:
         self._watch = watch
         self._noted: list[Noted] = []
 
-    def note(self, step: int, rate: float, terms: Mapping[str, Tensor], loss: Tensor) -> None:
+    def note(self, step: int, rate: float, terms: Mapping[str, Float[Tensor, ""]], loss: Float[Tensor, ""]) -> None:
         detached = {name: term.detach() for name, term in terms.items()}
         self._noted.append(Noted(step, rate, detached, loss.detach()))
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hskstore.batch import Batch, HiddenTargets, StudentOutput
@@ -44,8 +45,10 @@ class Learner(nn.Module):
         states = [output.hidden_states[layer] for layer in self.layers]
         return StudentOutput(output.logits, self.project(states, batch.hidden))
 
-    def project(self, states: Sequence[Tensor], targets: HiddenTargets) -> Tensor:
-        """Each layer's states [batch, token, width] at the kept positions, in the teacher's width: float32."""
+    def project(
+        self, states: Sequence[Float[Tensor, "batch token own"]], targets: HiddenTargets
+    ) -> Float[Tensor, "layer batch slot width"]:
+        """Each layer's states at the kept positions, in the teacher's width: float32."""
         projected: list[Tensor] = []
         for index, (state, position) in enumerate(zip(states, targets.position, strict=True)):
             kept = state.gather(1, position[..., None].expand(-1, -1, state.shape[-1]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from hskstore.batch import Batch, HiddenTargets
 from hskstore.errors import StoreError
@@ -23,16 +24,16 @@ HIDDEN = ("hidden/values", "hidden/mask", "hidden/scale", "hidden/token", "hidde
 
 @dataclass(frozen=True)
 class HiddenRows:
-    """Stored hidden states of N rows, still encoded: `values` [N, D, L, K], `mask` bits, `token` [N, D, L], `n_kept` [N, D].
+    """Stored hidden states of N rows, still encoded.
 
     A token of -1 is one that the student's tokenizer does not make: it counts as not kept.
     """
 
-    values: np.ndarray
-    mask: np.ndarray
-    scale: np.ndarray | None
-    token: np.ndarray
-    n_kept: np.ndarray
+    values: Shaped[np.ndarray, "row layer slot stored"]
+    mask: UInt8[np.ndarray, "row layer slot octet"]
+    scale: Float[np.ndarray, "row layer slot"] | None
+    token: Int[np.ndarray, "row layer slot"]
+    n_kept: Int[np.ndarray, "row layer"]
     encoding: str
     width: int
     hidden_size: int
@@ -44,7 +45,7 @@ class HiddenRows:
         found = np.count_nonzero((self.token >= 0) & (slots < self.n_kept[..., None]))
         return found / max(1, int(self.n_kept.sum(dtype=np.int64)))
 
-    def targets(self, rows: np.ndarray) -> HiddenTargets:
+    def targets(self, rows: Int[np.ndarray, " batch"]) -> HiddenTargets:
         """The targets of some rows, cut to the most tokens that one of them keeps. Raises StoreError for masks that cannot be."""
         n_kept = self.n_kept[rows]
         length = int(n_kept.max())
@@ -87,17 +88,17 @@ def _by_layer(array: np.ndarray) -> torch.Tensor:
 class TrainingRows:
     """N rows in memory, padded to the longest; what the source does not know is None."""
 
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray
-    n_tokens: np.ndarray
-    label: np.ndarray | None
-    logits: np.ndarray | None
+    input_ids: Int[np.ndarray, "row token"]
+    token_type_ids: Integer[np.ndarray, "row token"]
+    n_tokens: Int[np.ndarray, " row"]
+    label: Shaped[np.ndarray, " row"] | None
+    logits: Float[np.ndarray, "row class"] | None
     hidden: HiddenRows | None
 
     def __len__(self) -> int:
         return len(self.n_tokens)
 
-    def batch(self, rows: np.ndarray, *, hidden: bool) -> Batch:
+    def batch(self, rows: Int[np.ndarray, " batch"], *, hidden: bool) -> Batch:
         """Some rows as a batch, padded to their own longest; `hidden` asks for the hidden states' targets too."""
         lengths = self.n_tokens[rows]
         longest = int(lengths.max())
@@ -110,7 +111,7 @@ class TrainingRows:
             hidden=self.hidden.targets(rows) if hidden and self.hidden is not None else None,
         )
 
-    def in_length_order(self, batch_size: int) -> Iterator[np.ndarray]:
+    def in_length_order(self, batch_size: int) -> Iterator[Int[np.ndarray, " batch"]]:
         """Every row once, in batches of similar length: for evaluation."""
         order = np.argsort(self.n_tokens, kind="stable")
         for start in range(0, len(order), batch_size):

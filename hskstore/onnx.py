@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -61,9 +62,12 @@ class OnnxClassifier(torch.nn.Module):
         return self._parameters_in_file
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        attention_mask: Int[Tensor, "batch token"],
+        token_type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> SequenceClassifierOutput:
-        """Logits [batch, class] of int64 inputs [batch, token]. Raises ModelError where onnxruntime cannot run them."""
+        """Logits [batch, class] of int64 inputs. Raises ModelError where onnxruntime cannot run them."""
         given = zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True)
         feed = {name: tensor.numpy() for name, tensor in given if name in self._fed and tensor is not None}
         try:

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Int
 
 from hskstore.classifiers import check_length, computes_in, usual_length
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
@@ -40,7 +40,7 @@ class Prepared:
 
     teacher: Teacher
     rows: Mapping[str, Rows]
-    rows_by_admitted: NDArray[np.int64]
+    rows_by_admitted: Int[np.ndarray, " count"]
     plans: Mapping[str, Plan]
 
 
@@ -203,7 +203,7 @@ def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
     return KeptText(texts["train"].n_bytes.shape[1], most)
 
 
-def count_admitted(rows: Rows, separators: Sequence[int], strategy: Strategy) -> NDArray[np.int64]:
+def count_admitted(rows: Rows, separators: Sequence[int], strategy: Strategy) -> Int[np.ndarray, " count"]:
     """How many rows have 0, 1, 2, ... tokens that a rank may choose among, up to the most that a row has."""
     found = np.zeros(rows.longest + 1, dtype=np.int64)
     for block in rows.blocks():

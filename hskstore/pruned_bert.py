@@ -9,6 +9,7 @@ Importing this module registers the architecture, so that transformers' Auto cla
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -73,13 +74,13 @@ class FactorisedEmbedding(nn.Module):
         self.table = nn.Embedding(words, rank, padding_idx=padding_idx)
         self.projection = nn.Linear(rank, width, bias=False)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
         projected: Tensor = self.projection(self.table(input_ids))
         return projected
 
 
-def word_vectors(embedding: nn.Module) -> Tensor:
-    """Word embeddings as one table [word, width], factorised or not."""
+def word_vectors(embedding: nn.Module) -> Float[Tensor, "word width"]:
+    """Word embeddings as one table, factorised or not."""
     if isinstance(embedding, FactorisedEmbedding):
         return embedding.table.weight @ embedding.projection.weight.T
     assert isinstance(embedding, nn.Embedding)

@@ -105,8 +105,8 @@ def most_important(score: Float[Tensor, " item"], keep: int) -> Int[Tensor, " ke
 def narrow(
     model: PrunedBertForSequenceClassification,
     *,
-    heads: Sequence[Int[Tensor, " kept"]],
-    units: Sequence[Int[Tensor, " kept"]],
+    heads: Sequence[Int[Tensor, " _head"]],
+    units: Sequence[Int[Tensor, " _unit"]],
     embedding_rank: int | None = None,
 ) -> None:
     """Keep only these heads and FFN units of each layer, in place, and `embedding_rank` dimensions of the word embeddings.

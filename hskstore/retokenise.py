@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from hskstore.data import Examples
 from hskstore.errors import StoreError
@@ -23,11 +24,11 @@ def retokenise(
     store: Store,
     split: str,
     units: Sequence[int],
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, Shaped[np.ndarray, "row ..."]],
     tokenizer: Any,
     max_length: int,
     watch: Watch = unwatched,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, "row ..."]]:
     """The inputs of some units as another tokenizer makes them of the kept text, and `hidden/token` as positions in these.
 
     Raises StoreError where what is kept of the text cannot be, or does not fit into memory.

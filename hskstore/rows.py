@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Int64, Shaped, UInt8
 from numpy.typing import ArrayLike, NDArray
 
 from hskstore.data import Examples
@@ -42,10 +43,10 @@ class Text:
     as special tokens.
     """
 
-    utf8: NDArray[np.uint8]
-    bounds: NDArray[np.int64]
-    n_bytes: NDArray[np.int32]
-    offsets: NDArray[np.int32]
+    utf8: UInt8[np.ndarray, " byte"]
+    bounds: Int64[np.ndarray, " bound"]
+    n_bytes: Int32[np.ndarray, "row column"]
+    offsets: Int32[np.ndarray, "token 2"]
 
     @property
     def most_bytes(self) -> int:
@@ -53,15 +54,18 @@ class Text:
         return _longest(self.bounds)
 
     @classmethod
-    def joined(cls, parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]]) -> Text:
+    def joined(
+        cls,
+        parts: Sequence[tuple[UInt8[np.ndarray, " _byte"], Int32[np.ndarray, "_row column"], Int32[np.ndarray, "_token 2"]]],
+    ) -> Text:
         """From `utf8`, `n_bytes` and `offsets` of some rows after the other."""
         utf8, n_bytes, offsets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         bounds = np.concatenate([[0], np.cumsum(n_bytes.sum(axis=1, dtype=np.int64))])
         return cls(utf8, bounds, n_bytes, offsets)
 
     @property
-    def n_chars(self) -> NDArray[np.int64]:
-        """[N, columns]: a character begins at every byte that does not go on with another."""
+    def n_chars(self) -> Int64[np.ndarray, "row column"]:
+        """A character begins at every byte that does not go on with another."""
         before = np.concatenate([[0], np.cumsum((self.utf8 & 0xC0) != 0x80)])
         ends = self.bounds[:-1, None] + np.cumsum(self.n_bytes, axis=1)
         return np.asarray(before[ends] - before[ends - self.n_bytes], dtype=np.int64)
@@ -73,8 +77,10 @@ class Text:
         columns = self.n_bytes.shape[1]
         return tuple(strings[column::columns] for column in range(columns))
 
-    def padded(self, n_tokens: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """`utf8` as [N, most bytes], the rest 0, and `offsets` as [N, S, 2], the rest -1."""
+    def padded(
+        self, n_tokens: Int32[np.ndarray, " row"]
+    ) -> tuple[UInt8[np.ndarray, "row byte"], Int32[np.ndarray, "row token 2"]]:
+        """`utf8`, the rest 0, and `offsets`, the rest -1, as wide as the longest row."""
         lengths = np.diff(self.bounds)
         utf8 = np.zeros((len(lengths), int(lengths.max(initial=0))), dtype=np.uint8)
         utf8[np.arange(utf8.shape[1]) < lengths[:, None]] = self.utf8
@@ -92,19 +98,19 @@ class Rows:
     is None where only the tokens were asked for.
     """
 
-    input_ids: NDArray[np.int32]
-    token_type_ids: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    label: NDArray[Any] | None
-    row_id: NDArray[np.int64]
+    input_ids: Int32[np.ndarray, " token"]
+    token_type_ids: UInt8[np.ndarray, " token"]
+    offsets: Int64[np.ndarray, " bound"]
+    label: Shaped[np.ndarray, " row"] | None
+    row_id: Int64[np.ndarray, " row"]
     text: Text | None = None
 
     def __len__(self) -> int:
         return len(self.row_id)
 
     @property
-    def n_tokens(self) -> NDArray[np.int32]:
-        """[N], special tokens counted. Of some rows of many: `slice(start, stop).n_tokens`."""
+    def n_tokens(self) -> Int32[np.ndarray, " row"]:
+        """Special tokens counted. Of some rows of many: `slice(start, stop).n_tokens`."""
         return np.diff(self.offsets).astype(np.int32)
 
     @property
@@ -151,7 +157,7 @@ class Rows:
             text=text,
         )
 
-    def reordered(self, index: NDArray[np.int64], folder: Path | None = None) -> Rows:
+    def reordered(self, index: Int64[np.ndarray, " row"], folder: Path | None = None) -> Rows:
         """As `take`, but block by block, and into the files of `folder` if there is one."""
         columns = None if self.text is None else self.text.n_bytes.shape[1]
         growing = _GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
@@ -171,8 +177,8 @@ class Rows:
             for at in _runs(sizes, _BLOCK_SIZE):
                 yield self.slice(start + at.start, start + at.stop)
 
-    def padded(self, pad_token_id: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """`input_ids` and `token_type_ids` as [N, S], the rest `pad_token_id` and 0; S is the longest row's."""
+    def padded(self, pad_token_id: int) -> tuple[Int32[np.ndarray, "row token"], UInt8[np.ndarray, "row token"]]:
+        """`input_ids` and `token_type_ids` as wide as the longest row, the rest `pad_token_id` and 0."""
         n_tokens = self.n_tokens
         shape = (len(self), int(n_tokens.max(initial=0)))
         real = np.arange(shape[1])[None, :] < n_tokens[:, None]
@@ -193,7 +199,7 @@ class Rows:
                 digest.update(np.ascontiguousarray(array).reshape(-1).data)
         return digest.hexdigest()
 
-    def arrays(self) -> dict[str, NDArray[Any] | None]:
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "_ ..."] | None]:
         """All of them by name, those of the text as "text.utf8" and the like."""
         arrays: dict[str, NDArray[Any] | None] = {name: array for name, array in vars(self).items() if name != "text"}
         if self.text is not None:
@@ -430,8 +436,8 @@ def _text(
 # --- two tokenizers
 
 
-def align(teacher: Rows, student: Rows) -> NDArray[np.int32]:
-    """For each of the teacher's tokens [total]: the position, in the student's row, of the token of the very same characters.
+def align(teacher: Rows, student: Rows) -> Int32[np.ndarray, " token"]:
+    """For each of the teacher's tokens: the position, in the student's row, of the token of the very same characters.
 
     -1 where there is none. Where several tokens of a row are of the same characters, as the bytes of an emoji, both must have
     as many. A row's first token that has no characters ([CLS], <s>) aligns with the other's. Both are of the same text, which

@@ -76,7 +76,9 @@ def _largest(size: Float[Tensor, "*rows width"], which: int) -> Float[Tensor, "*
     return torch.from_numpy(np.partition(bits, place, axis=-1)[..., place : place + 1]).view(size.dtype)
 
 
-def random_scores(row_ids: np.ndarray, n_tokens: np.ndarray, *, longest: int, seed: int) -> np.ndarray:
+def random_scores(
+    row_ids: Int[np.ndarray, " batch"], n_tokens: Int[np.ndarray, " batch"], *, longest: int, seed: int
+) -> Float[np.ndarray, "batch {longest}"]:
     """Scores [batch, longest] that rank a row's tokens in one random order of its own, whatever batch it stands in."""
     scores = np.zeros((len(row_ids), longest), dtype=np.float32)
     for row, (row_id, tokens) in enumerate(zip(row_ids.tolist(), n_tokens.tolist(), strict=True)):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int, Shaped
 
 from hskstore.config import resolve
 from hskstore.rows import Rows
@@ -19,7 +19,7 @@ from hskstore.store.plan import Plan, stored_width
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
 
-Columns = Mapping[str, np.ndarray]
+Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
 
 SAMPLED_ROWS = 8192
 """Of a split, whose inputs are encoded."""
@@ -52,12 +52,12 @@ class ArraySize:
 
 @dataclass(frozen=True)
 class SampledRows:
-    """What one plan keeps of some rows of the train split: whole arrays by path, [rows, ...]."""
+    """What one plan keeps of some rows of the train split: whole arrays by path."""
 
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Shaped[np.ndarray, "row ..."]]
 
     @classmethod
-    def joined(cls, plan: Plan, batches: Sequence[np.ndarray], columns: Sequence[Columns]) -> "SampledRows":
+    def joined(cls, plan: Plan, batches: Sequence[Int[np.ndarray, " _row"]], columns: Sequence[Columns]) -> "SampledRows":
         """From batches, as positions in the train split, and what the plan keeps of each; in stored order."""
         order = np.argsort(np.concatenate(batches), kind="stable")
         arrays = {}
@@ -72,13 +72,13 @@ class SampledRows:
         return len(self.columns["train/hidden/n_kept"])
 
 
-def kept_tokens(plan: Plan, rows_by_admitted: NDArray[np.int64]) -> int:
+def kept_tokens(plan: Plan, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
     """How many tokens of the train rows a plan keeps in one layer, from how many rows have 0, 1, 2, ... to choose among."""
     counted = enumerate(rows_by_admitted.tolist())
     return sum(rows * min(resolve(plan.keep.length, count), count) for count, rows in counted if rows)
 
 
-def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: NDArray[np.int64]) -> dict[str, int]:
+def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.ndarray, " count"]) -> dict[str, int]:
     """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
     values = plan.arrays["train/hidden/values"]
     vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
@@ -174,8 +174,8 @@ def decoded_bytes(spec: ArraySpec) -> int:
     return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
-def encoded_bytes(spec: ArraySpec, column: np.ndarray) -> int:
-    """Of some rows [rows, ...] of an array, encoded as one unit in its chunks."""
+def encoded_bytes(spec: ArraySpec, column: Shaped[np.ndarray, "row ..."]) -> int:
+    """Of some rows of an array, encoded as one unit in its chunks."""
     rows = len(column)
     return len(encode_shard(replace(spec, shape=(rows, *spec.shape[1:]), shard=-(-rows // spec.chunk) * spec.chunk), 0, column))
 

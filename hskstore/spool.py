@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast, overload
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.typing import DTypeLike, NDArray
 
 from hskstore.errors import DataError
@@ -157,20 +158,20 @@ class ArrayFile:
         with _room(self._folder):
             self._file: IO[bytes] = cast(IO[bytes], tempfile.TemporaryFile() if path is None else path.open("w+b"))  # noqa: SIM115
 
-    def append(self, array: NDArray[Any]) -> None:
+    def append(self, array: Shaped[np.ndarray, "row ..."]) -> None:
         """Some more of it. Raises DataError where there is no room."""
         with _room(self._folder):
             self._file.write(np.ascontiguousarray(array, dtype=self._dtype).data)
         self._length += len(array)
 
-    def done(self) -> NDArray[Any]:
+    def done(self) -> Shaped[np.ndarray, "row ..."]:
         """The array, read-only and mapped from the file. Raises DataError where there is no room."""
         with _room(self._folder), self._file as file:
             file.flush()
             return _mapped(file, self._dtype, (self._length, *self._shape))
 
 
-def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Shaped[np.ndarray, "row ..."]:
     """What an ArrayFile wrote there, read-only and mapped."""
     with path.open("rb") as file:
         return _mapped(file, np.dtype(dtype), shape)

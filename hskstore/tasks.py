@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 from hskstore.errors import OptionError, StoreError
@@ -208,11 +209,11 @@ def get_task(name: str) -> Task:
     return task
 
 
-def compute_metrics(task: Task, logits: NDArray[Any], label: NDArray[Any]) -> dict[str, float]:
+def compute_metrics(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> dict[str, float]:
     """The task's metrics, in its order, each between -1 and 1.
 
-    `logits` is [N, C], or [N, 1] for a score; `label` is [N]: class ids, or scores. F1 is that of class 1 when C is 2,
-    else the mean over the classes that occur.
+    `logits` has one class for a score; `label` are class ids, or scores. F1 is that of class 1 where there are two classes, else
+    the mean over the classes that occur.
     """
     assert logits.ndim == 2 and len(logits) == len(label) > 0, (logits.shape, label.shape)
     if task.kind == "score":

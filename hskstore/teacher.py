@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -73,9 +74,9 @@ AttentionMaskInterface.register(SEAM, sdpa_mask)
 class Features:
     """`hidden` is [batch, token, width] for each of layers 0..L; `token_score` [batch, token] for the layers asked for."""
 
-    hidden: tuple[Tensor, ...]
-    token_score: dict[int, Tensor]
-    logits: Tensor
+    hidden: tuple[Float[Tensor, "batch token width"], ...]
+    token_score: dict[int, Float[Tensor, "batch token"]]
+    logits: Float[Tensor, "batch class"]
 
 
 class Teacher:
@@ -113,9 +114,9 @@ class Teacher:
 
     def forward(
         self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Int[Tensor, "batch token"],
+        token_type_ids: Int[Tensor, "batch token"],
+        attention_mask: Bool[Tensor, "batch token"],
         *,
         rank_layers: frozenset[int] = frozenset(),
         score: Score = "probability",
@@ -138,9 +139,9 @@ class Teacher:
 
     def probe(
         self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Int[Tensor, "batch token"],
+        token_type_ids: Int[Tensor, "batch token"],
+        attention_mask: Bool[Tensor, "batch token"],
         *,
         ranks: bool = True,
         score: Score = "probability",

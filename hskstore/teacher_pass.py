@@ -14,6 +14,7 @@ from threading import Lock
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from hskstore.errors import ModelError
@@ -26,10 +27,10 @@ from hskstore.teacher import Features, Teacher
 GPU_STREAMS = 2
 """Host threads that queue batches on a GPU: while one pads and copies, the other launches kernels."""
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
 """`input_ids`, `token_type_ids` and `attention_mask` (True = real token), all [batch, token]."""
 
-Columns = dict[str, np.ndarray]
+Columns = dict[str, Shaped[np.ndarray, "_row ..."]]
 """Some rows of a store's arrays, by path: "train/hidden/values" [batch, layer, ...]; as wide as the longest of these rows."""
 
 
@@ -159,7 +160,9 @@ def blocks(start: int, stop: int, block_rows: int) -> Iterator[range]:
         yield range(first, min(first + block_rows, stop))
 
 
-def length_batches(n_tokens: np.ndarray, block: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def length_batches(
+    n_tokens: Int[np.ndarray, " row"], block: Int[np.ndarray, " row"], batch_tokens: int
+) -> Iterator[Int[np.ndarray, " batch"]]:
     """Cut a block of stored rows into batches of similar length: rows x longest is at most `batch_tokens`, or one row.
 
     `n_tokens` [len(block)] are the tokens of the block's rows.
@@ -185,7 +188,7 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dict[str, Tensor]:
+def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dict[str, Shaped[Tensor, "batch layer ..."]]:
     """The `train/hidden` arrays of one batch, [batch, layer, ...], as they are stored, on the teacher's device; and `finite`
     [batch, layer], whether a row's kept vectors are. `batch` is `rows` on that device.
 

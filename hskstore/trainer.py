@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from jaxtyping import Float
 from torch import Tensor
 
 from hskstore import processes
@@ -331,7 +332,7 @@ def _weights_sha256(learner: Learner) -> str:
     return digest.hexdigest()
 
 
-def sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def sum_terms(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """The loss of a step: a phase's weights on a method's terms, which must have the same names."""
     assert terms.keys() == weights.keys(), (sorted(terms), sorted(weights))
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()

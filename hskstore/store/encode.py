@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import Shaped
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
@@ -20,7 +21,7 @@ from hskstore.store.schema import ArraySpec, array_document, chunk_codecs
 from hskstore.store.shard import check_chunk, ranges_of, take_chunks
 
 
-def encode_unit(plan: Plan, split: str, unit: int, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+def encode_unit(plan: Plan, split: str, unit: int, columns: Mapping[str, Shaped[np.ndarray, "row ..."]]) -> dict[str, bytes]:
     """Every array of one unit as {key: shard bytes}, each decoded back and compared before it is returned.
 
     `columns` maps array paths to [rows of the unit, ...], exactly those that the plan lists for the split.
@@ -37,7 +38,7 @@ def encode_unit(plan: Plan, split: str, unit: int, columns: Mapping[str, np.ndar
     return blobs
 
 
-def encode_shard(spec: ArraySpec, unit: int, column: np.ndarray) -> bytes:
+def encode_shard(spec: ArraySpec, unit: int, column: Shaped[np.ndarray, "row ..."]) -> bytes:
     """One array of one unit [rows of the unit, ...] as its shard's bytes."""
     rows = spec.rows(unit)
     expected = (len(rows), *spec.shape[1:])
@@ -50,12 +51,12 @@ def encode_shard(spec: ArraySpec, unit: int, column: np.ndarray) -> bytes:
     return bytes(objects[spec.key("", unit).lstrip("/")].to_bytes())
 
 
-def decode_shard(spec: ArraySpec, unit: int, blob: bytes) -> np.ndarray:
+def decode_shard(spec: ArraySpec, unit: int, blob: bytes) -> Shaped[np.ndarray, "row ..."]:
     """One array of one unit [rows of the unit, ...] from its shard's bytes. Raises ValueError where they are damaged."""
     return decode_layers(spec, unit, [take_chunks(blob, layer) for layer in ranges_of(spec, unit, blob)])
 
 
-def decode_layers(spec: ArraySpec, unit: int, layers: Sequence[Sequence[bytes]]) -> np.ndarray:
+def decode_layers(spec: ArraySpec, unit: int, layers: Sequence[Sequence[bytes]]) -> Shaped[np.ndarray, "row ..."]:
     """Some layers of one unit [rows of the unit, layers, ...] from their chunks; an array without layers has one list of them.
 
     Raises ValueError where a chunk is damaged, or claims to decode to anything but a chunk.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
@@ -51,7 +52,7 @@ class Store:
     def has(self, path: str) -> bool:
         return path in self.plan.arrays
 
-    def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> np.ndarray:
+    def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> Shaped[np.ndarray, "row ..."]:
         """One array of one unit [rows, ...], or some of its layers [rows, layers, ...], which alone are then fetched.
 
         Raises StoreError where the shard, or one of these layers, is missing or damaged.
@@ -81,7 +82,7 @@ class Store:
                 raise ValueError(f"its layer {layer} has another sha256 than the sealed one")
         return found
 
-    def read_all(self, path: str) -> np.ndarray:
+    def read_all(self, path: str) -> Shaped[np.ndarray, "row ..."]:
         """One array, all its rows [N, ...]."""
         spec = self._spec(path)
         units = self.plan.splits[path.partition("/")[0]].units
@@ -99,7 +100,7 @@ class Store:
             raise StoreError(f"{self.root} holds no {key}")
         return entry
 
-    def row(self, split: str, index: int) -> dict[str, np.ndarray]:
+    def row(self, split: str, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
         """One stored row, every array by its name; `hidden/values` decoded to float32, `hidden/mask` to bool [D, L, d]."""
         rows = self.plan.splits.get(split)
         if rows is None:
