@@ -114,7 +114,7 @@ class OnlineOpponent:
         state = gathered(output.hidden_states[self.pair.student], target.position[0])
         if self.projection is not None:
             state = self.projection(state)
-        return hidden_mse(state.float()[None], target.values, token_kept=target.token_kept)
+        return hidden_mse(state.float()[None], target.values, token_kept=target.token_kept).value
 
     @torch.no_grad()
     def teacher_logits(self, batch: Padded) -> Tensor:
@@ -123,7 +123,7 @@ class OnlineOpponent:
         return logits
 
     def prediction_loss(self, batch: Padded, logits: Tensor) -> Tensor:
-        return soft_cross_entropy(self.student(**batch.inputs()).logits.float(), logits, temperature=1.0)
+        return soft_cross_entropy(self.student(**batch.inputs()).logits.float(), logits, temperature=1.0).value
 
     def update(self, loss: Tensor, rate: float) -> float:
         for group in self.optimizer.param_groups:

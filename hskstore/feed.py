@@ -143,22 +143,22 @@ class Share:
     rank: int = 0
     of: int = 1
 
-    def rows(self, batch: Int[np.ndarray, " batch"]) -> tuple[Int[np.ndarray, " mine"], float]:
-        """This process's rows, and what its mean loss counts so that the mean over processes is that of the batch.
+    def rows(self, batch: Int[np.ndarray, " batch"]) -> tuple[Int[np.ndarray, " mine"], bool]:
+        """This process's rows, and whether they count.
 
         Every row is some process's, none is two's; a process that gets none sees one that does not count.
         """
         mine = batch[self.rank :: self.of]
-        return (mine, len(mine) * self.of / len(batch)) if len(mine) else (batch[:1], 0.0)
+        return (mine, True) if len(mine) else (batch[:1], False)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step's batch; `weight` is what this process's mean loss counts."""
+    """One step's batch, and whether its rows count: a process without a share of the batch has one that does not."""
 
     number: int
     batch: Batch
-    weight: float
+    counts: bool
     ends_epoch: bool
 
 
@@ -192,8 +192,8 @@ class Feed:
                 batches = group_by_length(rows.n_tokens, self.batch_size, np.random.default_rng([*seed, index]))
                 for step, batch in enumerate(batches, first):
                     if step >= start:
-                        mine, weight = self.share.rows(batch)
-                        yield Step(step, rows.batch(mine, hidden=hidden), weight, step + 1 == int(ends[-1]))
+                        mine, counted = self.share.rows(batch)
+                        yield Step(step, rows.batch(mine, hidden=hidden), counted, step + 1 == int(ends[-1]))
 
     def steps(self, *, hidden: bool, start: int, stop: int) -> Generator[Step]:
         """The steps `start` to `stop` of a run, epoch after epoch, numbered through."""
@@ -203,7 +203,7 @@ class Feed:
             for step in self.epoch(epoch, hidden=hidden, start=at):
                 if start == stop:
                     return
-                yield Step(start, step.batch, step.weight, step.ends_epoch)
+                yield Step(start, step.batch, step.counts, step.ends_epoch)
                 start += 1
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, broadcast
 
 SAME_SIGNAL_SECONDS = 1.0
@@ -40,8 +40,32 @@ def same_weights(learner: nn.Module, accelerator: Accelerator) -> None:
             broadcast(tensor, src=0)
 
 
-def average_gradients(learner: nn.Module, accelerator: Accelerator) -> None:
-    """Every process's gradients become the mean over all processes, in one message.
+def added_up(parts: Sequence[Tensor], accelerator: Accelerator) -> list[Tensor]:
+    """Each of some small tensors summed over all processes, in one message.
+
+    A sum's gradient goes to this process's part of it alone: those of the weights are to be added up by `add_gradients`.
+    """
+    if accelerator.num_processes == 1:
+        return list(parts)
+    together: Tensor = _AddedUp.apply(torch.cat([part.double().flatten() for part in parts]))  # type: ignore[no-untyped-call]
+    sums = torch.split(together, [part.numel() for part in parts])
+    return [total.view_as(part).to(part.dtype) for total, part in zip(sums, parts, strict=True)]
+
+
+class _AddedUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def add_gradients(learner: nn.Module, accelerator: Accelerator) -> None:
+    """Every process's gradients become the sum over all processes, in one message.
 
     Torch's own DistributedDataParallel wants every output to take part in the loss; of a student that learns hidden states
     the logits do not.
@@ -49,7 +73,7 @@ def average_gradients(learner: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1:
         return
     gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients]).div_(accelerator.num_processes)
+    together = torch.cat([gradient.flatten() for gradient in gradients])
     all_reduce(together)
     parts = torch.split(together, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):

@@ -29,7 +29,7 @@ from hskstore.dropout import FastDropout
 from hskstore.feed import Feed, Prefetched, Share, Source
 from hskstore.journal import DevScore, Journal, mean_losses, open_log
 from hskstore.learner import Learner
-from hskstore.methods import Method, Phase
+from hskstore.methods import Method, Phase, Term
 from hskstore.watch import Watch, unwatched
 
 WEIGHT_DECAY = 0.01
@@ -206,10 +206,12 @@ class Loop:
                 batch = step.batch.to(device)
                 with self.accelerator.autocast(), dropout():
                     output = learner(batch, hidden=hidden)
-                terms = self.method(run.phase, output, batch)
+                if not step.counts:
+                    output, batch = output.emptied(), batch.emptied()
+                terms = of_whole_batch(self.method(run.phase, output, batch), self.accelerator)
                 loss = sum_terms(terms, run.phase.weights)
-                (loss * step.weight if share.of > 1 else loss).backward()  # type: ignore[no-untyped-call]
-                processes.average_gradients(learner, self.accelerator)
+                loss.backward()  # type: ignore[no-untyped-call]
+                processes.add_gradients(learner, self.accelerator)
                 if learner.pruning is not None and due < learner.pruning.cuts:
                     learner.pruning.importance.note(learner.student)
                 torch.nn.utils.clip_grad_norm_(learner.parameters(), CLIP_NORM)
@@ -332,8 +334,14 @@ def _weights_sha256(learner: Learner) -> str:
     return digest.hexdigest()
 
 
+def of_whole_batch(terms: Mapping[str, Term], accelerator: Accelerator) -> dict[str, Float[Tensor, ""]]:
+    """Each term's value in the whole batch; of its gradient this process has the part that comes from its own rows."""
+    sums = iter(processes.added_up([part for term in terms.values() for part in (term.total, term.count)], accelerator))
+    return {name: Term(next(sums), next(sums)).value for name in terms}
+
+
 def sum_terms(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The loss of a step: a phase's weights on a method's terms, which must have the same names."""
+    """The loss of a step: a phase's weights on the values of a method's terms, which must have the same names."""
     assert terms.keys() == weights.keys(), (sorted(terms), sorted(weights))
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 

@@ -56,7 +56,7 @@ def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
             if teacher is not None:
                 batch = live_targets(teacher, batch, store)
             terms = method(run.phase, learner(batch, hidden=run.phase.uses_hidden), batch)
-            loss = sum_terms(terms, run.phase.weights)
+            loss = sum_terms({name: term.value for name, term in terms.items()}, run.phase.weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

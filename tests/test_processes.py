@@ -1,41 +1,58 @@
-"""Several processes train one student, as a launcher starts them, and stop together."""
+"""Several processes train one student, as a launcher starts them: they learn what one learns, and stop together."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hskstore import processes
-from hskstore.config import Keep, Strategy
+from hskstore.batch import Batch, StudentOutput
+from hskstore.config import Keep, PruneTo, Strategy
+from hskstore.distill import Distilled, Overrides, distill
+from hskstore.errors import OptionError
 from hskstore.extract import extract
-from tests.conftest import make_bert, make_tokenizer
+from hskstore.feed import InMemory
+from hskstore.finetune import finetune
+from hskstore.learner import Learner
+from hskstore.loader import HiddenRows, TrainingRows
+from hskstore.losses import Term, whole_batch
+from hskstore.methods import Finetune, Kd, Method, Mud, Phase
+from hskstore.pruning import GradualPruning, as_pruned_bert
+from hskstore.trainer import PhaseSettings, train
+from hskstore.watch import unwatched
+from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
 
 PROGRAM = """
 import json, os, signal, sys
-from hskstore.distill import Overrides, distill
-from hskstore.methods import Mud
+from tests.test_processes import distill_a_little
 
 store, student, out, stop = sys.argv[1:]
 rank = int(os.environ.get("RANK", "0"))
+scoring = set()
 
 def watch(stage, done, total, note=""):
+    if stage.startswith("score"):
+        scoring.add(rank)
     if stop and rank == 1 and [stage, done] == json.loads(stop):  # one process alone is told to stop
         signal.raise_signal(signal.SIGINT)
 
-overrides = Overrides(max_steps=16, batch_size=[15], lr=[1e-3])
 try:
-    result = distill(store, student=student, method=Mud(), out=out, overrides=overrides, precision="fp32", watch=watch)
+    result = distill_a_little(store, student, out, watch)
 except KeyboardInterrupt:
     print("stopped", rank)
 else:
-    print("done", rank, json.dumps([phase.losses for phase in result.phases]))
+    scores = {split: scored.score for split, scored in result.scores.items()}
+    print("done", rank, json.dumps([scores, [phase.losses for phase in result.phases], rank in scoring]))
 """
 
 
@@ -50,31 +67,210 @@ def place(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
     return place
 
 
-def run(place: Path, out: Path, *, of: int, stop: list[Any] | None = None) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(of)] if of > 1 else []
-    words = [*(launcher or [sys.executable]), str(place / "program.py"), str(place / "stores" / "d1-l3-w8")]
-    words += [str(place / "student"), str(out), json.dumps(stop) if stop else ""]
+def distill_a_little(store: str, student: str, out: str, watch: Any = unwatched) -> Distilled:
+    overrides = Overrides(max_steps=16, batch_size=[15], lr=[1e-3])
+    return distill(store, student=student, method=Mud(), out=out, overrides=overrides, precision="fp32", watch=watch)
+
+
+def launch(*program: object, of: int) -> list[str]:
+    """What a program with its arguments prints, in order, from so many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(of)]
+    words = [*launcher, *map(str, program)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert found.returncode == 0, found.stderr
     return sorted(found.stdout.splitlines())
 
 
+def run_two(place: Path, out: Path, *, stop: list[Any] | None = None) -> list[str]:
+    words = (place / "stores" / "d1-l3-w8", place / "student", out, json.dumps(stop) if stop else "")
+    return launch(place / "program.py", *words, of=2)
+
+
 def test_two_processes_learn_what_one_learns_and_stop_and_go_on_together(place: Path, tmp_path: Path) -> None:
-    run(place, tmp_path / "one", of=1)
-    said = run(place, tmp_path / "two", of=2)
+    alone = (str(place / "stores" / "d1-l3-w8"), str(place / "student"))
+    distill_a_little(*alone, str(tmp_path / "one"))
+    said = run_two(place, tmp_path / "two")
     assert [line.split()[:2] for line in said] == [["done", "0"], ["done", "1"]]
+    first, second = (json.loads(line.split(maxsplit=2)[2]) for line in said)
+    assert first[:2] == second[:2], "scores, and the losses of the whole batch"
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         if not name.endswith("key.bias"):  # whose gradient is zero but for rounding, which Adam blows up
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     out = tmp_path / "stopped"
-    assert run(place, out, of=2, stop=["hidden", 15 * 5]) == ["stopped 0", "stopped 1"]
-    with pytest.raises(AssertionError, match="differs in its processes"):
-        run(place, out, of=1)
-    run(place, out, of=2)
+    assert run_two(place, out, stop=["hidden", 15 * 5]) == ["stopped 0", "stopped 1"]
+    with pytest.raises(OptionError, match="differs in its processes"):
+        distill_a_little(*alone, str(out))
+    run_two(place, out)
     resumed = load_file(out / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in two.items())
+
+
+# --- the result of one process
+
+STEPS = 20
+BATCH = 7
+ROWS = 3 * BATCH + 1
+"""The last batch of an epoch has one row, which leaves every process but one without a share."""
+
+
+@dataclass(frozen=True)
+class Related:
+    """How alike any two rows of the batch are to the student, as they are to the teacher; and the kept hidden states."""
+
+    requires: tuple[str, ...] = ()
+    phases: tuple[Phase, ...] = (
+        Phase("related", {"relation": 1.0, "hidden_mse": 0.1}, schedule="linear", predicts=True, uses_hidden=True),
+    )
+
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
+        assert batch.teacher_logits is not None and student.hidden is not None and batch.hidden is not None
+        kept = batch.hidden.token_kept[..., None]
+        pooled = torch.where(kept, student.hidden, 0).sum(2) / kept.sum(2).clamp(min=1)
+        own = torch.cat([student.logits, pooled.transpose(0, 1).flatten(1)], dim=1)
+        mine, theirs = whole_batch(own), whole_batch(batch.teacher_logits)
+        squares = (mine @ mine.T - theirs @ theirs.T).square()
+        return {"relation": Term(squares.sum(), torch.tensor(squares.numel()))} | Mud()(Mud().phases[0], student, batch)
+
+
+def uneven_rows() -> TrainingRows:
+    """Two hidden layers, 24 wide, of which a row keeps 1 to 10 tokens: every other one few, so that processes differ most."""
+    rng = np.random.default_rng(0)
+    n_tokens = rng.integers(11, 15, ROWS).astype(np.int32)
+    ids = rng.integers(5, 25, (ROWS, 14)).astype(np.int32)
+    mask = np.packbits(np.arange(24) % 3 == 0)[None, None, None].repeat(ROWS, 0).repeat(2, 1).repeat(10, 2)
+    hidden = HiddenRows(
+        values=rng.normal(size=(ROWS, 2, 10, 8)).astype(np.float16),
+        mask=mask,
+        scale=None,
+        token=np.arange(10, dtype=np.int16)[None, None].repeat(ROWS, 0).repeat(2, 1),
+        n_kept=np.where(rng.random((ROWS, 2)) < 0.5, 1, rng.integers(5, 11, (ROWS, 2))).astype(np.int16),
+        encoding="f16",
+        width=8,
+        hidden_size=24,
+    )
+    label = (ids[:, 1] > 14).astype(np.int64)
+    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, rng.normal(size=(ROWS, 2)).astype(np.float32), hidden)
+
+
+CASES: dict[str, Method] = {
+    "mud": Mud(),
+    "kd": Kd(temperature=2.0, alpha=0.3),
+    "finetune": Finetune(),
+    "related": Related(),
+    "pruned": Mud(targets="ignore"),
+}
+
+
+def fresh(case: str) -> Learner:
+    model = make_bert(layers=2, hidden=16, seed=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    pruning = None
+    if case == "pruned":
+        model = as_pruned_bert(model, "it")
+        pruning = GradualPruning(model, PruneTo(2, 40), 0.9, "it")
+    torch.manual_seed(0)
+    return Learner(model, layers=(1, 2), own=16, width=24, pruning=pruning)
+
+
+def learn(out: Path) -> dict[str, Any]:
+    """Every case trained, by this process or its share of it: losses, and the importance that heads had when they were cut.
+
+    The weights are written to `out`.
+    """
+    said: dict[str, Any] = {}
+    for case, method in CASES.items():
+        importance: list[list[float]] = []
+        learner = fresh(case)
+        if learner.pruning is not None:
+            cut = learner.pruning.cut
+
+            def noted(student: Any, cuts: int, of: Any = learner.pruning, cut: Any = cut, seen: Any = importance) -> None:
+                seen.append([*of.importance.heads(0).tolist(), *of.importance.units(1).tolist()])
+                cut(student, cuts)
+
+            learner.pruning.cut = noted  # type: ignore[method-assign]
+        phases = [PhaseSettings(phase, lr=1e-3, batch_size=BATCH, steps=STEPS) for phase in method.phases]
+        results = train(
+            learner,
+            InMemory(uneven_rows()),
+            method,
+            phases,
+            key="ab" * 32,
+            seed=0,
+            out=out / case,
+            score=None,
+            precision="fp32",
+            device="cpu",
+        )
+        state = learner.state_dict()
+        digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+        said[case] = {"losses": [result.losses for result in results], "importance": importance, "weights": digest}
+        if processes.is_main():
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / f"{case}.safetensors")
+    return said
+
+
+def learn_together(out: Path) -> None:
+    """A process's part in `learn` and in what else several do together, said in one line."""
+    said = learn(out)
+    rank = int(os.environ["RANK"])
+    rows = torch.arange(rank)[:, None] + 10 * rank  # of the first none, of the second one
+    said["rows"] = [whole_batch(rows)[:, 0].tolist(), whole_batch(rows > 10)[:, 0].tolist()]
+    scored: list[str] = []
+    tuned = finetune(
+        str(out / "student"),
+        str(out / "data"),
+        out=out / "tuned",
+        task="sst2",
+        epochs=1,
+        watch=lambda stage, *_: scored.append(stage),
+    )
+    said["scores"] = {split: found.score for split, found in tuned.scores.items()}
+    print(json.dumps({"rank": rank, "scored": "score validation" in scored, "said": said}))
+
+
+def way_moved(start: dict[str, torch.Tensor], one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """How far two results of training are apart, as a part of the way that the first one came from the start.
+
+    Of weights that were cut neither counts. Nor do biases of keys: their gradient is rounding, which Adam blows up.
+    """
+    names = [name for name in one if one[name].shape == start[name].shape and not name.endswith("key.bias")]
+    apart, moved = (torch.cat([(one[name] - others[name]).flatten() for name in names]).norm() for others in (other, start))
+    return float(apart / moved)
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("one")
+    return out, learn(out)
+
+
+@pytest.mark.parametrize("of", [2, 3])
+def test_several_processes_learn_of_every_term_what_one_learns(of: int, of_one: tuple[Path, Any], tmp_path: Path) -> None:
+    save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student")
+    (tmp_path / "data").mkdir()
+    write_tsv(tmp_path / "data" / "train.tsv", 33, seed=1)
+    write_tsv(tmp_path / "data" / "dev.tsv", 9, seed=2)
+    program = "import sys; from pathlib import Path; from tests.test_processes import learn_together as learn"
+    (tmp_path / "program.py").write_text(f"{program}; learn(Path(sys.argv[1]))")
+    found = sorted((json.loads(line) for line in launch(tmp_path / "program.py", tmp_path, of=of)), key=lambda each: each["rank"])
+    said = found[0]["said"]
+    assert all(each["said"] == said for each in found), "weights, losses, importance and scores"
+    numbers = [10 * rank + row for rank in range(of) for row in range(rank)]
+    assert said["rows"] == [numbers, [number > 10 for number in numbers]]
+    folder, alone = of_one
+    for case in CASES:
+        one, several = (load_file(place / f"{case}.safetensors") for place in (folder, tmp_path))
+        assert way_moved(fresh(case).state_dict(), one, several) < 1e-3, case
+        for mine, theirs in zip(alone[case]["losses"], said[case]["losses"], strict=True):
+            assert theirs == pytest.approx(mine, rel=1e-4), case
+        for mine, theirs in zip(alone[case]["importance"], said[case]["importance"], strict=True):
+            assert theirs == pytest.approx(mine, rel=1e-2, abs=1e-3 * max(mine)), case
+    assert len(said["pruned"]["importance"]) == 2
+
+
+# --- signals
 
 
 def test_a_signal_is_held_back_until_it_is_asked_for_and_then_does_what_it_would_have_done() -> None:

@@ -1,6 +1,8 @@
-"""Losses as pure functions of tensors: student and teacher in, one scalar out. Gradients flow to the student alone."""
+"""Losses as pure functions of tensors: student and teacher in, one term out. Gradients flow to the student alone."""
 
 from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
 from hskstore.losses.logits import hard_cross_entropy, score_mse, soft_cross_entropy
+from hskstore.losses.term import Term
+from hskstore.losses.whole_batch import whole_batch
 
-__all__ = ["hard_cross_entropy", "hidden_mse", "kept_hidden_mse", "score_mse", "soft_cross_entropy"]
+__all__ = ["Term", "hard_cross_entropy", "hidden_mse", "kept_hidden_mse", "score_mse", "soft_cross_entropy", "whole_batch"]

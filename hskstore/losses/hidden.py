@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hskstore.config import Targets
+from hskstore.losses.term import Term
 
 
 def hidden_mse(
@@ -15,18 +16,18 @@ def hidden_mse(
     *,
     token_kept: Bool[Tensor, "layer batch token"],
     width_kept: Bool[Tensor, "layer batch token width"] | None = None,
-) -> Float[Tensor, ""]:
+) -> Term:
     """Equation 3 of Marginal Utility Diminishes: the mean squared difference of each layer, summed over layers.
 
     The mean is over kept tokens x width. Without `width_kept`, coordinates that the teacher's mask dropped count with
     the target they have in `teacher`, which is zero: M * h is the target (paper and public code). With `width_kept`
-    only kept coordinates count, in the sum and in the mean. A layer with nothing kept adds zero.
+    only kept coordinates count, in the sum and in the mean. A layer with nothing kept adds zero. The term is [layer].
     """
     counted = token_kept[..., None].expand_as(student)
     if width_kept is not None:
         counted = counted & width_kept
     difference = torch.where(counted, student - teacher.detach(), 0)
-    return (difference.square().sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)).sum()
+    return Term(difference.square().sum(dim=(1, 2, 3)), counted.sum(dim=(1, 2, 3)))
 
 
 def kept_hidden_mse(
@@ -36,7 +37,7 @@ def kept_hidden_mse(
     *,
     token_kept: Bool[Tensor, "layer batch token"],
     targets: Targets = "zero",
-) -> Float[Tensor, ""]:
+) -> Term:
     """`hidden_mse` from the kept numbers alone: `values` of the teacher at the distinct coordinates `unit`, None for all.
 
     `targets` says what the other coordinates are: targets of zero, or ignored. The dense target M * h is never built, which
@@ -47,9 +48,8 @@ def kept_hidden_mse(
         return hidden_mse(student, values, token_kept=token_kept)
     if targets == "ignore":
         return hidden_mse(student.gather(-1, unit.long()), values, token_kept=token_kept)
-    counted = token_kept.sum(dim=(1, 2)).clamp(min=1) * student.shape[-1]
     squares: Tensor = _SquaresToMaskedTarget.apply(student, values, unit.long(), token_kept)  # type: ignore[no-untyped-call]
-    return (squares / counted).sum()
+    return Term(squares, token_kept.sum(dim=(1, 2)) * student.shape[-1])
 
 
 class _SquaresToMaskedTarget(torch.autograd.Function):

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from hskstore.config import MethodName
 from hskstore.errors import OptionError
+from hskstore.losses import Term
 from hskstore.methods.contract import Method, Phase
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
@@ -24,4 +25,4 @@ def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
     return chosen(**options)  # type: ignore[arg-type]
 
 
-__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "make_method"]
+__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "Term", "make_method"]

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
-
 from hskstore.batch import Batch, StudentOutput
+from hskstore.losses import Term
 from hskstore.tasks import PhaseRecipe, Recipe
 
 
@@ -40,4 +39,9 @@ class Method(Protocol):
     @property
     def phases(self) -> tuple[Phase, ...]: ...
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]: ...
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> Mapping[str, Term]:
+        """The terms of these rows: one process's share of a batch, which may be none of it.
+
+        A term that relates rows to each other asks for those of all processes with `losses.whole_batch`.
+        """
+        ...

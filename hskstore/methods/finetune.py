@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from hskstore.batch import Batch, StudentOutput
-from hskstore.losses import hard_cross_entropy, score_mse
+from hskstore.losses import Term, hard_cross_entropy, score_mse
 from hskstore.methods.contract import Phase
 
 
@@ -21,11 +19,11 @@ class Finetune:
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("finetune", {"gold": 1.0}, schedule="linear", predicts=True, uses_hidden=False),)
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
         return gold_terms(student, batch)
 
 
-def gold_terms(student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+def gold_terms(student: StudentOutput, batch: Batch) -> dict[str, Term]:
     """The loss on the gold label."""
     assert batch.label is not None
     if student.logits.shape[1] > 1:

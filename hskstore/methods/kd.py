@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from hskstore.batch import Batch, StudentOutput
 from hskstore.errors import OptionError
-from hskstore.losses import score_mse, soft_cross_entropy
+from hskstore.losses import Term, score_mse, soft_cross_entropy
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
 
@@ -36,12 +34,12 @@ class Kd:
         weights = {"prediction": 1 - self.alpha} | ({"gold": self.alpha} if self.alpha else {})
         return (Phase("prediction", weights, schedule="linear", predicts=True, uses_hidden=False),)
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
         terms = prediction_terms(student, batch, temperature=self.temperature, regression_target="teacher")
         return terms | (gold_terms(student, batch) if self.alpha else {})
 
 
-def prediction_terms(student: StudentOutput, batch: Batch, *, temperature: float, regression_target: str) -> dict[str, Tensor]:
+def prediction_terms(student: StudentOutput, batch: Batch, *, temperature: float, regression_target: str) -> dict[str, Term]:
     """The loss on the teacher's predictions: soft cross-entropy of classes, squared difference of a score."""
     assert batch.teacher_logits is not None
     if student.logits.shape[1] > 1:

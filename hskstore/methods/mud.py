@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from hskstore.batch import Batch, StudentOutput
 from hskstore.config import RegressionTarget, Targets
 from hskstore.errors import OptionError
-from hskstore.losses import kept_hidden_mse
+from hskstore.losses import Term, kept_hidden_mse
 from hskstore.methods.contract import Phase
 from hskstore.methods.kd import prediction_terms
 
@@ -39,10 +37,10 @@ class Mud:
             Phase("prediction", {"prediction": 1.0}, schedule="linear", predicts=True, uses_hidden=False),
         )
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
         if not phase.uses_hidden:
             return prediction_terms(student, batch, temperature=self.temperature, regression_target=self.regression_target)
         targets = batch.hidden
         assert student.hidden is not None and targets is not None
-        loss = kept_hidden_mse(student.hidden, targets.values, targets.unit, token_kept=targets.token_kept, targets=self.targets)
-        return {"hidden_mse": loss}
+        term = kept_hidden_mse(student.hidden, targets.values, targets.unit, token_kept=targets.token_kept, targets=self.targets)
+        return {"hidden_mse": term}

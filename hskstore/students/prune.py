@@ -74,7 +74,7 @@ def measure_importance(
         batch = step.batch.to(model.device)
         output = run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
         model.zero_grad()
-        gold_terms(StudentOutput(output.logits, None), batch)["gold"].backward()  # type: ignore[no-untyped-call]
+        gold_terms(StudentOutput(output.logits, None), batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
         importance.note(model)
         done += len(batch)
         watch("importance", done, len(rows))
