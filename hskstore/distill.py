@@ -25,7 +25,7 @@ from hskstore.layers import layer_pairs
 from hskstore.learner import Learner
 from hskstore.loader import TrainingRows, rows_from_store
 from hskstore.methods import Method
-from hskstore.processes import is_main
+from hskstore.processes import from_first, is_main
 from hskstore.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.pruning import GradualPruning, as_pruned_bert
 from hskstore.store import Plan, Store, open_store
@@ -171,7 +171,7 @@ def distill(
         folder=str(out),
         digest=store.digest,
         phases=results,
-        scores=score_splits(task, model, dev, watch),
+        scores=from_first(lambda: score_splits(task, model, dev, watch)),
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
         precision=resolve_precision(precision, choose_device(device)),

@@ -17,7 +17,7 @@ from hskstore.feed import InMemory, steps_per_epoch
 from hskstore.learner import Learner
 from hskstore.loader import rows_from_data
 from hskstore.methods import Finetune
-from hskstore.processes import is_main
+from hskstore.processes import from_first, is_main
 from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
 from hskstore.trainer import PhaseSettings, train
@@ -91,7 +91,7 @@ def finetune(
         device=device,
         watch=watch,
     )
-    scores = score_splits(dataset.task, classifier, dev, watch)
+    scores = from_first(lambda: score_splits(dataset.task, classifier, dev, watch))
     finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
     if not is_main():
         return finetuned

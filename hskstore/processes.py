@@ -4,19 +4,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, broadcast
 
 SAME_SIGNAL_SECONDS = 1.0
 """A launcher sends on what the terminal has sent already: within this time a second signal is the first one again."""
+
+Found = TypeVar("Found")
 
 
 def start(device: torch.device, *, bf16: bool) -> Accelerator:
@@ -38,6 +41,15 @@ def same_weights(learner: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for tensor in learner.state_dict().values():
             broadcast(tensor, src=0)
+
+
+def from_first(find: Callable[[], Found]) -> Found:
+    """What the first process finds, on every process; the others wait for it."""
+    here = PartialState()
+    found = [find()] if here.is_main_process else [None]
+    if here.num_processes > 1:
+        broadcast_object_list(found)
+    return cast(Found, found[0])
 
 
 def added_up(parts: Sequence[Tensor], accelerator: Accelerator) -> list[Tensor]:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from jaxtyping import Float
 from torch import Tensor
 
@@ -273,13 +273,10 @@ class Loop:
 
     def _note_score(self, phase: Phase) -> None:
         """The dev score as the first process finds it; the best weights are written."""
-        state, found = self.state, None
-        if self.accelerator.is_main_process and self.score is not None:
-            with self.accelerator.autocast():
-                found = self.score(self.learner)
-        if self.accelerator.num_processes > 1:
-            (found,) = broadcast_object_list([found])
-        assert found is not None
+        state, score = self.state, self.score
+        assert score is not None
+        with self.accelerator.autocast():
+            found = processes.from_first(lambda: score(self.learner))
         values = {"step": state.step, **found.values}
         state.scores = [*state.scores, values]
         self.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step)

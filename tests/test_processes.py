@@ -94,6 +94,7 @@ def test_two_processes_learn_what_one_learns_and_stop_and_go_on_together(place: 
     assert [line.split()[:2] for line in said] == [["done", "0"], ["done", "1"]]
     first, second = (json.loads(line.split(maxsplit=2)[2]) for line in said)
     assert first[:2] == second[:2], "scores, and the losses of the whole batch"
+    assert (first[2], second[2]) == (True, False), "the first one alone scores"
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         if not name.endswith("key.bias"):  # whose gradient is zero but for rounding, which Adam blows up
@@ -255,6 +256,7 @@ def test_several_processes_learn_of_every_term_what_one_learns(of: int, of_one: 
     program = "import sys; from pathlib import Path; from tests.test_processes import learn_together as learn"
     (tmp_path / "program.py").write_text(f"{program}; learn(Path(sys.argv[1]))")
     found = sorted((json.loads(line) for line in launch(tmp_path / "program.py", tmp_path, of=of)), key=lambda each: each["rank"])
+    assert [each["scored"] for each in found] == [True] + [False] * (of - 1), "the first one alone scores"
     said = found[0]["said"]
     assert all(each["said"] == said for each in found), "weights, losses, importance and scores"
     numbers = [10 * rank + row for rank in range(of) for row in range(rank)]
