@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
-from hskstore.checkpoint import forget_checkpoint
+from hskstore.checkpoint import PhaseResult, forget_checkpoint
 from hskstore.classifiers import check_length, choose_device, load_classifier, shape_of
 from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, Projection, PruneTo, TrainPrecision
 from hskstore.errors import ModelError, OptionError, StoreError
@@ -31,7 +31,7 @@ from hskstore.pruning import GradualPruning, as_pruned_bert
 from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import Recipe, Task
 from hskstore.tokenizers import load_tokenizer, tokenizer_from_files, tokenizer_sha256
-from hskstore.trainer import PhaseResult, PhaseSettings, resolve_precision, train
+from hskstore.trainer import PhaseSettings, resolve_precision, train
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hskstore.tokenizers import tokenizer_files
 RESULT = "metrics.json"
 WEIGHTS = "model.safetensors"
 ONNX_FILE = "model.onnx"
+WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".bin")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,26 @@ class NewStudent:
 
 
 def refuse_existing_model(out: Path) -> None:
-    """Raise OptionError where a finished model stands: nothing is overwritten."""
-    if any((out / name).exists() for name in ("config.json", WEIGHTS, ONNX_FILE)):
+    """Raise OptionError where a model stands: nothing is overwritten. One whose weights have not come yet is none."""
+    if any(path.suffix in WEIGHTS_SUFFIXES for path in out.glob("*")):
         raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
+
+
+@contextmanager
+def new_model(out: Path) -> Iterator[Path]:
+    """A folder for a model's files, which move to `out` once all are written; its weights last, which make it a model.
+
+    So a process that is killed leaves a model or, to be overwritten by the next, parts of one.
+    """
+    folder = out / ".new-model"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix in WEIGHTS_SUFFIXES, file.name)):
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_model(
@@ -42,9 +60,7 @@ def save_model(
     `card` becomes README.md, `result` metrics.json. Raises HskError where the disk refuses.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as scratch:
-            folder = Path(scratch)
+        with new_model(out) as folder:
             if hasattr(model, "save_pretrained"):
                 model.save_pretrained(folder)
             else:
@@ -55,8 +71,6 @@ def save_model(
                 (folder / "README.md").write_text(card)
             if result is not None:
                 (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
-            for file in sorted(folder.iterdir()):
-                shutil.move(file, out / file.name)
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or error
         raise HskError(f"{out} could not be written ({cause}): make room, or choose another --out") from None

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hskstore.classifiers import INPUTS, accepted_inputs, label_names, load_classifier, usable_positions
 from hskstore.errors import HskError, ModelError, OptionError
-from hskstore.export import ONNX_FILE, refuse_existing_model
+from hskstore.export import ONNX_FILE, new_model, refuse_existing_model
 from hskstore.tokenizers import load_tokenizer, tokenizer_files
 
 TOLERANCE = 1e-4
@@ -162,9 +161,7 @@ def export_onnx(model: str, out: Path, *, int8: bool = False) -> Exported:
         raise ModelError(f"{model} has {parameters:,} parameters: more than one ONNX file can hold")
     is_new = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as scratch:
-            folder = Path(scratch)
+        with new_model(out) as folder:
             file = folder / ONNX_FILE
             classifier.config.save_pretrained(folder)
             for name, data in tokenizer_files(tokenizer).items():
@@ -182,9 +179,6 @@ def export_onnx(model: str, out: Path, *, int8: bool = False) -> Exported:
                 _save(_quantised(graph, model), about, file)
                 difference = _largest_difference(classifier, load_onnx_classifier(folder))
             size = file.stat().st_size
-            # config.json last: where it stands, a model is finished.
-            for written in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-                shutil.move(written, out / written.name)
     except OSError as error:
         cause = error.strerror or error
         raise HskError(f"{out} could not be written ({cause}): make room, or choose another --out") from None

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hskstore import processes
-from hskstore.checkpoint import Checkpoint, RunState
+from hskstore.checkpoint import Checkpoint, Ended, PhaseResult, RunState
 from hskstore.classifiers import choose_device, computes_in
 from hskstore.config import DEFAULT_WARMUP, TrainPrecision
 from hskstore.dropout import FastDropout
@@ -39,8 +39,6 @@ STEPS_BETWEEN_READINGS = {"cpu": 1, "cuda": 10}
 
 CHECKPOINT_SECONDS = 60
 """Between the checkpoints of a phase without dev scores, at the end of an epoch: writing one takes as long as some steps."""
-
-Ended = Literal["steps", "minutes", "patience"]
 
 
 @dataclass(frozen=True)
@@ -74,23 +72,6 @@ class PhaseSettings:
         return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
 
 
-@dataclass(frozen=True)
-class PhaseResult:
-    """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps.
-
-    `ended` is the limit that it met, `waited` the seconds that steps waited for their batch.
-    """
-
-    name: str
-    steps: int
-    seconds: float
-    losses: dict[str, float]
-    scores: list[dict[str, float]]
-    best: dict[str, float] | None
-    ended: Ended
-    waited: float
-
-
 def train(
     learner: Learner,
     source: Source,
@@ -114,7 +95,7 @@ def train(
     student is saved. Under `accelerate launch` or `torchrun` the rows of each batch are split among the processes, and the
     first one writes.
 
-    Raises OptionError where a checkpoint belongs to another run, ModelError where the loss is no longer finite.
+    Raises OptionError where a checkpoint belongs to another run or is damaged, ModelError where the loss is no longer finite.
     """
     place = choose_device(device)
     precision = resolve_precision(precision, place)
@@ -132,20 +113,20 @@ def train(
         "student": _weights_sha256(learner),
         "pruning": repr(learner.pruning),
     }
-    with accelerator.main_process_first():  # what a crash left of a checkpoint is put in order by one
-        checkpoint = Checkpoint(out / "checkpoint")
-        state = checkpoint.read_state(json.dumps(described, sort_keys=True))
+    checkpoint = Checkpoint(out / "checkpoint")
+    state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     if state.cuts:
         _cut(learner, state.cuts)  # into shape; the weights are the checkpoint's
     if state.step or state.phase:
-        checkpoint.restore_weights(learner)
+        checkpoint.restore_weights(state, learner)
+        accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
     loop = Loop(learner, source, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
     with processes.interrupts() as held:
         for number in range(state.phase, len(phases)):
             loop.run(number, held)
     journal.close()
-    return [PhaseResult(**done) for done in loop.state.done]
+    return loop.state.done
 
 
 def resolve_precision(precision: TrainPrecision, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -179,7 +160,7 @@ class Loop:
         set_seed(self.seed + number)  # whatever a module draws beside torch's numbers
         optimizer = _optimizer(learner, run.lr)
         if state.step:
-            self.checkpoint.restore_optimizer(optimizer)
+            self.checkpoint.restore_optimizer(state, optimizer)
         learner.train()
         share = Share(rank, self.accelerator.num_processes)
         steps = Feed(self.source, run.batch_size, self.key, self.seed, share).steps(
@@ -252,7 +233,7 @@ class Loop:
         """A phase's result, and the state that the next one begins in."""
         state = self.state
         if state.best is not None:
-            self.checkpoint.restore_best(self.learner)
+            self.checkpoint.restore_best(state, self.learner)
         result = PhaseResult(
             self.phases[number].phase.name,
             state.step,
@@ -263,7 +244,7 @@ class Loop:
             ended,
             round(state.waited, 3),
         )
-        self.state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, asdict(result)])
+        self.state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, result])
         self.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
         self._write(optimizer)
 
@@ -283,7 +264,7 @@ class Loop:
         if state.best is None or found.value > state.best[found.metric]:
             state.best = values
             if self.accelerator.is_main_process:
-                self.checkpoint.write_best(self.learner)
+                self.checkpoint.write_best(state, self.learner)
         self.accelerator.wait_for_everyone()
 
     def _seconds_left(self, number: int, spent: float, per_step: float) -> float:

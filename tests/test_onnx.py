@@ -1,7 +1,9 @@
 """A classifier as ONNX gives the logits that torch gives, whatever the batch, and anyone's file is safe to open."""
 
 import functools
+import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -220,6 +222,29 @@ def test_a_failure_leaves_nothing(bert: Export, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(ModelError, match=r"no such operator\)$"):
             export_onnx(bert.source, tmp_path / out, int8=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["there", "notes.txt"]
+
+
+def test_an_export_cut_short_while_its_files_move_is_made_by_the_same_call_again(
+    bert: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reuse_graph(monkeypatch, bert.folder)
+    for moved in range(4):
+        calls = itertools.count()
+
+        def move(*paths: Any, calls: Any = calls, last: int = moved, original: Any = os.replace) -> None:
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            original(*paths)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", move)
+            patch.setattr(os, "rename", move)
+            export_onnx(bert.source, tmp_path / "out")
+        assert len(list((tmp_path / "out").glob("*"))) == moved
+    export_onnx(bert.source, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
+        file.name: file.read_bytes() for file in bert.folder.iterdir()
+    }
 
 
 @pytest.mark.parametrize("by", [0.01, float("nan")])
