@@ -39,7 +39,7 @@ def token_rank(
     return positions.masked_fill(beyond, -1), n_kept
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)  # a count of 1 and the fraction 1.0 are equal, and keep different tokens
 def _wanted(length: Amount, slots: int, tokens: int) -> np.ndarray:
     """How many tokens a row keeps, by how many of it are admitted [tokens + 1]; a table, so that no device waits for a count."""
     return np.array([min(resolve(length, count), count, slots) for count in range(tokens + 1)])

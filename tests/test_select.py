@@ -16,6 +16,7 @@ from hskstore.rows import Rows
 from hskstore.select import (
     QUANTISED_MAX,
     SMALLEST_SCALE,
+    _wanted,
     gather_tokens,
     magnitude_mask,
     pack,
@@ -192,6 +193,14 @@ def test_a_fraction_of_length_is_of_the_row_s_own_tokens():
     positions, n_kept = token_rank(-torch.arange(8.0).expand(2, 8), admitted, slots=4, length=0.5)
     assert n_kept.tolist() == [4, 2]  # half of 3 is 1.5, to even 2
     assert positions.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1]]
+
+
+@pytest.mark.parametrize("order", [(1, 1.0), (1.0, 1)])
+def test_a_length_of_one_token_and_one_of_the_whole_row_are_not_confused_whichever_comes_first(order):
+    _wanted.cache_clear()
+    score, admitted = torch.rand(2, 5), torch.ones(2, 5, dtype=torch.bool)
+    kept = {repr(length): token_rank(score, admitted, slots=5, length=length)[1].tolist() for length in order}
+    assert kept == {"1": [1, 1], "1.0": [5, 5]}
 
 
 def test_gathered_vectors_are_those_of_their_positions_and_zero_where_there_is_none():
