@@ -149,10 +149,12 @@ class Teacher:
         """Run one padded batch through SDPA and eager attention and compare, before anything is stored.
 
         Falls back to eager for a family that does not call the seam once a layer. Raises ModelError where the two
-        disagree, or, if tokens are to be ranked by attention (`ranks`), where the family gives none of this `score`.
+        disagree, where a number is not finite, where the model cannot run in the teacher's precision, or, if tokens are to be
+        ranked by attention (`ranks`), where the family gives none of this `score`.
         """
         batch = (input_ids, token_type_ids, attention_mask)
         every = frozenset(range(1, self.layers + 1))
+        real = attention_mask.to(self.device)
         precision, self.precision = self.precision, "fp32"
         try:
             if not self.eager:
@@ -160,29 +162,52 @@ class Teacher:
                 if len(fast.token_score) != self.layers or len(fast.hidden) != self.layers + 1:
                     self._fall_back_to_eager()
             if self.eager:
-                self._check_eager(batch, ranks, score)
-                return
-            self._fall_back_to_eager()
-            slow = self.forward(*batch, rank_layers=every)
-            self.eager = False
-            self.model.set_attn_implementation(SEAM)
+                self._check_finite(self._eager_features(batch, ranks, score), real)
+            else:
+                self._check_finite(fast, real)
+                self._fall_back_to_eager()
+                slow = self.forward(*batch, rank_layers=every)
+                self.eager = False
+                self.model.set_attn_implementation(SEAM)
+                self._check_same(fast, slow, real)
         finally:
             self.precision = precision
-        real = attention_mask.to(self.device)
+        self._check_precision(batch)
+
+    def _check_finite(self, features: Features, real: Tensor) -> None:
+        states = [*(state[real] for state in features.hidden), *(score[real] for score in features.token_score.values())]
+        if not all(bool(numbers.isfinite().all()) for numbers in (*states, features.logits)):
+            raise ModelError(
+                f"{self.name}: its hidden states, attention or logits are not finite on a batch of the data, in fp32: its"
+                " weights are damaged, or it was never trained to an end"
+            )
+
+    def _check_same(self, fast: Features, slow: Features, real: Tensor) -> None:
         pairs = [*zip(fast.hidden, slow.hidden, strict=True)]
-        pairs += [(fast.token_score[layer], slow.token_score[layer]) for layer in every]
-        worst = max(float((left - right)[real].abs().max()) for left, right in pairs)
+        pairs += [(score, slow.token_score[layer]) for layer, score in fast.token_score.items()]
+        # Torch's maximum, not Python's: a difference that is no number is then the largest.
+        worst = float(torch.stack([(left - right)[real].abs().max() for left, right in pairs]).max())
         if not worst <= PROBE_TOLERANCE:
             raise ModelError(
                 f"{self.name}: SDPA and eager attention differ by {worst:.2g} on a padded batch, so this model's states"
                 " cannot be captured faithfully; please report the model's name"
             )
 
+    def _check_precision(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Raise ModelError for a model that ran in fp32 and does not run in the teacher's precision, such as DeBERTa."""
+        if self.precision == "fp32":
+            return
+        try:
+            self.forward(*batch)
+        except RuntimeError as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise ModelError(f"{self.name} cannot run in {self.precision} ({cause}): choose --precision fp32") from None
+
     def _fall_back_to_eager(self) -> None:
         self.eager = True
         self.model.set_attn_implementation("eager")
 
-    def _check_eager(self, batch: tuple[Tensor, Tensor, Tensor], ranks: bool, score: Score) -> None:
+    def _eager_features(self, batch: tuple[Tensor, Tensor, Tensor], ranks: bool, score: Score) -> Features:
         family = self.model.config.model_type
         try:
             layers = frozenset(range(1, self.layers + 1)) if ranks else frozenset[int]()
@@ -191,6 +216,7 @@ class Teacher:
             raise ModelError(f"{self.name}: the family {family} gives no attention to rank tokens by ({error})") from None
         if len(features.hidden) != self.layers + 1:
             raise ModelError(f"{self.name}: the family {family} gives {len(features.hidden)} hidden states, not L + 1")
+        return features
 
     def autocast(self) -> Any:
         """The context of the teacher's precision; entered around many batches, it casts each weight once."""

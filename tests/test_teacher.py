@@ -28,11 +28,14 @@ FAMILIES: dict[str, Any] = {
         tf.DistilBertConfig(vocab_size=60, dim=32, n_heads=4, hidden_dim=64, n_layers=3, max_position_embeddings=40, num_labels=3)
     ),
     "mpnet": lambda: tf.MPNetForSequenceClassification(tf.MPNetConfig(**SIZES)),
+    "deberta": lambda: tf.DebertaForSequenceClassification(
+        tf.DebertaConfig(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    ),
     "deberta-v2": lambda: tf.DebertaV2ForSequenceClassification(
         tf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"])
     ),
 }
-EAGER_FAMILIES = {"mpnet", "deberta-v2"}
+EAGER_FAMILIES = {"mpnet", "deberta", "deberta-v2"}
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -102,6 +105,38 @@ def test_the_probe_refuses_a_model_whose_sdpa_differs_from_eager() -> None:
 
     with pytest.raises(ModelError, match="differ"):
         Lying(model, None, name="liar", device=torch.device("cpu")).probe(*padded_batch())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["layer 0", "layer 2", "the last layer", "logits"])
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_the_probe_refuses_numbers_that_are_not_finite_wherever_they_stand(family: str, place: str, number: float) -> None:
+    class Damaged(Teacher):
+        def forward(self, *batch: Any, **options: Any) -> Any:
+            features = super().forward(*batch, **options)
+            numbers = {"layer 0": features.hidden[0], "layer 2": features.hidden[2], "the last layer": features.hidden[-1]}
+            numbers.get(place, features.logits)[0, -1] = number
+            return features
+
+    teacher = Damaged(FAMILIES[family](), None, name="it", device=torch.device("cpu"))
+    with pytest.raises(ModelError, match="^it: its hidden states, attention or logits are not finite on a batch of the data"):
+        teacher.probe(*padded_batch())
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_the_probe_refuses_damaged_weights(family: str) -> None:
+    model = FAMILIES[family]()
+    with torch.no_grad():
+        model.base_model.encoder.layer[1].output.dense.weight[3, 5] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        Teacher(model, None, name="it", device=torch.device("cpu")).probe(*padded_batch())
+
+
+def test_the_probe_refuses_a_family_that_does_not_run_in_the_precision_asked_for() -> None:
+    torch.manual_seed(0)
+    teacher = Teacher(FAMILIES["deberta"](), None, name="it", device=torch.device("cpu"), precision="bf16")
+    with pytest.raises(ModelError, match="^it cannot run in bf16 .*: choose --precision fp32$"):
+        teacher.probe(*padded_batch(), ranks=False)
 
 
 def test_the_probe_leaves_precision_and_attention_as_they_were() -> None:
