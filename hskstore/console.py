@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,8 +26,17 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.show import RankedRow, StoreDescription
     from hskstore.store.verify import Verified
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def _verbatim(*, stderr: bool = False) -> Console:
+    """A console that prints strings as they are, cells of tables too: names and messages hold [brackets] and :colons:.
+
+    What wants a style is a `Text`.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+out = _verbatim()
+err = _verbatim(stderr=True)
 
 
 def print_json(result: Any) -> None:
@@ -48,7 +56,11 @@ class Warnings(logging.Handler):
     """Prints what hskstore logs as warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(f"[yellow]warning:[/] {record.getMessage()}")
+        _warn(record.getMessage())
+
+
+def _warn(message: str) -> None:
+    err.print(Text("warning:", style="yellow"), message)
 
 
 def size(count: float) -> str:
@@ -228,9 +240,9 @@ def _print_progress(found: StoreProgress) -> None:
 
 
 def _print_store(store: StoreDescription) -> None:
-    out.print(f"[bold]{escape(store.root)}[/]: sealed, {size(store.total_bytes)}, digest {store.digest}")
+    out.print(Text.assemble((store.root, "bold"), f": sealed, {size(store.total_bytes)}, digest {store.digest}"))
     planned = ", ".join(f"{name} {value}" for name, value in store.plan.items())
-    out.print(f"keep {store.keep} (depth,length,width): {planned}", markup=False)
+    out.print(f"keep {store.keep} (depth,length,width): {planned}")
     share = 100 * store.kept_units / store.full_units
     out.print(
         f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
@@ -242,12 +254,12 @@ def _print_store(store: StoreDescription) -> None:
         table.add_row(path, shape, size(store.array_bytes[path]))
     out.print(table)
     made = store.made
-    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}", markup=False)
+    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}")
     if "versions" in made:
         maker = f"cut from store {made['derived_from'][:16]}" if "derived_from" in made else f"made by {made['teacher']}"
         device = f" on {made['device']}" if "device" in made else ""
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-        out.print(f"{maker}{device}, {made['first_unit']} to {made['last_unit']}; {versions}", markup=False)
+        out.print(f"{maker}{device}, {made['first_unit']} to {made['last_unit']}; {versions}")
 
 
 def _print_row(row: RankedRow) -> None:
@@ -289,7 +301,7 @@ def print_anatomy(models: list[Anatomy]) -> None:
         )
     for length in lengths:
         table.add_row(f"CPU ms a row of {length}", *(_number((model.latency_ms or {}).get(length), 1) for model in models))
-    out.print(f"student: {models[0].name}" + "".join(f"; teacher: {model.name}" for model in models[1:]), markup=False)
+    out.print(f"student: {models[0].name}" + "".join(f"; teacher: {model.name}" for model in models[1:]))
     out.print(table)
 
 
@@ -305,7 +317,7 @@ def print_verified(found: Verified, replayed: Replayed | None) -> None:
     """What is wrong with a store, or that nothing is."""
     for problem in found.problems:
         unit = "" if problem.unit is None else f" (unit {problem.unit} of {problem.split})"
-        out.print(f"{found.root}/{problem.key} {problem.what}{unit}", markup=False)
+        out.print(f"{found.root}/{problem.key} {problem.what}{unit}")
     looked = "sizes and every sha256" if found.deep else "presence and sizes; --deep reads every byte"
     if found.problems:
         out.print(f"{len(found.problems)} of {found.objects} objects are bad ({looked})")
@@ -359,8 +371,8 @@ def print_extracted(stores: list[ExtractedStore]) -> None:
 
 def _print_changed_digest(root: str, before: str, after: str) -> None:
     """A store that was re-made in part, and came out as another."""
-    err.print(
-        f"[yellow]warning:[/] {root} had the digest {before[:16]} and has {after[:16]} now: what was condemned was re-made with"
+    _warn(
+        f"{root} had the digest {before[:16]} and has {after[:16]} now: what was condemned was re-made with"
         " other last bits (another device, library or number of threads). Students made from it before name the old digest"
     )
 

@@ -47,7 +47,7 @@ class Bar:
             if elapsed < QUIET_SECONDS:
                 return
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
                 TextColumn("rows, {task.fields[speed]}/s,"),
