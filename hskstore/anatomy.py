@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from hskstore.classifiers import hugging_face_config, load_classifier, model_inputs, usable_positions
+from hskstore.classifiers import hugging_face_config, load_classifier, model_inputs, put_back, usable_positions
 from hskstore.errors import ModelError, StoreError
 from hskstore.evaluate import cpu_latency, is_store
 from hskstore.loader import TrainingRows
@@ -83,11 +83,12 @@ def describe_teacher(name_or_store: str) -> Anatomy:
 
 
 def describe_module(module: nn.Module, name: str) -> Anatomy:
-    """A model at hand, which is moved to the CPU and put into eval mode.
+    """A model at hand. It is looked at on the CPU in eval mode, and is then on the device and in the mode it was in before.
 
     Any that `classifiers.run_model` can call, with an `nn.Embedding` for its words. Raises ModelError.
     """
-    return _describe(module.to("cpu"), name)
+    with put_back(module):
+        return _describe(module.to("cpu"), name)
 
 
 def _describe(module: nn.Module, name: str) -> Anatomy:

@@ -4,13 +4,14 @@ A classifier is a Hugging Face model, or any torch module that `run_model` can c
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from hskstore import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
@@ -129,6 +130,20 @@ def run_model(
     return Outputs(logits.float(), tuple(states) if hidden and states is not None else None)
 
 
+@contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model is on the device, and each of its modules in the mode (train or eval), that it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((parameter.device for parameter in model.parameters()), None)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        if device is not None and next(model.parameters()).device != device:
+            model.to(device)
+
+
 def shape_of(
     model: Any,
     input_ids: Int[Tensor, "batch token"],
@@ -141,15 +156,12 @@ def shape_of(
     name = type(model).__name__
     if "input_ids" not in accepted_inputs(model):
         raise ModelError(f"{name}: its forward must take input_ids (and, if it wants them, attention_mask, token_type_ids)")
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with put_back(model), torch.no_grad():
+            model.eval()
             output = run_model(model, input_ids, token_type_ids, attention_mask, hidden=hidden)
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{name}: it gave no logits, or logits and hidden states, for a batch ({error})") from None
-    finally:
-        model.train(training)
     rows, tokens = input_ids.shape
     if output.logits.ndim != 2 or len(output.logits) != rows:
         raise ModelError(f"{name}: its logits must be [batch, class], here [{rows}, classes], not {list(output.logits.shape)}")

@@ -99,10 +99,10 @@ def distill(
 ) -> Distilled:
     """Train `student` (a model folder, a hub name or any torch module) from `store` by `method` and save it in `out`.
 
-    A module is what `classifiers.run_model` can call. It is trained in place (to go on after a stop, build it anew), and of
-    one that is no Hugging Face model the weights alone are saved. Its words are the store's, or those of `tokenizer` (a
-    folder or hub name). With `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first
-    phase. Goes on from the last checkpoint in `out`.
+    A module is what `classifiers.run_model` can call. It is trained in place (to go on after a stop, build it anew) and left
+    where it was trained, in eval mode; of one that is no Hugging Face model the weights alone are saved. Its words are the
+    store's, or those of `tokenizer` (a folder or hub name). With `prune_to` a copy of a BERT gets narrower while it learns, over
+    `prune_share` of the first phase. Goes on from the last checkpoint in `out`.
 
     Raises StoreError where the store lacks what the method requires, ModelError where the student does not fit the store,
     OptionError for options that make no sense.
@@ -166,6 +166,7 @@ def distill(
         device=device,
         watch=watch,
     )
+    model.eval()
     set_labels(model, task.labels, task.kind)
     distilled = Distilled(
         folder=str(out),

@@ -20,6 +20,7 @@ from hskstore.classifiers import (
     is_onnx,
     label_names,
     load_classifier,
+    put_back,
     run_model,
     shape_of,
     usual_length,
@@ -43,12 +44,12 @@ LATENCY_EXAMPLES = 50
 
 
 def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
-    """Logits in float32, in the rows' order; the model is put into eval mode."""
-    model.eval()
+    """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
     order: list[np.ndarray] = []
     logits: list[np.ndarray] = []
     done = 0
-    with torch.inference_mode():
+    with put_back(model), torch.inference_mode():
+        model.eval()
         for batch_rows in rows.in_length_order(EVALUATION_BATCH):
             order.append(batch_rows)
             logits.append(_logits(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
@@ -86,16 +87,20 @@ def weight_bytes(folder: str) -> int | None:
 
 
 def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMPLES) -> float:
-    """Median milliseconds of one example at its own length on the CPU, after a warm-up, with all threads torch uses."""
-    model = model.to("cpu").eval()
+    """Median milliseconds of one example at its own length on the CPU, after a warm-up, with all threads torch uses.
+
+    The model is then on the device and in the mode that it was in before.
+    """
     chosen = np.linspace(0, len(rows) - 1, min(examples, len(rows))).astype(int)
     batches: list[Batch] = [rows.batch(np.array([row]), hidden=False) for row in chosen]
     times: list[float] = []
-    with torch.inference_mode():
-        for batch in batches[:5] + batches:
-            began = time.perf_counter()
-            _logits(model, batch)
-            times.append(time.perf_counter() - began)
+    with put_back(model):
+        model.to("cpu").eval()
+        with torch.inference_mode():
+            for batch in batches[:5] + batches:
+                began = time.perf_counter()
+                _logits(model, batch)
+                times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[len(batches[:5]) :])
 
 
@@ -169,7 +174,8 @@ def evaluate(
     """Score a model folder (of torch or ONNX), a hub name or a torch module on splits of a data set, or of a store.
 
     A module on a data set needs a `tokenizer` (a folder or hub name) and the names of its `classes`, in the order of its
-    logits: after `distill` they are `store.plan.task["labels"]`. On a store both are the store's.
+    logits: after `distill` they are `store.plan.task["labels"]`. On a store both are the store's. A module is scored on a GPU
+    if there is one, in eval mode, and is then on the device and in the mode that it was in before.
 
     Raises DataError, ModelError, OptionError or StoreError.
     """
@@ -206,9 +212,10 @@ def evaluate(
     if known.kind == "classes" and names:
         own_id = label_ids(known.labels, names)
         rows = {name: replace(split, label=None if split.label is None else own_id[split.label]) for name, split in rows.items()}
-    classifier.to(choose_device(None))
     gold = {name: split.label for name, split in rows.items() if split.label is not None}
-    logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
+    with put_back(classifier):
+        classifier.to(choose_device(None))
+        logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
     together = score_rows(
         known, np.concatenate([logits[split] for split in splits]), np.concatenate([gold[split] for split in splits])
     )

@@ -59,7 +59,7 @@ def fill(kind: Any, name: str) -> Any:
 
 def made(name: str) -> StoreDescription:
     """With a provenance, which has fields of its own."""
-    provenance = {field: name for field in ("teacher_sha256", "teacher", "device", "first_unit", "last_unit")}
+    provenance = dict.fromkeys(("teacher_sha256", "teacher", "device", "first_unit", "last_unit"), name)
     return dataclasses.replace(fill(StoreDescription, name), made={**provenance, "versions": {name: name}})
 
 

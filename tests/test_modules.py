@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from hskstore.anatomy import describe_module
-from hskstore.classifiers import accepted_inputs
+from hskstore.classifiers import accepted_inputs, put_back, shape_of
 from hskstore.config import Keep, Strategy
 from hskstore.distill import Overrides, distill
 from hskstore.errors import HskError, OptionError
-from hskstore.evaluate import evaluate, predict
+from hskstore.evaluate import cpu_latency, evaluate, predict, telling_rows
 from hskstore.extract import extract
 from hskstore.loader import rows_from_store
 from hskstore.methods import Kd, Method, Mud
@@ -167,7 +167,7 @@ def test_what_cannot_be_a_student_is_said(module: nn.Module, method: Method, sai
 def test_a_bilstms_logits_do_not_depend_on_its_neighbours_padding(store: Store) -> None:
     torch.manual_seed(0)
     rows = rows_from_store(store, "validation")
-    model = BiLstm(64, 2, width=8)
+    model = BiLstm(64, 2, width=8).eval()
     together = predict(model, rows)
     with torch.inference_mode():
         for row in (0, 17, 40):
@@ -182,3 +182,53 @@ def test_the_bilstm_program_learns_from_a_store(store: Store, tmp_path: Path) ->
     words = [sys.executable, program, store.root, "--max-steps", "4", "--out", tmp_path / "run"]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "accuracy" in run.stdout and (tmp_path / "run/metrics.json").exists()
+
+
+LOOKS: dict[str, Callable[[nn.Module, Store], Any]] = {
+    "evaluate": lambda module, store: evaluate(module, store.root),
+    "predict": lambda module, store: predict(module, rows_from_store(store, "validation")),
+    "cpu_latency": lambda module, store: cpu_latency(module, rows_from_store(store, "validation"), examples=2),
+    "describe_module": lambda module, store: describe_module(module, "it"),
+    "shape_of": lambda module, store: shape_of(module, *telling_rows(rows_from_store(store, "validation")), hidden=False),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_module_that_is_looked_at_stays_in_its_mode_and_on_its_device(look: str, device: str, store: Store) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    module = Bag(lambda logits, states: logits).to(device).train()
+    module.layer.eval()  # frozen by its owner, in a module that is being trained
+    LOOKS[look](module, store)
+    assert module.training and module.head.training and not module.layer.training
+    assert {parameter.device.type for parameter in module.parameters()} == {device}
+    module.eval()
+    LOOKS[look](module, store)
+    assert not any(part.training for part in module.modules())
+
+
+def test_a_module_goes_back_to_another_device_whatever_happens() -> None:
+    class Elsewhere(nn.Module):
+        """On a device that need not be here."""
+
+        device = "cuda:1"
+
+        def parameters(self, recurse: bool = True) -> Any:
+            yield SimpleNamespace(device=self.device)
+
+        def to(self, device: Any) -> Any:
+            self.device = device
+            return self
+
+    module = Elsewhere()
+    with pytest.raises(ZeroDivisionError), put_back(module):
+        module.to("cpu").eval()
+        1 / 0  # noqa: B018
+    assert (module.device, module.training) == ("cuda:1", True)
+
+
+def test_a_module_that_was_trained_is_left_in_eval_mode(store: Store, tmp_path: Path) -> None:
+    module = Bag(lambda logits, states: logits).train()
+    distill(store, student=module, method=Kd(), out=tmp_path / "run", overrides=FEW)
+    assert not module.training

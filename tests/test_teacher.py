@@ -119,7 +119,7 @@ def test_the_probe_refuses_numbers_that_are_not_finite_wherever_they_stand(famil
             return features
 
     teacher = Damaged(FAMILIES[family](), None, name="it", device=torch.device("cpu"))
-    with pytest.raises(ModelError, match="^it: its hidden states, attention or logits are not finite on a batch of the data"):
+    with pytest.raises(ModelError, match=r"^it: its hidden states, attention or logits are not finite on a batch of the data"):
         teacher.probe(*padded_batch())
 
 
@@ -135,7 +135,7 @@ def test_the_probe_refuses_damaged_weights(family: str) -> None:
 def test_the_probe_refuses_a_family_that_does_not_run_in_the_precision_asked_for() -> None:
     torch.manual_seed(0)
     teacher = Teacher(FAMILIES["deberta"](), None, name="it", device=torch.device("cpu"), precision="bf16")
-    with pytest.raises(ModelError, match="^it cannot run in bf16 .*: choose --precision fp32$"):
+    with pytest.raises(ModelError, match=r"^it cannot run in bf16 .*: choose --precision fp32$"):
         teacher.probe(*padded_batch(), ranks=False)
 
 
