@@ -51,7 +51,7 @@ def prune(place: Path) -> dict[str, float]:
     rows = [f"{words[row % 6]} " * 20 + f"\t{row % 2}" for row in range(ROWS)]
     data.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     options = ["student", "prune", place / "teacher", data, "--text", "sentence", "--label", "label", "--layers", "6"]
-    options += ["--heads", "2", "--ffn", "768", "--embedding-rank", "128", "--out", place / "student", "--json"]
+    options += ["--to", "2,768,128", "--out", place / "student", "--json"]
     code = (
         "import resource, sys; from hskstore.cli import app; app(sys.argv[1:], standalone_mode=False);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"

@@ -4,8 +4,10 @@ A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens 
 (Marginal Utility Diminishes, section 5.2). A strategy says which ones (section 4).
 """
 
+import math
 from dataclasses import astuple, dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from hskstore.errors import OptionError
@@ -39,6 +41,12 @@ DEFAULT_WARMUP = 0.1
 DEFAULT_PRUNE_SHARE = 0.5
 """Share of the first phase's steps over which a student that is pruned while it learns gets narrower."""
 
+MOST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+MOST_COUNT = 2**31 - 1
+"""Of steps, rows or tokens: more than any run has, and products of two are still exact."""
+
 FINETUNE_EPOCHS, FINETUNE_LR, FINETUNE_BATCH_SIZE = 3, 3e-5, 32
 
 
@@ -50,6 +58,15 @@ class Keep:
     length: Amount
     width: Amount
 
+    def __post_init__(self) -> None:
+        for amount in (self.depth, self.length, self.width):
+            if type(amount) not in (int, float) and amount != "all":
+                raise OptionError(f"--keep {self}: '{amount}' is neither a count (9), a fraction (0.1) nor 'all'")
+            if isinstance(amount, float) and not 0 < amount <= 1:
+                raise OptionError(f"--keep {self}: the fraction {amount} must be above 0 and at most 1.0")
+            if isinstance(amount, int) and amount < 1:
+                raise OptionError(f"--keep {self}: the count {amount} must be at least 1")
+
     @classmethod
     def parse(cls, text: str) -> "Keep":
         """Read "1,9,0.1", "all,all,0.5" or "all". Raises OptionError."""
@@ -60,8 +77,7 @@ class Keep:
             raise OptionError(
                 f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, units of a vector), such as 1,9,0.1, or all"
             )
-        depth, length, width = (_parse_amount(part, text) for part in parts)
-        return cls(depth, length, width)
+        return cls(*(_parse_amount(part, text) for part in parts))
 
     def __str__(self) -> str:
         return f"{self.depth},{self.length},{self.width}"
@@ -83,14 +99,9 @@ def _parse_amount(part: str, text: str) -> Amount:
     if part == "all":
         return "all"
     try:
-        amount: Amount = float(part) if "." in part or "e" in part else int(part)
+        return float(part) if "." in part or "e" in part else int(part)
     except ValueError:
         raise OptionError(f"--keep {text}: '{part}' is neither a count (9), a fraction (0.1) nor 'all'") from None
-    if isinstance(amount, float) and not 0 < amount <= 1:
-        raise OptionError(f"--keep {text}: the fraction {part} must be above 0 and at most 1.0")
-    if isinstance(amount, int) and amount < 1:
-        raise OptionError(f"--keep {text}: the count {part} must be at least 1")
-    return amount
 
 
 def resolve(amount: Amount, whole: int) -> int:
@@ -126,8 +137,7 @@ class Strategy:
         return self.rank != "attention"
 
     def __post_init__(self) -> None:
-        if self.student_layers < 1:
-            raise OptionError(f"--student-layers {self.student_layers}: a student has at least 1 layer")
+        check_count("--student-layers", self.student_layers)
         closed = {
             "--layer-map": (self.layer_map, LayerMap),
             "--rank": (self.rank, Rank),
@@ -144,6 +154,29 @@ def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise OptionError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise OptionError(f"{option} {value}: choose one of {', '.join(allowed)}")
+
+
+def check_count(option: str, value: int | None, *, least: int = 1, most: int = MOST_COUNT) -> None:
+    """Raise OptionError unless `value` is a whole number from `least` to `most`; None, an option left out, is all right."""
+    if value is not None and not (isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most):
+        raise OptionError(f"{option} {value}: must be a whole number from {least} to {most}")
+
+
+def check_seed(value: int) -> None:
+    """Raise OptionError for what is no seed."""
+    check_count("--seed", value, least=0, most=MOST_SEED)
+
+
+def check_positive(option: str, value: float | None) -> None:
+    """Raise OptionError unless `value` is a finite number above zero; None, an option left out, is all right."""
+    if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+        raise OptionError(f"{option} {value}: must be above zero and finite")
+
+
+def check_share(option: str, value: float) -> None:
+    """Raise OptionError unless `value` is from 0 to 1."""
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise OptionError(f"{option} {value}: must be from 0 to 1")
 
 
 class Widths(NamedTuple):
@@ -163,11 +196,11 @@ class PruneTo:
     embedding_rank: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "PruneTo":
-        """Read "2,768,128" or "2,768,all". Raises OptionError."""
+    def parse(cls, text: str, option: str = "--prune-to") -> "PruneTo":
+        """Read "2,768,128" or "2,768,all", as an option was given. Raises OptionError."""
         parts = [part.strip() for part in text.split(",")]
         if len(parts) != 3 or not all(part == "all" or (part.isdecimal() and len(part) < 10) for part in parts):
-            raise OptionError(f"--prune-to {text}: expected HEADS,FFN,RANK (each a count, or all), such as 2,768,128")
+            raise OptionError(f"{option} {text}: expected HEADS,FFN,RANK (each a count, or all), such as 2,768,128")
         return cls(*(None if part == "all" else int(part) for part in parts))
 
     def within(self, now: Widths, name: str) -> Widths:

@@ -66,11 +66,12 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(out: Path | None = None, *, say: Callable[[str], None] = print, watch: Watch = unwatched) -> DemoResult:
+def run_demo(out: str | Path | None = None, *, say: Callable[[str], None] = print, watch: Watch = unwatched) -> DemoResult:
     """Run the demo in `out`, or in a temporary folder; `say` gets a line for each chapter."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="hsk-demo-") as folder:
             return _run(Path(folder), say, watch)
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"--out {out} is not empty: choose another folder, or delete it")
     out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import safe_open
 from torch import nn
@@ -15,8 +15,20 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import cached_file
 
 from hskstore.checkpoint import PhaseResult, forget_checkpoint
-from hskstore.classifiers import check_length, choose_device, load_classifier, shape_of
-from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, Projection, PruneTo, TrainPrecision
+from hskstore.classifiers import check_length, load_classifier, shape_of
+from hskstore.config import (
+    DEFAULT_PRUNE_SHARE,
+    DEFAULT_WARMUP,
+    Loader,
+    Projection,
+    PruneTo,
+    TrainPrecision,
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+    check_share,
+)
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.evaluate import Scored, dev_score, parameters, reading_options, score_splits, telling_rows
 from hskstore.export import WEIGHTS, refuse_existing_model, save_model, set_labels
@@ -31,7 +43,7 @@ from hskstore.pruning import GradualPruning, as_pruned_bert
 from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import Recipe, Task
 from hskstore.tokenizers import load_tokenizer, tokenizer_from_files, tokenizer_sha256
-from hskstore.trainer import PhaseSettings, resolve_precision, train
+from hskstore.trainer import PhaseSettings, precision_for, train
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)
@@ -64,6 +76,17 @@ class Overrides:
     patience: int | None = None
     warmup: float = DEFAULT_WARMUP
 
+    def __post_init__(self) -> None:
+        for option, counts in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
+            for count in () if counts is None else counts:
+                check_count(option, count)
+        for rate in () if self.lr is None else self.lr:
+            check_positive("--lr", rate)
+        check_count("--max-steps", self.max_steps)
+        check_positive("--max-minutes", self.max_minutes)
+        check_count("--patience", self.patience)
+        check_share("--warmup", self.warmup)
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -87,12 +110,12 @@ def distill(
     out: str | Path,
     overrides: Overrides | None = None,
     prune_to: PruneTo | None = None,
-    prune_share: float = DEFAULT_PRUNE_SHARE,
+    prune_share: float | None = None,
     tokenizer: str | None = None,
     seed: int = 0,
     precision: TrainPrecision = "auto",
     loader: Loader = "auto",
-    projection: Projection = "shared",
+    projection: Projection | None = None,
     device: str | None = None,
     command: str | None = None,
     watch: Watch = unwatched,
@@ -102,13 +125,24 @@ def distill(
     A module is what `classifiers.run_model` can call. It is trained in place (to go on after a stop, build it anew) and left
     where it was trained, in eval mode; of one that is no Hugging Face model the weights alone are saved. Its words are the
     store's, or those of `tokenizer` (a folder or hub name). With `prune_to` a copy of a BERT gets narrower while it learns, over
-    `prune_share` of the first phase. Goes on from the last checkpoint in `out`.
+    `prune_share` of the first phase (None: half). `projection`: of hidden states, where widths differ, one for all layers (None)
+    or one for each. Goes on from the last checkpoint in `out`.
 
     Raises StoreError where the store lacks what the method requires, ModelError where the student does not fit the store,
     OptionError for options that make no sense.
     """
     out = Path(out)
     refuse_existing_model(out)
+    uses_hidden = any(phase.uses_hidden for phase in method.phases)
+    check_seed(seed)
+    check_choice("--precision", precision, get_args(TrainPrecision))
+    check_choice("--loader", loader, get_args(Loader))
+    if projection is not None:
+        check_choice("--projection", projection, get_args(Projection))
+        if not uses_hidden:
+            raise OptionError(f"--projection: the method {_name(method)} learns no hidden states; only mud has one")
+    if prune_share is not None and prune_to is None:
+        raise OptionError("--prune-share goes with --prune-to")
     store = store if isinstance(store, Store) else open_store(store)
     plan = store.plan
     task = Task.from_json(plan.task)
@@ -118,10 +152,11 @@ def distill(
     reading = reading_options(model, own, store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
-    uses_hidden = any(phase.uses_hidden for phase in method.phases)
-    shape = shape_of(model, *telling_rows(dev["validation"]), hidden=uses_hidden)
+    telling = telling_rows(dev["validation"])
+    shape = shape_of(model, *telling, hidden=uses_hidden)
     if shape.outputs != len(plan.teacher["labels"]):
         raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
+    precision = precision_for(model, name, telling, wanted=precision, device=device, hidden=uses_hidden)
     student_layers: tuple[int, ...] = ()
     stored_layers: tuple[int, ...] = ()
     if uses_hidden:
@@ -140,7 +175,7 @@ def distill(
     pruning = None
     if prune_to is not None:
         model = as_pruned_bert(model, name)
-        pruning = GradualPruning(model, prune_to, prune_share, name)
+        pruning = GradualPruning(model, prune_to, DEFAULT_PRUNE_SHARE if prune_share is None else prune_share, name)
         pruning.check_steps(settings[0].steps)
     set_seed(seed)  # for the projection's weights
     learner = Learner(
@@ -175,7 +210,7 @@ def distill(
         scores=from_first(lambda: score_splits(task, model, dev, watch)),
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
-        precision=resolve_precision(precision, choose_device(device)),
+        precision=precision,
         loader=source.name,
     )
     if not is_main():
@@ -219,8 +254,11 @@ def check_requirements(store: Store, method: Method) -> None:
     missing = [name for name in method.requires if not store.has(f"train/{name}")]
     if missing:
         advice = "extract with --label" if "label" in missing else "extract again with what it needs"
-        name = type(method).__name__.lower()
-        raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {name} needs: {advice}")
+        raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {_name(method)} needs: {advice}")
+
+
+def _name(method: Method) -> str:
+    return type(method).__name__.lower()
 
 
 def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | None = None, seed: int) -> tuple[Any, Any]:
@@ -308,8 +346,6 @@ def phase_settings(method: Method, recipe: Recipe, source: Source, overrides: Ov
             raise OptionError(f"--max-steps {overrides.max_steps}: the method has {len(steps)} phases, of at least a step each")
         steps = _share_steps(overrides.max_steps, steps)
     minutes = overrides.max_minutes
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise OptionError(f"--max-minutes {minutes}: must be above zero")
     seconds = [None if minutes is None else 60 * minutes * count / sum(steps) for count in steps]
     return [
         PhaseSettings(phase, lr, size, count, overrides.warmup, limit, overrides.patience)
@@ -332,9 +368,19 @@ def _per_phase(option: str, given: Sequence[Any] | None, recipe: list[Any]) -> l
     values = list(given) * len(recipe) if len(given) == 1 else list(given)
     if len(values) != len(recipe):
         raise OptionError(f"{option}: {len(values)} values for {len(recipe)} phases; give one for all, or one for each")
-    if min(values) <= 0:
-        raise OptionError(f"{option} {min(values)}: must be above zero")
     return values
+
+
+def _code(text: object) -> str:
+    """Words of whatever origin for a card: one printable line that means nothing to Markdown."""
+    line = str(text)
+    line = line if line.isprintable() else ascii(line)
+    ticks = "`" * (_longest_ticks(line) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _card(distilled: Distilled, store: Store, method: Method, student: str, command: str | None, model: Any) -> str:
@@ -351,7 +397,8 @@ def _card(distilled: Distilled, store: Store, method: Method, student: str, comm
         loading = PRUNED_CARD
     elif not isinstance(model, PreTrainedModel):
         library, loading = "", MODULE_CARD.format(name=student)
-    how = f"\n```\n{command}\n```\n" if command else ""
+    fence = "`" * max(3, _longest_ticks(command or "") + 1)
+    how = f"\n{fence}\n{command}\n{fence}\n" if command else ""
     return f"""---
 {library}tags: [distillation, hskstore]
 ---
@@ -361,13 +408,13 @@ def _card(distilled: Distilled, store: Store, method: Method, student: str, comm
 It was trained by hskstore without its teacher, from the store with the digest
 `{distilled.digest}`.
 
-- task: {plan.task["name"]}
-- teacher: {plan.teacher["model_type"]}, {plan.teacher["layers"]} layers, {plan.teacher["hidden_size"]} wide;
-  sha256 of its weights `{plan.teacher["sha256"]}`
+- task: {_code(plan.task["name"])}
+- teacher: {_code(plan.teacher.get("model_type"))}, {plan.teacher["layers"]} layers, {plan.teacher["hidden_size"]} wide;
+  sha256 of its weights {_code(plan.teacher["sha256"])}
 - kept of its hidden states: depth, length, width = {plan.keep}, {plan.strategy.values}
-- student at the start: {student}
+- student at the start: {_code(student)}
 - parameters at the end: {distilled.parameters:,}
-- method: `{method!r}`
+- method: {_code(repr(method))}
 {phases}
 {loading}{how}
 | split | metric | score | standard error |

@@ -25,6 +25,7 @@ from hskstore.classifiers import (
     shape_of,
     usual_length,
 )
+from hskstore.config import check_count
 from hskstore.data import label_ids, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.export import ONNX_FILE
@@ -179,6 +180,7 @@ def evaluate(
 
     Raises DataError, ModelError, OptionError or StoreError.
     """
+    check_count("--max-length", max_length)
     name = model if isinstance(model, str) else type(model).__name__
     classifier = _scored_model(model) if isinstance(model, str) else model
     names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)

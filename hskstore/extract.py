@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Unpack
+from typing import Unpack, get_args
 
 import torch
 
 from hskstore.classifiers import choose_device
-from hskstore.config import Engine, Keep, Strategy
+from hskstore.config import Engine, Keep, Strategy, check_choice, check_count
 from hskstore.engines import Place, require_ray, run_inline, run_procs, run_ray, static_jobs, static_place
 from hskstore.errors import OptionError
 from hskstore.jobs import Job, PlannedStore, make_jobs, missing_jobs
@@ -64,6 +64,8 @@ def extract(
 
     Raises DataError, EngineError, ModelError, OptionError, PlanError or StoreError.
     """
+    check_choice("--engine", engine, get_args(Engine))
+    check_count("--workers", workers)
     began = time.monotonic()
     place = static_place(os.environ) if engine == "static" else None
     devices = _devices(engine, device, workers, address, place)

@@ -3,15 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from transformers import set_seed
 
 from hskstore.checkpoint import forget_checkpoint
 from hskstore.classifiers import check_length, load_classifier, usual_length
-from hskstore.config import FINETUNE_BATCH_SIZE, FINETUNE_EPOCHS, FINETUNE_LR, TrainPrecision
+from hskstore.config import (
+    FINETUNE_BATCH_SIZE,
+    FINETUNE_EPOCHS,
+    FINETUNE_LR,
+    TrainPrecision,
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+)
 from hskstore.data import read_dataset
-from hskstore.errors import DataError, ModelError, OptionError
-from hskstore.evaluate import Scored, dev_score, parameters, score_splits
+from hskstore.errors import DataError, ModelError
+from hskstore.evaluate import Scored, dev_score, parameters, score_splits, telling_rows
 from hskstore.export import refuse_existing_model, save_model, set_labels
 from hskstore.feed import InMemory, steps_per_epoch
 from hskstore.learner import Learner
@@ -20,7 +30,7 @@ from hskstore.methods import Finetune
 from hskstore.processes import from_first, is_main
 from hskstore.rows import tokenise
 from hskstore.tokenizers import load_tokenizer
-from hskstore.trainer import PhaseSettings, train
+from hskstore.trainer import PhaseSettings, precision_for, train
 from hskstore.watch import Watch, unwatched
 
 
@@ -59,6 +69,12 @@ def finetune(
     """
     out = Path(out)
     refuse_existing_model(out)
+    check_count("--epochs", epochs)
+    check_positive("--lr", lr)
+    check_count("--batch-size", batch_size)
+    check_count("--max-length", max_length)
+    check_seed(seed)
+    check_choice("--precision", precision, get_args(TrainPrecision))
     dataset = read_dataset(data, task=task, text=text, label=label, validation=validation)
     if dataset.task.label is None:
         raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
@@ -69,12 +85,11 @@ def finetune(
         raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
     set_labels(classifier, dataset.task.labels, dataset.task.kind)
     length = max_length or usual_length(classifier, tokenizer, dataset.task.max_length)
-    if lr <= 0:
-        raise OptionError(f"--lr {lr}: must be above zero")
     tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}
     dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
     rows = dev.pop("train")
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
+    precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
     method = Finetune()
     source = InMemory(rows)
     settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(source, batch_size) * epochs)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hskstore.calibration import Calibration, calibrate, padded_tokens, peak_bytes
 from hskstore.classifiers import choose_device
-from hskstore.config import Keep, Strategy, units_of_hsk
+from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
 from hskstore.errors import OptionError
 from hskstore.jobs import make_jobs
 from hskstore.planning import PassOptions, Prepared, prepare, store_files
@@ -247,6 +247,7 @@ def within_budget(
     five. Bytes are measured on rows that the teacher runs over for at most `seconds`; with a `rate` it does not run, and they
     follow from a rule. Raises OptionError where none fits, besides what `forecast` raises.
     """
+    check_positive("--budget", budget)
     deepest = strategy.student_layers + 1
     keeps = [Keep(deepest, LONGEST_IN_GRID, step / WIDTHS_IN_GRID) for step in range(1, WIDTHS_IN_GRID + 1)]
     with _prepared(teacher, data, keeps, [strategy], rate, device, watch, options) as ready:
@@ -318,8 +319,7 @@ def _prepared(
     options: PassOptions,
 ) -> Iterator[Prepared]:
     """What an extraction begins with. A teacher that is not run stays off the GPU."""
-    if rate is not None and not rate > 0:
-        raise OptionError(f"--rate {rate:g}: rows a second are above zero")
+    check_positive("--rate", rate)
     on = choose_device(device)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
         yield prepare(

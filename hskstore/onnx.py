@@ -141,7 +141,7 @@ def _refuse_other_models(file: Path, session: Any, config: Any) -> None:
         raise ModelError(f"{file} has {classes[0] if classes else 0} outputs; its config.json names {config.num_labels} classes")
 
 
-def export_onnx(model: str, out: Path, *, int8: bool = False) -> Exported:
+def export_onnx(model: str, out: str | Path, *, int8: bool = False) -> Exported:
     """Write a classifier to `out`: model.onnx, config.json and the tokenizer's files, none before all are written.
 
     The file takes int64 [batch, token] of any size and returns the logits [batch, class]. The float one is compared with
@@ -149,6 +149,7 @@ def export_onnx(model: str, out: Path, *, int8: bool = False) -> Exported:
     Raises ModelError for a model that has no trained head, cannot be exported or comes out different; OptionError.
     """
     _require("onnx", "onnxruntime", "onnxscript")
+    out = Path(out)
     refuse_existing_model(out)
     # Eager attention is plain matrix products and one mask, which become the smaller graph; the numbers are the same.
     classifier, trained = load_classifier(model, attn_implementation="eager")

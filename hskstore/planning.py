@@ -7,14 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
 from hskstore.classifiers import check_length, computes_in, usual_length
-from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy
+from hskstore.config import (
+    DEFAULT_BATCH_TOKENS,
+    Keep,
+    Precision,
+    Strategy,
+    check_choice,
+    check_count,
+    check_seed,
+)
 from hskstore.data import Dataset, read_dataset
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
@@ -82,6 +90,10 @@ def prepare(
 
     Raises DataError, ModelError or OptionError.
     """
+    check_count("--max-length", max_length)
+    check_count("--batch-tokens", batch_tokens)
+    check_choice("--precision", precision, get_args(Precision))
+    check_seed(seed)
     if len({replace(strategy, student_layers=1) for strategy in strategies}) > 1:
         raise OptionError("one pass has one strategy; only the student's layers may differ")
     if device.type == "cpu" and not computes_in(precision, device):

@@ -6,6 +6,7 @@ from itertools import tee
 import numpy as np
 
 from hskstore.classifiers import choose_device
+from hskstore.config import check_count
 from hskstore.errors import ModelError
 from hskstore.rows import Rows
 from hskstore.store import Plan, Store, open_store
@@ -46,8 +47,10 @@ class Replayed:
 def replay(root: str, teacher: str, *, rows: int, device: str | None = None, seed: int = 0, watch: Watch = unwatched) -> Replayed:
     """Run at least `rows` sampled train rows, or all, through `teacher` in the batches they were extracted in.
 
-    Raises ModelError where it is another teacher than the store's, by the hash of its weights; StoreError for the store.
+    Raises ModelError where it is another teacher than the store's, by the hash of its weights; OptionError; StoreError for the
+    store.
     """
+    check_count("--replay", rows)
     store = open_store(root)
     plan = store.plan
     loaded = load_teacher(teacher, device=choose_device(device), precision=plan.run.precision)

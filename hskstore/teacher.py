@@ -194,7 +194,7 @@ class Teacher:
             )
 
     def _check_precision(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Raise ModelError for a model that ran in fp32 and does not run in the teacher's precision, such as DeBERTa."""
+        """Raise ModelError for a model that ran in fp32 and does not in the teacher's precision, such as the first DeBERTa."""
         if self.precision == "fp32":
             return
         try:

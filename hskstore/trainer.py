@@ -6,13 +6,15 @@ interrupted and resumed goes on as if it had not been.
 
 import hashlib
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from torch import Tensor
 
 from hskstore import processes
 from hskstore.checkpoint import Checkpoint, Ended, PhaseResult, RunState
-from hskstore.classifiers import choose_device, computes_in
+from hskstore.classifiers import choose_device, computes_in, put_back, run_model
 from hskstore.config import DEFAULT_WARMUP, TrainPrecision
 from hskstore.dropout import FastDropout
+from hskstore.errors import ModelError
 from hskstore.feed import Feed, Prefetched, Share, Source
 from hskstore.journal import DevScore, Journal, mean_losses, open_log
 from hskstore.learner import Learner
@@ -39,6 +42,8 @@ STEPS_BETWEEN_READINGS = {"cpu": 1, "cuda": 10}
 
 CHECKPOINT_SECONDS = 60
 """Between the checkpoints of a phase without dev scores, at the end of an epoch: writing one takes as long as some steps."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,38 @@ def resolve_precision(precision: TrainPrecision, device: torch.device) -> Litera
     if precision != "auto":
         return precision
     return "bf16" if computes_in("bf16", device) else "fp32"
+
+
+def precision_for(
+    model: Any,
+    name: str,
+    batch: tuple[Tensor, Tensor, Tensor],
+    *,
+    wanted: TrainPrecision,
+    device: str | None,
+    hidden: bool = False,
+) -> Literal["fp32", "bf16"]:
+    """The precision to train a model in, after a look at whether it runs `batch` in it, as `run_model` takes one.
+
+    Some models cast by themselves and fail under autocast, such as DeBERTa's first version: "auto" is fp32 for them, with a
+    warning. Raises ModelError where "bf16" was asked for.
+    """
+    place = choose_device(device)
+    if place.type == "cuda" and "LOCAL_RANK" in os.environ:  # one process of several, each with a GPU
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    precision = resolve_precision(wanted, place)
+    if precision == "fp32":
+        return precision
+    try:
+        with put_back(model), torch.no_grad(), torch.autocast(place.type, dtype=torch.bfloat16):
+            run_model(model.to(place).eval(), *batch, hidden=hidden)
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = f"{name} cannot run in bf16 ({str(error).strip().partition(chr(10))[0]})"
+        if wanted != "auto":
+            raise ModelError(f"{said}: choose --precision fp32") from None
+        log.warning("%s: it is trained in fp32", said)
+        return "fp32"
+    return precision
 
 
 @dataclass

@@ -228,6 +228,7 @@ def damaged(world: Path, folder: Path) -> Path:
     return folder
 
 
+FINETUNE = ["finetune", "{world}/blank", "{world}/data", "--task", "sst2", "--out", "{new}"]
 DISTILL = ["distill", "{store}", "--student", "{world}/student", "--out", "{new}", "--max-steps", "2"]
 EXTRACT = ["extract", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--student-layers", "2", "--out", "{new}"]
 PLAN = ["plan", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--student-layers", "2"]
@@ -261,8 +262,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*PLAN, "--budget", "1kB", "--rate", "5"], "no configuration fits; the smallest, --keep 1,1,0.1"),
     ([*PLAN, "--budget", "5MB", "--student-layers", "3"], "goes with one --student-layers"),
     ([*PLAN, "--budget", "5MB", "--top-layer", "7"], "layers 1 to 4"),
-    ([*PLAN, "--keep", "1,9,0.1", "--rate", "0"], "rows a second are above zero"),
-    ([*PLAN, "--keep", "1,9,0.1", "--rate", "nan"], "rows a second are above zero"),
+    ([*PLAN, "--keep", "1,9,0.1", "--rate", "0"], "--rate 0.0: must be above zero"),
+    ([*PLAN, "--keep", "1,9,0.1", "--rate", "nan"], "--rate nan: must be above zero"),
     ([*PLAN, "--keep", "1,9,x"], "neither a count"),
     ([*PLAN, "--keep", "1,9,0.1", "--rank", "atention"], "attention-with-sep"),
     ([*PLAN, "--keep", "1,9,0.1", "--device", "banana"], "--device banana"),
@@ -306,7 +307,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["student", "new", "--layers", "2", "--heads", "2", "--ffn", "8", "--out", "{new}"], "or give all of --layers"),
     (["student", "new", "bert-tiny", "--layers", "2", "--out", "{new}"], "name a PRESET, or"),
     (
-        ["student", "prune", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--heads", "9", "--out", "{new}"],
+        ["student", "prune", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--to", "9,all,all", "--out", "{new}"],
         "1 to 4",
     ),
     (["student", "export", "{world}/hidden-teacher", "--out", "{new}"], "pass --onnx"),
@@ -328,7 +329,27 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--prune-share", "0.5"], "goes with --prune-to"),
     ([*DISTILL, "--max-minutes", "0"], "--max-minutes 0.0: must be above zero"),
     ([*DISTILL, "--max-minutes", "nan"], "--max-minutes nan: must be above zero"),
-    ([*DISTILL, "--patience", "0"], "--patience"),
+    ([*DISTILL, "--patience", "0"], "--patience 0: must be a whole number from 1"),
+    ([*DISTILL, "--warmup", "2"], "--warmup 2.0: must be from 0 to 1"),
+    ([*DISTILL, "--lr", "5e-5,nan"], "--lr nan: must be above zero and finite"),
+    ([*DISTILL, "--lr", "inf"], "--lr inf: must be above zero and finite"),
+    ([*DISTILL, "--epochs", "0"], "--epochs 0: must be a whole number from 1"),
+    ([*DISTILL, "--batch-size", "-1"], "--batch-size -1: must be a whole number from 1"),
+    ([*DISTILL, "--max-steps", "0"], "--max-steps 0: must be a whole number from 1"),
+    ([*DISTILL, "--epochs", "9" * 400], "must be a whole number from 1"),
+    ([*DISTILL, "--seed", "-1"], "--seed -1: must be a whole number from 0"),
+    ([*DISTILL, "--temperature", "inf"], "--temperature inf: must be above zero and finite"),
+    ([*DISTILL, "--temperature", "nan"], "--temperature nan: must be above zero and finite"),
+    ([*DISTILL, "--method", "kd", "--alpha", "nan"], "--alpha nan: must be from 0 to 1"),
+    ([*FINETUNE, "--lr", "nan"], "--lr nan: must be above zero and finite"),
+    ([*FINETUNE, "--lr", "inf"], "--lr inf: must be above zero and finite"),
+    ([*FINETUNE, "--epochs", "0"], "--epochs 0: must be a whole number from 1"),
+    ([*FINETUNE, "--batch-size", "0"], "--batch-size 0: must be a whole number from 1"),
+    ([*FINETUNE, "--max-length", "0"], "--max-length 0: must be a whole number from 1"),
+    ([*EXTRACT, "--keep", "1,9,0.1", "--batch-tokens", "0"], "--batch-tokens 0: must be a whole number from 1"),
+    ([*EXTRACT, "--keep", "1,9,0.1", "--engine", "procs", "--workers", "0"], "--workers 0: must be a whole number from 1"),
+    ([*EXTRACT, "--keep", "1,9,0.1", "--seed", "-1"], "--seed -1: must be a whole number from 0"),
+    (["verify", "{store}", "--replay", "0", "--teacher", "{world}/hidden-teacher"], "--replay"),
     ([*DISTILL, "--loader", "disk"], "--loader"),
     ([*DISTILL, "--precision", "fp16"], "--precision"),
 ]

@@ -3,11 +3,30 @@
 from fractions import Fraction
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.config import Keep, LayerMap, Mask, Rank, RankLayer, Score, Strategy, Values, resolve, units_of_hsk
+from hskstore.config import (
+    MOST_COUNT,
+    MOST_SEED,
+    Keep,
+    LayerMap,
+    Mask,
+    PruneTo,
+    Rank,
+    RankLayer,
+    Score,
+    Strategy,
+    Values,
+    check_count,
+    check_positive,
+    check_seed,
+    check_share,
+    resolve,
+    units_of_hsk,
+)
 from hskstore.errors import OptionError
 
 fractions = st.floats(min_value=0, max_value=1, exclude_min=True)
@@ -87,6 +106,15 @@ def test_a_keep_that_makes_no_sense_is_refused_with_what_would(text, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize("amount", [0, -2, 0.0, 1.5, float("nan"), float("inf"), "nine", None, True, np.float32(0.5)])
+@pytest.mark.parametrize("place", range(3))
+def test_a_keep_that_was_not_typed_is_refused_likewise(amount, place):
+    amounts = [1, 9, 0.1]
+    amounts[place] = amount
+    with pytest.raises(OptionError, match=r"^--keep "):
+        Keep(*amounts)
+
+
 # --- resolve
 
 
@@ -137,12 +165,60 @@ def test_a_strategy_takes_its_choices_and_lists_them_to_whoever_gives_another(fi
 
 
 def test_a_student_without_layers_is_refused():
-    with pytest.raises(OptionError, match=r"^--student-layers 0: a student has at least 1 layer$"):
+    with pytest.raises(OptionError, match=r"^--student-layers 0: must be a whole number from 1 to"):
         Strategy(0)
 
 
 def test_the_defaults_are_those_of_the_paper():
     assert Strategy(4) == Strategy(4, None, "round", "attention", "aligned", "probability", "magnitude", "f16")
+
+
+# --- numbers
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, NAN, INFINITE, True, "3", MOST_COUNT + 1])
+def test_what_is_no_count_is_refused(value):
+    with pytest.raises(OptionError, match=r"^--epochs .*: must be a whole number from 1 to 2147483647$"):
+        check_count("--epochs", value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1e-9, NAN, INFINITE, -INFINITE, "3"])
+def test_what_is_not_above_zero_or_not_finite_is_refused(value):
+    with pytest.raises(OptionError, match=r"^--lr .*: must be above zero and finite$"):
+        check_positive("--lr", value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, NAN, INFINITE, "0.5"])
+def test_what_is_no_share_is_refused(value):
+    with pytest.raises(OptionError, match=r"^--alpha .*: must be from 0 to 1$"):
+        check_share("--alpha", value)
+
+
+@pytest.mark.parametrize("value", [-1, MOST_SEED + 1, 0.5, NAN])
+def test_what_is_no_seed_is_refused(value):
+    with pytest.raises(OptionError, match=r"^--seed .*: must be a whole number from 0 to 4294967295$"):
+        check_seed(value)
+
+
+def test_numbers_in_their_bounds_are_accepted_and_so_is_an_option_left_out():
+    for count in (1, np.int64(3), MOST_COUNT, None):
+        check_count("--epochs", count)
+    for number in (1e-9, 3, np.float32(2), None):
+        check_positive("--lr", number)
+    for share in (0, 0.5, 1):
+        check_share("--alpha", share)
+    for seed in (0, MOST_SEED):
+        check_seed(seed)
+
+
+def test_widths_name_the_option_that_they_were_given_to():
+    assert PruneTo.parse("2,all,128", "--to") == PruneTo(2, None, 128)
+    with pytest.raises(OptionError, match=r"^--to 2,8: expected HEADS,FFN,RANK"):
+        PruneTo.parse("2,8", "--to")
+    with pytest.raises(OptionError, match=r"^--prune-to 2,8: expected"):
+        PruneTo.parse("2,8")
 
 
 def test_units_of_hsk_is_the_product_of_the_three():

@@ -1,8 +1,12 @@
 """The demo's corpus is what it says it is."""
 
 from itertools import islice
+from pathlib import Path
 
-from hskstore.demo import _tokenizer, sentences
+import pytest
+
+from hskstore.demo import _tokenizer, run_demo, sentences
+from hskstore.errors import OptionError
 
 
 def test_sentences_are_distinct_half_of_them_broken_and_a_function_of_the_seed() -> None:
@@ -24,3 +28,10 @@ def test_acceptable_sentences_agree() -> None:
         words = text.split()
         if label and words[0] in ("these", "many", "several"):
             assert "himself" not in words and "herself" not in words, text
+
+
+def test_a_place_that_is_not_empty_is_refused_as_a_path_or_a_string(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path, str(tmp_path)):
+        with pytest.raises(OptionError, match="is not empty"):
+            run_demo(out)

@@ -1,6 +1,8 @@
 """Students learn from stores of every kind: scores, pairs, no labels, two dev sets, other depths and widths."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, DebertaConfig, DebertaV2Config, PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Distilled, Overrides, _key, distill, match_layers, phase_settings, take_published_projection
+from hskstore.distill import Distilled, Overrides, _card, _key, distill, match_layers, phase_settings, take_published_projection
 from hskstore.errors import ModelError, OptionError, StoreError
-from hskstore.evaluate import evaluate
+from hskstore.evaluate import Scored, evaluate
 from hskstore.extract import extract
 from hskstore.feed import InMemory
+from hskstore.finetune import finetune
 from hskstore.learner import Learner
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
-from hskstore.store import Store, open_store
+from hskstore.store import Plan, Store, open_store
 from hskstore.tasks import get_task
 from hskstore.tokenizers import tokenizer_sha256
 from tests.conftest import hsk, make_bert, save_folder, sentences, write_tsv
@@ -125,7 +128,63 @@ def test_steps_are_shared_in_proportion_and_no_phase_goes_without() -> None:
     assert steps(10**6) == [2170, 1085]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *(lambda value, name=name: Overrides(**{name: [1, value]}) for name in ("epochs", "lr", "batch_size")),
+        *(lambda value, name=name: Overrides(**{name: value}) for name in ("max_steps", "max_minutes", "patience")),
+        lambda value: Overrides(warmup=value),
+        lambda value: Mud(temperature=value),
+        lambda value: Kd(temperature=value),
+        lambda value: Kd(alpha=value),
+    ],
+)
+def test_a_setting_that_is_no_number_of_its_kind_is_refused(numbers: Callable[[Any], object], number: float) -> None:
+    with pytest.raises(OptionError, match="must be"):
+        numbers(number)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"projection": "shared"}, "--projection: the method kd learns no hidden states; only mud has one"),
+        ({"projection": "own", "method": Mud()}, "--projection own: choose one of shared, per-layer"),
+        ({"prune_share": 0.5}, "--prune-share goes with --prune-to"),
+        ({"seed": -1}, "--seed -1: must be"),
+        ({"precision": "fp64"}, "--precision fp64: choose one of auto, fp32, bf16"),
+        ({"loader": "disk"}, "--loader disk: choose one of auto, ram, blocks"),
+    ],
+)
+def test_the_library_refuses_what_the_command_line_does_before_anything_is_read(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        distill(tmp_path / "no store", student="none", out=tmp_path / "new", **{"method": Kd()} | options)
+
+
+FINETUNED: list[tuple[dict[str, Any], str]] = [
+    ({"epochs": 0}, "--epochs 0: must be"),
+    ({"epochs": float("nan")}, "--epochs nan: must be"),
+    ({"lr": float("nan")}, "--lr nan: must be"),
+    ({"lr": float("inf")}, "--lr inf: must be"),
+    ({"batch_size": 0}, "--batch-size 0: must be"),
+    ({"max_length": 0}, "--max-length 0: must be"),
+    ({"seed": -1}, "--seed -1: must be"),
+    ({"precision": "fp16"}, "--precision fp16: choose one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), FINETUNED)
+def test_so_does_finetune(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=said):
+        finetune("no model", "no data", out=tmp_path / "new", **options)
+
+
 def test_a_methods_options_are_its_own() -> None:
+    for made in (lambda: Mud(targets="none"), lambda: Mud(regression_target="none"), lambda: make_method("mudd", {})):  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="choose one of"):
+            made()
     assert make_method("kd", {"alpha": 0.5}) == Kd(alpha=0.5)
     with pytest.raises(OptionError, match="--targets is no option of the method kd; its own are: --temperature, --alpha"):
         make_method("kd", {"targets": "zero"})
@@ -248,3 +307,86 @@ def test_minutes_are_shared_in_proportion_to_the_steps() -> None:
     source, recipe = InMemory(numbered(np.full(6920, 5))), get_task("sst2").recipe
     hidden, prediction = phase_settings(Mud(), recipe, source, Overrides(max_minutes=3, patience=2))
     assert (hidden.seconds, prediction.seconds, prediction.patience) == (120, 60, 2)
+
+
+# --- models that do not run in bf16
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("small")
+    data = csv(root / "train.csv", 60, 1, lambda text: int("cat" in text))
+    return store_of(root, data, text=["one"], label="label", validation="0.3")
+
+
+def deberta(kind: Any, folder: Path) -> str:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = kind(vocab_size=64, type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"], **sizes)
+    return save_folder(AutoModelForSequenceClassification.from_config(config), folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "precision"),
+    [(DebertaConfig, Mud(), "fp32"), (DebertaConfig, Kd(), "fp32"), (DebertaV2Config, Mud(), "bf16")],
+)
+def test_auto_is_fp32_for_a_student_that_does_not_run_in_bf16(
+    kind: Any,
+    method: Method,
+    precision: str,
+    small: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("hskstore.trainer.computes_in", lambda *_: True)
+    student = deberta(kind, tmp_path / "student")
+    found = distill(small, student=student, method=method, out=tmp_path / "run", overrides=Overrides(max_steps=2))
+    assert found.precision == json.loads((tmp_path / "run" / "metrics.json").read_text())["precision"] == precision
+    assert [student in line and "it is trained in fp32" in line for line in caplog.messages] == [True] * (precision == "fp32")
+
+
+def test_bf16_for_a_student_that_does_not_run_in_it_is_refused(small: Store, tmp_path: Path) -> None:
+    student = deberta(DebertaConfig, tmp_path / "student")
+    with pytest.raises(ModelError, match=rf"^{student} cannot run in bf16 \(.*\): choose --precision fp32$"):
+        distill(small, student=student, method=Kd(), out=tmp_path / "run", precision="bf16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetune_does_likewise(
+    tmp_path: Path, data_folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = deberta(DebertaConfig, tmp_path / "blank")
+    options: dict[str, Any] = {"task": "sst2", "epochs": 1, "batch_size": 350}
+    with pytest.raises(ModelError, match="cannot run in bf16"):
+        finetune(model, data_folder, out=tmp_path / "new", precision="bf16", **options)
+    monkeypatch.setattr("hskstore.trainer.computes_in", lambda *_: True)
+    assert finetune(model, data_folder, out=tmp_path / "new", **options).steps == 2
+    assert sum("it is trained in fp32" in line for line in caplog.messages) == 1
+
+
+# --- the card
+
+
+HOSTILE = "x`\n---\nlicense: mit\n---\n# Trust me <script>\n```"
+
+
+@pytest.mark.parametrize("place", ["task name", "model_type", "sha256", "no model_type"])
+def test_a_strangers_words_do_not_break_out_of_the_card(place: str, small: Store) -> None:
+    teacher, task = dict(small.plan.teacher), dict(small.plan.task)
+    if place == "no model_type":
+        del teacher["model_type"]
+    else:
+        (task if place == "task name" else teacher)[place.removeprefix("task ")] = HOSTILE
+    plan = dataclasses.replace(small.plan, teacher=teacher, task=task)
+    assert Plan.from_bytes(plan.to_bytes(), "here") == plan, "it is read"
+    scored = Scored({"accuracy": 0.5}, {"accuracy": 0.1}, 9)
+    distilled = Distilled("out", "d" * 64, [], {"validation": scored}, 1.0, 9, "fp32", "ram")
+    store: Any = SimpleNamespace(plan=plan)
+    lines = _card(distilled, store, Kd(), "own ``name`` [x](y)", "hsk distill '```\n'", None).splitlines()
+    assert [line for line in lines if line.startswith("---")] == ["---"] * 2 and lines[0] == lines[2] == "---"
+    assert sum(line.startswith("#") for line in lines) == 1 and "license: mit" not in lines
+    assert "- student at the start: ``` own ``name`` [x](y) ```" in lines
+    assert lines.count("````") == 2, "the command's own fence is longer than what is in it"
+    told = [line for line in lines if "Trust me" in line]
+    assert len(told) == (place != "no model_type") and all(line.count("````") == 2 for line in told)

@@ -360,6 +360,24 @@ def test_what_cannot_be_extracted_is_refused_and_nothing_is_written(
     assert not (tmp_path / "stores").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_tokens": 0}, "--batch-tokens 0: must be a whole number"),
+        ({"max_length": 0}, "--max-length 0: must be a whole number"),
+        ({"seed": -1}, "--seed -1: must be a whole number"),
+        ({"precision": "fp64"}, "--precision fp64: choose one of fp32, bf16, fp16"),
+        ({"engine": "dask"}, "--engine dask: choose one of inline, procs, static, ray"),
+        ({"engine": "procs", "workers": 0}, "--workers 0: must be a whole number"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_read(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        extract("no teacher", "no data", out=tmp_path / "stores", keeps=[Keep(1, 9, 0.1)], strategies=[Strategy(2)], **options)
+
+
 def test_a_teacher_with_another_number_of_labels_is_refused(data_folder: str, tmp_path: Path) -> None:
     teacher = save_folder(make_bert(labels=3), tmp_path / "three")
     with pytest.raises(ModelError, match=r"3 outputs; the task sst2 needs 2 classes"):

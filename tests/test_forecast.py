@@ -200,6 +200,16 @@ def test_a_budget_too_small_names_the_smallest_store(teacher_folder: str, data_f
         budgeted(teacher_folder, data_folder, 1000, rate=1)
 
 
+@pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf")])
+def test_a_rate_or_a_budget_that_is_none_is_refused_before_anything_is_read(number: Any) -> None:
+    with pytest.raises(OptionError, match=r"--rate .*: must be above zero and finite"):
+        forecast("no teacher", "no data", keeps=[Keep(1, 9, 0.1)], strategies=[Strategy(2)], rate=number)
+    with pytest.raises(OptionError, match=r"--rate .*: must be above zero and finite"):
+        within_budget("no teacher", "no data", budget=1000, strategy=Strategy(2), rate=number)
+    with pytest.raises(OptionError, match=r"--budget .*: must be above zero and finite"):
+        within_budget("no teacher", "no data", budget=number, strategy=Strategy(2))
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("500MB", 500 * 10**6), ("1.5 GiB", 3 * 2**29), ("20000", 20000), ("2kB", 2000), ("2KiB", 2048), ("1T", 10**12), ("7B", 7)],

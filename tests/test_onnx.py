@@ -261,6 +261,8 @@ def test_an_export_that_differs_is_not_kept(bert: Export, tmp_path: Path, monkey
 def test_what_cannot_be_exported_is_refused(bert: Export, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="already holds a model"):
         export_onnx(bert.source, Path(bert.source))
+    with pytest.raises(OptionError, match="already holds a model"):
+        export_onnx(bert.source, bert.source)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "model.onnx").touch()
     with pytest.raises(OptionError, match="already holds a model"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hskstore.config import Keep, Strategy
-from hskstore.errors import ModelError
+from hskstore.errors import ModelError, OptionError
 from hskstore.extract import extract
 from hskstore.replay import TOLERANCE, replay
 from hskstore.store import open_store
@@ -99,6 +99,12 @@ def test_so_many_rows_are_sampled_in_whole_batches_by_the_seed(
     del seen[:]
     replay(store, teacher_folder, rows=40, seed=1)
     assert sorted(seen) != first
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1.5])
+def test_a_number_of_rows_that_is_none_is_refused(rows: Any) -> None:
+    with pytest.raises(OptionError, match=r"--replay .*: must be a whole number from 1"):
+        replay("no store", "no teacher", rows=rows)
 
 
 def test_another_teacher_is_refused_by_its_hash(extracted: Extracted, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from hskstore.classifiers import load_classifier
-from hskstore.config import Keep, Strategy
+from hskstore.config import Keep, PruneTo, Strategy
 from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError, OptionError
 from hskstore.extract import extract
 from hskstore.methods import Mud
-from hskstore.students import PRESETS, Shape, new_student, parse_layers, slice_teacher
+from hskstore.students import PRESETS, Shape, new_student, parse_layers, prune_teacher, slice_teacher
 from hskstore.tokenizers import load_tokenizer, tokenizer_sha256
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder, write_tsv
 
@@ -67,6 +67,25 @@ def test_rosita_6_is_counted_part_by_part() -> None:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_folder(make_bert(layers=6, seed=3), tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, float("nan"), True, 2**31])
+@pytest.mark.parametrize("place", range(6))
+def test_a_shape_that_is_none_is_refused(place: int, number: Any) -> None:
+    numbers: list[Any] = [2, 16, 2, 8, 8, 4]
+    numbers[place] = number
+    with pytest.raises(OptionError, match="must be a whole number from 1"):
+        Shape(*numbers)
+
+
+def test_a_place_for_a_student_may_be_a_string(teacher: str, world: Path, tmp_path: Path) -> None:
+    shape = Shape(1, 16, 2, 24)
+    for made in (
+        new_student(shape, f"{tmp_path}/new", vocab_from=teacher),
+        slice_teacher(teacher, "1", f"{tmp_path}/slice"),
+        prune_teacher(str(world / "teacher"), str(world / "data"), out=f"{tmp_path}/pruned", task="sst2", to=PruneTo(heads=2)),
+    ):
+        assert made.folder.startswith(str(tmp_path)) and load_classifier(made.folder)[1]
 
 
 def test_the_seed_decides_a_new_student(teacher: str, tmp_path: Path) -> None:
@@ -127,14 +146,6 @@ def test_a_new_students_mistakes_are_one_message_and_leave_nothing_behind(
     err = capfd.readouterr().err
     assert said.format(**places) in err and "Traceback" not in err
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    "shape", [Shape(0, 16, 2, 8), Shape(1, 16, 2, -8), Shape(1, 16, 2, 8, head_size=0), Shape(1, 16, 2, 8, embedding_rank=0)]
-)
-def test_a_shape_that_is_none_is_refused(shape: Shape, teacher: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="must be at least 1"):
-        new_student(shape, tmp_path / "new", vocab_from=teacher)
 
 
 # --- layers of a teacher
@@ -254,7 +265,7 @@ def test_a_teacher_is_pruned_at_the_command_line_and_its_student_is_a_model_like
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "student"
-    assert prune(world, "--layers", 2, "--heads", 1, "--ffn", 10, "--embedding-rank", 6, "--out", out, "--json") == 0
+    assert prune(world, "--layers", 2, "--to", "1,10,6", "--out", out, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     model, trained = load_classifier(str(out))
     assert said == {"folder": str(out), "layers": 2, "parameters": model.num_parameters()} and trained
@@ -262,13 +273,13 @@ def test_a_teacher_is_pruned_at_the_command_line_and_its_student_is_a_model_like
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert hsk("eval", out, world / "data", "--task", "sst2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == said["parameters"]
-    assert prune(world, "--heads", 3, "--out", tmp_path / "other") == 0
+    assert prune(world, "--to", "3,all,all", "--out", tmp_path / "other") == 0
     assert "other: pruned from" in (text := capsys.readouterr().out) and "4 layers" in text
 
 
 def test_what_is_not_asked_for_stays_and_nothing_is_left_to_chance(world: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert prune(world, "--heads", 2, "--out", tmp_path / name) == 0
+        assert prune(world, "--to", "2,all,all", "--out", tmp_path / name) == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     theirs = load_file(world / "teacher" / "model.safetensors")
@@ -285,10 +296,12 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["{world}/three", "{world}/data", "--task", "sst2"], "has 3 outputs; the task sst2 needs 2 classes"),
     (["{world}/score", "{world}/data", "--task", "sst2"], "has 1 outputs"),
     (["{world}/teacher", "{world}/data", "--text", "sentence", "--label", "stars"], "stars"),
-    (["{world}/teacher", "{world}/data", "--task", "sst2", "--heads", "0"], "--heads"),
-    (["{world}/teacher", "{world}/data", "--task", "sst2", "--heads", "5"], "5 heads to keep: {world}/teacher has 1 to 4"),
-    (["{world}/teacher", "{world}/data", "--task", "sst2", "--ffn", "65"], "65 FFN units to keep"),
-    (["{world}/teacher", "{world}/data", "--task", "sst2", "--embedding-rank", "33"], "33 dimensions of word embeddings to keep"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--to", "0,all,all"], "0 heads to keep: {world}/teacher has 1 to 4"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--to", "5,all,all"], "5 heads to keep: {world}/teacher has 1 to 4"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--to", "all,65,all"], "65 FFN units to keep"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--to", "all,all,33"], "33 dimensions of word embeddings to keep"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--to", "2,32"], "--to 2,32: expected HEADS,FFN,RANK"),
+    (["{world}/teacher", "{world}/data", "--task", "sst2", "--layers", "0"], "--layers 0: must be a whole number from 1"),
     (["{world}/teacher", "{world}/data", "--task", "sst2", "--layers", "5"], "--layers 5: {world}/teacher has 1 to 4"),
     (
         ["{world}/teacher", "{world}/data", "--task", "sst2", "--max-length", "999"],

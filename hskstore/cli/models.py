@@ -9,7 +9,6 @@ import typer
 
 from hskstore import config
 from hskstore.cli.options import (
-    MOST_SEED,
     DataArg,
     DeviceOpt,
     JsonOpt,
@@ -35,9 +34,9 @@ def finetune(
     text: TextOpt = None,
     label: LabelOpt = None,
     validation: ValidationOpt = None,
-    epochs: Annotated[int, typer.Option(min=1)] = config.FINETUNE_EPOCHS,
+    epochs: int = config.FINETUNE_EPOCHS,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = config.FINETUNE_LR,
-    batch_size: Annotated[int, typer.Option(min=1)] = config.FINETUNE_BATCH_SIZE,
+    batch_size: int = config.FINETUNE_BATCH_SIZE,
     max_length: MaxLengthOpt = None,
     seed: TrainSeedOpt = 0,
     precision: TrainPrecisionOpt = "auto",
@@ -83,14 +82,14 @@ def student_new(
         str | None,
         typer.Argument(metavar="PRESET", help="tinybert-4l-312d, bert-mini, rosita-6, ...; or give the four numbers."),
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers.")] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Units of a vector: a multiple of --heads.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of each layer.")] = None,
-    ffn: Annotated[int | None, typer.Option(min=1, help="Units between a layer's two dense parts.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Units of a vector: a multiple of --heads.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads of each layer.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="Units between a layer's two dense parts.")] = None,
     vocab_from: Annotated[
         str, typer.Option(help="Whose tokenizer: a model folder or hub name, as a rule the teacher's.")
     ] = config.DEFAULT_VOCABULARY,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides its weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides its weights.")] = 0,
     as_json: JsonOpt = False,
 ) -> None:
     """A smaller BERT from scratch: a preset, or --layers --hidden --heads --ffn; --vocab-from names the teacher."""
@@ -128,12 +127,10 @@ def student_prune(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned BERT: folder or hub name.")],
     data: DataArg,
     out: Annotated[Path, typer.Option(help="Folder for the student.")],
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers to keep, from the bottom. Default: all.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Heads of each layer to keep. Default: all.")] = None,
-    ffn: Annotated[int | None, typer.Option(min=1, help="FFN units of each layer to keep. Default: all.")] = None,
-    embedding_rank: Annotated[
-        int | None, typer.Option(min=1, help="Factorise the word embeddings to this rank. Default: leave them.")
-    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers to keep, from the bottom. Default: all.")] = None,
+    to: Annotated[
+        str, typer.Option(help="HEADS,FFN,RANK: of each layer to keep, and of the word embeddings; each a count, or all.")
+    ] = "all,all,all",
     task: TaskOpt = None,
     text: TextOpt = None,
     label: LabelOpt = None,
@@ -153,7 +150,7 @@ def student_prune(
             data,
             out=out,
             layers=layers,
-            to=config.PruneTo(heads, ffn, embedding_rank),
+            to=config.PruneTo.parse(to, "--to"),
             task=task,
             text=text or (),
             label=label,
@@ -229,16 +226,14 @@ def distill(
     ] = None,
     lr: Annotated[str | None, typer.Option(help="Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Per phase: 32,32. Default: likewise.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="At most so many steps, shared among the phases.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="At most so many steps, shared among the phases.")] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="At most so many minutes of training, shared likewise; a decaying rate decays in them.")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="End a phase after so many epochs whose dev score is no better than the best.")
+        int | None, typer.Option(help="End a phase after so many epochs whose dev score is no better than the best.")
     ] = None,
-    warmup: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of a decaying phase over which the rate rises.")
-    ] = config.DEFAULT_WARMUP,
+    warmup: Annotated[float, typer.Option(help="Share of a decaying phase over which the rate rises.")] = config.DEFAULT_WARMUP,
     temperature: Annotated[float | None, typer.Option(help="Of the soft labels (mud, kd). Default: 1.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the gold label beside the logits (kd). Default: 0.")] = None,
     targets: Annotated[
@@ -273,10 +268,6 @@ def distill(
 
     options = {"temperature": temperature, "alpha": alpha, "targets": targets, "regression_target": regression_target}
     chosen = make_method(method, {name: value for name, value in options.items() if value is not None})
-    if projection is not None and method != "mud":
-        raise OptionError(f"--projection: the method {method} learns no hidden states; only mud has one")
-    if prune_share is not None and prune_to is None:
-        raise OptionError("--prune-share goes with --prune-to")
     overrides = Overrides(
         epochs=_numbers("--epochs", epochs, int),
         lr=_numbers("--lr", lr, float),
@@ -294,11 +285,11 @@ def distill(
             out=out,
             overrides=overrides,
             prune_to=None if prune_to is None else config.PruneTo.parse(prune_to),
-            prune_share=config.DEFAULT_PRUNE_SHARE if prune_share is None else prune_share,
+            prune_share=prune_share,
             seed=seed,
             precision=precision,
             loader=loader,
-            projection=projection or "shared",
+            projection=projection,
             device=device,
             command=shlex.join(["hsk", *sys.argv[1:]]),
             watch=watch,

@@ -21,9 +21,7 @@ TextOpt = Annotated[list[str] | None, typer.Option(help="Text column, for data t
 LabelOpt = Annotated[str | None, typer.Option(help="Label column: class names, class ids, or scores.")]
 ValidationOpt = Annotated[str | None, typer.Option(help="A file, or the share of train (0.1), where DATA has no such split.")]
 MaxLengthOpt = Annotated[int | None, typer.Option(help="Tokens a row is cut to. Default: the task's (64 or 128).")]
-MOST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
-TrainSeedOpt = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides new weights, the order of rows, and dropout.")]
+TrainSeedOpt = Annotated[int, typer.Option(help="Decides new weights, the order of rows, and dropout.")]
 TrainPrecisionOpt = Annotated[
     config.TrainPrecision, typer.Option(help="fp32, or bf16 by autocast. Default: bf16 where the device computes in it.")
 ]
@@ -36,9 +34,9 @@ RankLayerOpt = Annotated[config.RankLayer, typer.Option(help="Attention of the a
 ScoreOpt = Annotated[config.Score, typer.Option(help="Attention probability, or raw score before softmax.")]
 MaskOpt = Annotated[config.Mask, typer.Option(help="Units by magnitude, uniform or random.")]
 ValuesOpt = Annotated[config.Values, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")]
-BatchTokensOpt = Annotated[int, typer.Option(min=1, help="Padded tokens of a teacher's batch.")]
+BatchTokensOpt = Annotated[int, typer.Option(help="Padded tokens of a teacher's batch.")]
 PrecisionOpt = Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")]
-PassSeedOpt = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Decides the order of rows, and random ranks and masks.")]
+PassSeedOpt = Annotated[int, typer.Option(help="Decides the order of rows, and random ranks and masks.")]
 KeepOffsetsOpt = Annotated[
     bool,
     typer.Option(

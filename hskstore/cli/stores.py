@@ -62,7 +62,7 @@ def extract(
         typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
     ] = "inline",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Of procs and ray. Default: one per GPU, or one per core where there is none.")
+        int | None, typer.Option(help="Of procs and ray. Default: one per GPU, or one per core where there is none.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="The Ray cluster: auto, host:port, ray://... Default: a Ray of this machine alone.")

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import get_args
 
-from hskstore.config import MethodName
+from hskstore.config import MethodName, check_choice
 from hskstore.errors import OptionError
 from hskstore.losses import Term
 from hskstore.methods.contract import Method, Phase
@@ -15,7 +16,8 @@ METHODS: dict[MethodName, type[Mud] | type[Kd] | type[Finetune]] = {"mud": Mud, 
 
 
 def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
-    """A method by its name with the options given. Raises OptionError for an option that the method does not have."""
+    """A method by its name with the options given. Raises OptionError for another name, or an option that the method has not."""
+    check_choice("--method", name, get_args(MethodName))
     chosen = METHODS[name]
     own = [field.name for field in fields(chosen)]
     for option in options:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hskstore.batch import Batch, StudentOutput
-from hskstore.errors import OptionError
+from hskstore.config import check_positive, check_share
 from hskstore.losses import Term, score_mse, soft_cross_entropy
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
@@ -20,10 +20,8 @@ class Kd:
     alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature {self.temperature}: must be above zero")
-        if not 0 <= self.alpha <= 1:
-            raise OptionError(f"--alpha {self.alpha}: must be from 0 to 1")
+        check_positive("--temperature", self.temperature)
+        check_share("--alpha", self.alpha)
 
     @property
     def requires(self) -> tuple[str, ...]:

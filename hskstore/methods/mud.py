@@ -1,10 +1,10 @@
 """Marginal Utility Diminishes (Liu et al., ACL 2021): the kept hidden states first, then the teacher's predictions."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from hskstore.batch import Batch, StudentOutput
-from hskstore.config import RegressionTarget, Targets
-from hskstore.errors import OptionError
+from hskstore.config import RegressionTarget, Targets, check_choice, check_positive
 from hskstore.losses import Term, kept_hidden_mse
 from hskstore.methods.contract import Phase
 from hskstore.methods.kd import prediction_terms
@@ -23,8 +23,9 @@ class Mud:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature {self.temperature}: must be above zero")
+        check_choice("--targets", self.targets, get_args(Targets))
+        check_choice("--regression-target", self.regression_target, get_args(RegressionTarget))
+        check_positive("--temperature", self.temperature)
 
     @property
     def requires(self) -> tuple[str, ...]:

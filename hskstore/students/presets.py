@@ -1,13 +1,13 @@
 """Smaller BERTs from scratch, by the names people use or by their numbers."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from hskstore.config import DEFAULT_VOCABULARY
+from hskstore.config import DEFAULT_VOCABULARY, check_count, check_seed
 from hskstore.errors import OptionError
 from hskstore.export import NewStudent, refuse_existing_model, save_model
 from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
@@ -18,7 +18,8 @@ from hskstore.tokenizers import load_tokenizer
 class Shape:
     """A BERT's layers, units of a vector, heads and FFN units of each layer.
 
-    `head_size` (None: hidden / heads) and `embedding_rank` (None: one table) are those of a PrunedBert.
+    `head_size` (None: hidden / heads) and `embedding_rank` (None: one table) are those of a PrunedBert. Raises OptionError for
+    a number that is none of these.
     """
 
     layers: int
@@ -27,6 +28,10 @@ class Shape:
     ffn: int
     head_size: int | None = None
     embedding_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in asdict(self).items():
+            check_count("--" + name.replace("_", "-"), number)
 
 
 PRESETS: dict[str, Shape] = {
@@ -48,18 +53,18 @@ PRESETS: dict[str, Shape] = {
 }
 
 
-def new_student(shape: Shape | str, out: Path, *, vocab_from: str = DEFAULT_VOCABULARY, seed: int = 0) -> NewStudent:
+def new_student(shape: Shape | str, out: str | Path, *, vocab_from: str = DEFAULT_VOCABULARY, seed: int = 0) -> NewStudent:
     """A randomly initialised student, of a preset's name or a shape, with the tokenizer of `vocab_from`.
 
     Raises OptionError for an unknown preset or a shape that is none, ModelError where the tokenizer cannot be loaded.
     """
+    out = Path(out)
     refuse_existing_model(out)
+    check_seed(seed)
     if isinstance(shape, str):
         if shape not in PRESETS:
             raise OptionError(f"unknown preset {shape}: choose one of {', '.join(PRESETS)}")
         shape = PRESETS[shape]
-    if min(number for number in astuple(shape) if number is not None) < 1:
-        raise OptionError("--layers, --hidden, --heads and --ffn must be at least 1")
     if shape.head_size is None and shape.hidden % shape.heads:
         raise OptionError(f"--hidden {shape.hidden} --heads {shape.heads}: the width must be a multiple of the heads")
     tokenizer = load_tokenizer(vocab_from)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hskstore.batch import StudentOutput
 from hskstore.classifiers import check_length, choose_device, run_model, usual_length
-from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo
+from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo, check_count
 from hskstore.data import read_dataset
 from hskstore.errors import DataError, OptionError
 from hskstore.export import NewStudent, refuse_existing_model, save_model, set_labels
@@ -25,7 +25,7 @@ def prune_teacher(
     teacher: str,
     data: str,
     *,
-    out: Path,
+    out: str | Path,
     layers: int | None = None,
     to: PruneTo | None = None,
     task: str | None = None,
@@ -41,7 +41,10 @@ def prune_teacher(
     order; the word embeddings are factorised. Importance is that of the whole teacher, in eval mode like everywhere, by its
     loss on the gold labels. Raises DataError, ModelError or OptionError.
     """
+    out = Path(out)
     refuse_existing_model(out)
+    check_count("--layers", layers)
+    check_count("--max-length", max_length)
     loaded = load_teacher(teacher, device=choose_device(device))
     model = as_pruned_bert(loaded.model, teacher).to(loaded.device).eval()
     total = int(model.config.num_hidden_layers)

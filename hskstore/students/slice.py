@@ -31,11 +31,12 @@ def parse_layers(text: str, total: int) -> tuple[int, ...]:
     raise OptionError(f"--layers {text}: expected layers from 1 with commas (4,8,12), bottom:3 or every:2")
 
 
-def slice_teacher(teacher: str, layers: str | Sequence[int], out: Path) -> NewStudent:
+def slice_teacher(teacher: str, layers: str | Sequence[int], out: str | Path) -> NewStudent:
     """Copy `layers` (from 1, in this order, or as `parse_layers` reads them) out of `teacher` into a model folder.
 
     Raises ModelError or OptionError.
     """
+    out = Path(out)
     refuse_existing_model(out)
     set_seed(0)  # for the head of a model that has none
     model, _ = load_classifier(teacher)
