@@ -3,7 +3,7 @@
     python benchmarks/extract_scale.py --vocab-from ../shared/models/minilm-l6 --out benchmarks/results/extract_scale_cpu_DATE.md
 
 The teacher is a BERT of 2 layers, 128 wide, with random weights; the rows are made up, 3 to 20 vocabulary words each, in a TSV.
-Each extraction is `hskstore.extract.extract` at (1,9,0.1) in a process of its own, whose RssAnon is read 50 times a second.
+Each extraction is `hskstore.extract` at (1,9,0.1) in a process of its own, whose RssAnon is read 50 times a second.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def run(teacher: str, rows: int, place: Path) -> dict[str, float]:
 def extraction(teacher: str, data: str, stores: str) -> dict[str, float]:
     """Seconds of every stage, and the peak of anonymous memory in each; bytes."""
     from hskstore.config import Keep, Strategy
-    from hskstore.extract import extract
+    from hskstore.stage_one.extract import extract
     from hskstore.store import open_store
     from hskstore.store.verify import verify
 

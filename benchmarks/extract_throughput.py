@@ -39,18 +39,18 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
-import hskstore.teacher
-import hskstore.teacher_pass
-import hskstore.worker
-from hskstore.classifiers import choose_device
+import hskstore.stage_one.teacher
+import hskstore.stage_one.teacher_pass
+import hskstore.stage_one.worker
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Strategy
 from hskstore.engines import run_inline
-from hskstore.jobs import make_jobs
-from hskstore.planning import Prepared, prepare
+from hskstore.models.load import choose_device
+from hskstore.stage_one.jobs import make_jobs
+from hskstore.stage_one.planning import Prepared, prepare
+from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches, padded
+from hskstore.stage_one.worker import UnitWorker, probe
 from hskstore.store.commit import begin, seal
 from hskstore.store.objects import Objects
-from hskstore.teacher_pass import TeacherPass, blocks, length_batches, padded
-from hskstore.worker import UnitWorker, probe
 
 ONE = ("1,9,0.1",)
 THREE = ("1,9,0.1", "3,8,0.2", "1,4,0.5")
@@ -177,7 +177,7 @@ def bare(ready: Prepared, batches: list[tuple[torch.Tensor, ...]], streams: int)
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
     torch.set_num_threads(threads)
-    model.set_attn_implementation(hskstore.teacher.SEAM)
+    model.set_attn_implementation(hskstore.stage_one.teacher.SEAM)
     return seconds
 
 
@@ -220,19 +220,19 @@ def plain(ready: Prepared, rows: int, folder: Path) -> float:
         }
         torch.save(kept, folder / f"{start}.pt")
     seconds = time.monotonic() - began
-    model.set_attn_implementation(hskstore.teacher.SEAM)
+    model.set_attn_implementation(hskstore.stage_one.teacher.SEAM)
     return seconds
 
 
 PARTS = {
-    "forward pass": (hskstore.teacher.Teacher, "forward"),
-    "of which: [CLS] rows of the attention": (hskstore.teacher, "_first_row"),
-    "ranks, masks, packing": (hskstore.teacher_pass, "kept_hidden"),
-    "padding batches": (hskstore.teacher_pass, "padded"),
+    "forward pass": (hskstore.stage_one.teacher.Teacher, "forward"),
+    "of which: [CLS] rows of the attention": (hskstore.stage_one.teacher, "_first_row"),
+    "ranks, masks, packing": (hskstore.stage_one.teacher_pass, "kept_hidden"),
+    "padding batches": (hskstore.stage_one.teacher_pass, "padded"),
     "laying rows into units": (UnitWorker, "_place"),
-    "encoding, decoding back": (hskstore.worker, "encode_unit"),
-    "hashing": (hskstore.worker, "unit_fingerprints"),
-    "putting": (hskstore.worker, "commit_unit"),
+    "encoding, decoding back": (hskstore.stage_one.worker, "encode_unit"),
+    "hashing": (hskstore.stage_one.worker, "unit_fingerprints"),
+    "putting": (hskstore.stage_one.worker, "commit_unit"),
 }
 
 

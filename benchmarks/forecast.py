@@ -2,8 +2,8 @@
 
     python benchmarks/forecast.py ../shared/models/minilm-l6-sst2 ../shared/data/sst2_small --task sst2 --student-layers 3
 
-The last columns are what the rule's constants (`hskstore/sizes.py`) are read from: values on disk to uncompressed ones, of kept
-vectors, and masks on disk to log2 C(d, K). Results go to benchmarks/results/.
+The last columns are what the rule's constants (`hskstore/stage_one/sizes.py`) are read from: values on disk to uncompressed
+ones, of kept vectors, and masks on disk to log2 C(d, K). Results go to benchmarks/results/.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.extract import ExtractedStore, extract
-from hskstore.forecast import Forecast, forecast
+from hskstore.stage_one.extract import ExtractedStore, extract
+from hskstore.stage_one.forecast import Forecast, forecast
 from hskstore.store import open_store
 
 CONFIGURATIONS = ["1,9,0.1", "3,8,0.2", "2,20,0.6", "2,12,1.0"]

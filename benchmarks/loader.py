@@ -7,7 +7,7 @@ Stores of made-up rows at (1,9,0.1), 768 wide (`benchmarks/synthetic_store.py`; 
 Rate: batches of 32 with their hidden states, made and taken as the trainer takes them, prefetched, while nothing else runs, in
 a process of its own, over a whole epoch and at least `--seconds` (at most six times as long). Its RssAnon is read 50 times a
 second; what the process had before the store was opened is taken off. Step: a student of 4 layers, 312 wide, learns hidden
-states by `hskstore.trainer.train` from the smallest and the biggest store, held in memory and read in blocks, in turns.
+states by `hskstore.stage_two.trainer.train` from the smallest and the biggest store, held in memory and read in blocks, in turns.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from synthetic_store import make_store
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from hskstore.config import Loader
-from hskstore.feed import Feed, Prefetched, Source, open_source
-from hskstore.learner import Learner
 from hskstore.methods import Mud
+from hskstore.stage_two.feed import Feed, Prefetched, Source, open_source
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.trainer import PhaseSettings, train
 from hskstore.store import Store, open_store
-from hskstore.trainer import PhaseSettings, train
 
 BATCH_SIZE = 32
 LAYERS = (0,)

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hskstore.config import resolve
-from hskstore.data import read_dataset
 from hskstore.layers import LayerPair, default_top_layer, layer_pairs
 from hskstore.losses import hidden_mse, soft_cross_entropy
-from hskstore.tasks import get_task
+from hskstore.text.dataset import read_dataset
+from hskstore.text.tasks import get_task
 
 LENGTH, WIDTH = 9, 0.1
 WEIGHT_DECAY, CLIP_NORM, WARMUP = 0.01, 1.0, 0.1

@@ -7,8 +7,8 @@ Three tables, of which `--tables` chooses some.
 
 figure: Figure 10 of Marginal Utility Diminishes. A teacher of BERT-base's shape and random weights; rows of made-up words, each
 of exactly `--length` tokens; batches of 16; float32; hidden states at (1,9,0.1). A student alone (forward, backward, clipping,
-fused AdamW; the loss is of its own hidden state); `hskstore.trainer.train` from a store that was extracted from that teacher; and
-the student alone with the teacher beside it: eval mode, no gradients, SDPA, the [CLS] row of one layer's attention as extraction
+fused AdamW; the loss is of its own hidden state); stage two's `trainer.train` from a store that was extracted from that teacher;
+and the student alone with the teacher beside it: eval mode, no gradients, SDPA, the [CLS] row of one layer's attention as extraction
 takes it, what to keep chosen anew in every step. All three have the trainer's dropout.
 
 whole: hskstore as it comes (`train` at the precision that "auto" chooses) beside `online_opponent.py`, the same rows in batches
@@ -47,18 +47,18 @@ from online_opponent import OnlineOpponent, Padded, Target, kept, load
 from torch.nn.functional import pad
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
-from hskstore.batch import Batch
 from hskstore.config import Keep, Strategy, TrainPrecision
-from hskstore.dropout import FastDropout
-from hskstore.extract import extract
-from hskstore.feed import Feed, InMemory, open_source, steps_per_epoch
-from hskstore.learner import Learner
 from hskstore.methods import Mud
+from hskstore.methods.batch import Batch
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.teacher import Teacher, load_teacher
+from hskstore.stage_two.dropout import FastDropout
+from hskstore.stage_two.feed import Feed, InMemory, open_source, steps_per_epoch
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.trainer import PhaseSettings, train
 from hskstore.store import Store, open_store
 from hskstore.students import new_student, slice_teacher
-from hskstore.tasks import get_task
-from hskstore.teacher import Teacher, load_teacher
-from hskstore.trainer import PhaseSettings, train
+from hskstore.text.tasks import get_task
 
 KEEP = Keep(1, 9, 0.1)
 SLICED = (2, 4, 6)

@@ -15,8 +15,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from hskstore.evaluate import evaluate
-from hskstore.onnx import export_onnx
+from hskstore.models.onnx import export_onnx
+from hskstore.stage_two.evaluate import evaluate
 
 ROUNDS = 3
 

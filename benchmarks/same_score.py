@@ -15,12 +15,12 @@ import statistics
 import sys
 from pathlib import Path
 
-import hskstore.feed
+import hskstore.stage_two.feed
 from hskstore.config import Keep, Loader, Strategy, TrainPrecision
-from hskstore.distill import Overrides, distill
-from hskstore.evaluate import evaluate
-from hskstore.extract import extract
 from hskstore.methods import Mud
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.evaluate import evaluate
 from hskstore.students import slice_teacher
 
 SLICED = (2, 4, 6)
@@ -50,7 +50,7 @@ def main() -> None:
     (store,) = extract(
         options.teacher, options.data, task="sst2", keeps=keeps, strategies=strategies, out=options.work / "stores"
     )
-    hskstore.feed.WINDOW_BYTES = 1
+    hskstore.stage_two.feed.WINDOW_BYTES = 1
     scores: dict[str, list[float]] = {}
     errors: list[float] = []
     for way in options.ways:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from hskstore.config import Keep, Strategy
-from hskstore.extract import extract
+from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
 
 CONFIGURATIONS = ["1,9,0.1", "3,8,0.2", "all"]

@@ -26,8 +26,8 @@ from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan, Split, make_plan
 from hskstore.store.schema import block_rows, canonical_json
 from hskstore.store.shard import unit_fingerprints
-from hskstore.tasks import get_task
-from hskstore.tokenizers import load_tokenizer, tokenizer_files, tokenizer_sha256
+from hskstore.text.tasks import get_task
+from hskstore.text.tokenizers import load_tokenizer, tokenizer_files, tokenizer_sha256
 
 CLS, SEP, PAD = 101, 102, 0
 FIRST_WORD, VOCABULARY = 1000, 30522

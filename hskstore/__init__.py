@@ -1,6 +1,39 @@
 """Offline hidden-state distillation: run the teacher once, train any student from what was kept.
 
-`hskstore.extract.extract` writes stores, `hskstore.store.open_store` reads one, `hskstore.distill.distill` trains from one.
+`extract` writes stores, `open_store` reads one, `distill` trains from one, `finetune` makes a teacher, `evaluate` scores.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hskstore.config import Keep, Strategy
+    from hskstore.stage_one.extract import extract
+    from hskstore.stage_two.distill import distill
+    from hskstore.stage_two.evaluate import evaluate
+    from hskstore.stage_two.finetune import finetune
+    from hskstore.store import open_store
+
 __version__ = "0.1.0"
+__all__ = ["Keep", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
+
+_HOMES = {
+    "Keep": "hskstore.config",
+    "Strategy": "hskstore.config",
+    "distill": "hskstore.stage_two.distill",
+    "evaluate": "hskstore.stage_two.evaluate",
+    "extract": "hskstore.stage_one.extract",
+    "finetune": "hskstore.stage_two.finetune",
+    "open_store": "hskstore.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from where it lives: importing hskstore alone loads neither torch nor zarr."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hskstore.distill import Overrides, distill
 from hskstore.methods import METHODS
+from hskstore.stage_two.distill import Overrides, distill
 from hskstore.store import open_store
 
 

@@ -14,10 +14,10 @@ import statistics
 from pathlib import Path
 
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Overrides, distill
-from hskstore.evaluate import evaluate
-from hskstore.extract import extract
 from hskstore.methods import Finetune, Kd, Method, Mud
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.evaluate import evaluate
 from hskstore.students import slice_teacher
 
 

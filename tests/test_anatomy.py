@@ -21,12 +21,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from hskstore.anatomy import PARTS, Anatomy, describe_model, describe_module, describe_teacher
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, StoreError
-from hskstore.evaluate import parameters
-from hskstore.extract import extract
-from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.models.anatomy import PARTS, Anatomy, describe_model, describe_module, describe_teacher
+from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.evaluate import parameters
 from tests.conftest import WORDS, make_bert, save_folder
 from tests.store.conftest import forge
 

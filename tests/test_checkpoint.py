@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hskstore.checkpoint import Checkpoint, PhaseResult
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Distilled, Overrides, distill
 from hskstore.errors import OptionError
-from hskstore.export import refuse_existing_model, save_model
-from hskstore.extract import extract
 from hskstore.methods import Kd, Mud
+from hskstore.models.folder import refuse_existing_model, save_model
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.checkpoint import Checkpoint, PhaseResult
+from hskstore.stage_two.distill import Distilled, Overrides, distill
 from hskstore.store import Store, open_store
 from tests.conftest import make_bert, make_tokenizer, save_folder, sentences
 from tests.test_trainer import equal, run, settings
@@ -113,8 +113,8 @@ def kills(folder: Path, copies: Path) -> Iterator[dict[str, Path]]:
 @pytest.fixture(autouse=True)
 def neither_tensorboard_nor_bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run reads what the one writes when it likes, and the others take most of the time."""
-    monkeypatch.setattr("hskstore.trainer.open_log", lambda folder: None)
-    monkeypatch.setattr("hskstore.evaluate.standard_errors", lambda *_: {"spearman": 0.0, "pearson": 0.0})
+    monkeypatch.setattr("hskstore.stage_two.trainer.open_log", lambda folder: None)
+    monkeypatch.setattr("hskstore.stage_two.evaluate.standard_errors", lambda *_: {"spearman": 0.0, "pearson": 0.0})
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_a_torn_or_foreign_state_is_named_and_so_is_the_way_out(damage: Callable
 
 def test_a_state_of_other_fields_is_refused_though_its_checksum_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("hskstore.checkpoint.asdict", lambda state: {**vars(state), "momentum": 1, "done": []})
+        patch.setattr("hskstore.stage_two.checkpoint.asdict", lambda state: {**vars(state), "momentum": 1, "done": []})
         state = stopped(tmp_path) / "state.json"
     with pytest.raises(OptionError, match=f"{state} is"):
         go_on(tmp_path)

@@ -401,7 +401,7 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     import signal
 
-    from hskstore import progress
+    from hskstore.cli import progress
 
     words = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "run", "--max-steps", 8]
     update = progress.Bar.update
@@ -436,9 +436,9 @@ def test_rows_without_text_are_kept_counted_and_warned_of(
 
 def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a corpus and a number of steps too small to learn much."""
-    monkeypatch.setattr("hskstore.demo.ROWS", {"train": 300, "validation": 60, "test": 80})
-    monkeypatch.setattr("hskstore.demo.TEACHER_EPOCHS", 1)
-    monkeypatch.setattr("hskstore.demo.STUDENT_STEPS", 6)
+    monkeypatch.setattr("hskstore.explore.demo.ROWS", {"train": 300, "validation": 60, "test": 80})
+    monkeypatch.setattr("hskstore.explore.demo.TEACHER_EPOCHS", 1)
+    monkeypatch.setattr("hskstore.explore.demo.STUDENT_STEPS", 6)
     assert hsk("demo", "--out", tmp_path / "demo", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["learns_from"] for row in result["rows"]][3:] == ["1 % of the hidden states", "all hidden states"]

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from hskstore import console, progress
-from hskstore.anatomy import Anatomy
-from hskstore.demo import DemoResult
-from hskstore.distill import Distilled
-from hskstore.evaluate import Scored
-from hskstore.extract import ExtractedStore
-from hskstore.forecast import Affordable, Forecast
-from hskstore.replay import Replayed
-from hskstore.show import Progress, RankedRow, StoreDescription
+from hskstore.cli import console, progress
+from hskstore.explore.demo import DemoResult
+from hskstore.explore.show import Progress, RankedRow, StoreDescription
+from hskstore.models.anatomy import Anatomy
+from hskstore.stage_one.extract import ExtractedStore
+from hskstore.stage_one.forecast import Affordable, Forecast
+from hskstore.stage_one.replay import Replayed
+from hskstore.stage_two.distill import Distilled
+from hskstore.stage_two.evaluate import Scored
 from hskstore.store.verify import Verified
 from tests.conftest import hsk
 

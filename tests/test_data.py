@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.data import Dataset, Examples, read_dataset
 from hskstore.errors import DataError, ModelError, OptionError
-from hskstore.rows import Rows, tokenise
-from hskstore.tasks import TASKS
+from hskstore.text.dataset import Dataset, Examples, read_dataset
+from hskstore.text.rows import Rows, tokenise
+from hskstore.text.tasks import TASKS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

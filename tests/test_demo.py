@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hskstore.demo import _tokenizer, run_demo, sentences
 from hskstore.errors import OptionError
+from hskstore.explore.demo import _tokenizer, run_demo, sentences
 
 
 def test_sentences_are_distinct_half_of_them_broken_and_a_function_of_the_seed() -> None:

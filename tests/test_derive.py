@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as hnp
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError, PlanError, StoreError
-from hskstore.extract import extract
-from hskstore.replay import replay
-from hskstore.select import magnitude_mask
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.replay import replay
+from hskstore.stage_one.select import magnitude_mask
 from hskstore.store import Store, open_store
 from hskstore.store import derive as derive_module
 from hskstore.store.derive import Derived

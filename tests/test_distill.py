@@ -15,17 +15,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, DebertaConfig, DebertaV2Config, PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Distilled, Overrides, _card, _key, distill, match_layers, phase_settings, take_published_projection
 from hskstore.errors import ModelError, OptionError, StoreError
-from hskstore.evaluate import Scored, evaluate
-from hskstore.extract import extract
-from hskstore.feed import InMemory
-from hskstore.finetune import finetune
-from hskstore.learner import Learner
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.distill import (
+    Distilled,
+    Overrides,
+    _card,
+    _key,
+    distill,
+    match_layers,
+    phase_settings,
+    take_published_projection,
+)
+from hskstore.stage_two.evaluate import Scored, evaluate
+from hskstore.stage_two.feed import InMemory
+from hskstore.stage_two.finetune import finetune
+from hskstore.stage_two.learner import Learner
 from hskstore.store import Plan, Store, open_store
-from hskstore.tasks import get_task
-from hskstore.tokenizers import tokenizer_sha256
+from hskstore.text.tasks import get_task
+from hskstore.text.tokenizers import tokenizer_sha256
 from tests.conftest import hsk, make_bert, save_folder, sentences, write_tsv
 from tests.test_feed import numbered
 from tests.test_offsets import byte_level
@@ -339,7 +348,7 @@ def test_auto_is_fp32_for_a_student_that_does_not_run_in_bf16(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("hskstore.trainer.computes_in", lambda *_: True)
+    monkeypatch.setattr("hskstore.stage_two.trainer.computes_in", lambda *_: True)
     student = deberta(kind, tmp_path / "student")
     found = distill(small, student=student, method=method, out=tmp_path / "run", overrides=Overrides(max_steps=2))
     assert found.precision == json.loads((tmp_path / "run" / "metrics.json").read_text())["precision"] == precision
@@ -360,7 +369,7 @@ def test_finetune_does_likewise(
     options: dict[str, Any] = {"task": "sst2", "epochs": 1, "batch_size": 350}
     with pytest.raises(ModelError, match="cannot run in bf16"):
         finetune(model, data_folder, out=tmp_path / "new", precision="bf16", **options)
-    monkeypatch.setattr("hskstore.trainer.computes_in", lambda *_: True)
+    monkeypatch.setattr("hskstore.stage_two.trainer.computes_in", lambda *_: True)
     assert finetune(model, data_folder, out=tmp_path / "new", **options).steps == 2
     assert sum("it is trained in fp32" in line for line in caplog.messages) == 1
 

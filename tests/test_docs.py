@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hskstore.config import Keep, Strategy
-from hskstore.extract import extract
+from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]

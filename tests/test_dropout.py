@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hskstore.dropout import FastDropout, attention, dropout
+from hskstore.stage_two.dropout import FastDropout, attention, dropout
 
 F = nn.functional
 

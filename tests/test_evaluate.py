@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hskstore.evaluate import score_rows, standard_errors
-from hskstore.tasks import get_task
+from hskstore.stage_two.evaluate import score_rows, standard_errors
+from hskstore.text.tasks import get_task
 
 
 def test_the_standard_error_of_an_accuracy_is_that_of_a_proportion() -> None:

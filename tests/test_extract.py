@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from hskstore import planning
 from hskstore.config import Keep, Strategy
-from hskstore.data import read_dataset
 from hskstore.errors import DataError, HskError, ModelError, OptionError, PlanError
-from hskstore.extract import ExtractedStore, extract
-from hskstore.forecast import forecast
-from hskstore.rows import tokenise
+from hskstore.stage_one import planning
+from hskstore.stage_one.extract import ExtractedStore, extract
+from hskstore.stage_one.forecast import forecast
+from hskstore.stage_one.teacher import Teacher, load_teacher
+from hskstore.stage_one.worker import UnitWorker, length_batches
 from hskstore.store import Store, open_store
-from hskstore.teacher import Teacher, load_teacher
-from hskstore.worker import UnitWorker, length_batches
+from hskstore.text.dataset import read_dataset
+from hskstore.text.rows import tokenise
 from tests.conftest import make_bert, save_folder, sealed_tree, write_tsv
 
 SEPARATOR = 3
@@ -57,7 +57,7 @@ def test_every_row_of_the_data_is_stored_once_with_its_tokens_and_label(everythi
 
 
 def load_teacher_of(store: Store) -> Any:
-    from hskstore.tokenizers import tokenizer_from_files
+    from hskstore.text.tokenizers import tokenizer_from_files
 
     return tokenizer_from_files(store.tokenizer_files())
 
@@ -205,7 +205,7 @@ def test_paths_do_not_change_the_digest(teacher_folder: str, data_folder: str, t
 def test_a_processor_that_only_emulates_a_precision_is_told_of(
     teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hskstore.planning.computes_in", lambda precision, device: precision == "fp32")
+    monkeypatch.setattr("hskstore.stage_one.planning.computes_in", lambda precision, device: precision == "fp32")
     run(teacher_folder, data_folder, tmp_path, "1,2,4")
     assert not caplog.messages
     run(teacher_folder, data_folder, tmp_path / "bf16", "1,2,4", precision="bf16")
@@ -242,7 +242,7 @@ def test_what_the_stores_of_a_pass_share_is_found_once_however_many_they_are(
 
     monkeypatch.setattr(planning, "tokenizer_sha256", counting("tokenizer", planning.tokenizer_sha256))
     monkeypatch.setattr(np, "isin", counting("tokens", np.isin))
-    monkeypatch.setattr("hskstore.extract.probe", stop)
+    monkeypatch.setattr("hskstore.stage_one.extract.probe", stop)
     with pytest.raises(KeyboardInterrupt):
         run(teacher_folder, data_folder, tmp_path, "1,2,4", "1,2,8", "2,0.5,all", "all")
     assert calls == {"tokenizer": 1, "tokens": 1}

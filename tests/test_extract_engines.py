@@ -17,12 +17,12 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import EngineError, ModelError, OptionError
-from hskstore.extract import ExtractedStore, extract
-from hskstore.jobs import Job
+from hskstore.stage_one.extract import ExtractedStore, extract
+from hskstore.stage_one.jobs import Job
+from hskstore.stage_one.worker import UnitWorker
 from hskstore.store import open_store
 from hskstore.store.commit import receipts
 from hskstore.store.objects import Objects
-from hskstore.worker import UnitWorker
 from tests.conftest import hsk, make_bert, save_folder, sealed_tree, write_tsv
 
 KEEPS = ("1,9,0.1", "2,4,0.5")
@@ -131,9 +131,9 @@ def test_a_rank_finds_its_missing_jobs_in_time_that_grows_with_them_and_not_with
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr("hskstore.extract.make_jobs", lambda _: iter(jobs))
-    monkeypatch.setattr("hskstore.extract.missing_jobs", lambda _: jobs)
-    monkeypatch.setattr("hskstore.extract.probe", probed)
+    monkeypatch.setattr("hskstore.stage_one.extract.make_jobs", lambda _: iter(jobs))
+    monkeypatch.setattr("hskstore.stage_one.extract.missing_jobs", lambda _: jobs)
+    monkeypatch.setattr("hskstore.stage_one.extract.probe", probed)
     monkeypatch.setattr(Job, "__hash__", counted)
     with pytest.raises(KeyboardInterrupt):
         run(teacher_folder, data, tmp_path, engine="static")
@@ -176,8 +176,8 @@ def test_a_device_without_room_for_a_batch_is_no_defect(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("hskstore.teacher.Teacher.probe", lambda *_, **__: None)
-    monkeypatch.setattr("hskstore.teacher.Teacher.forward", full)
+    monkeypatch.setattr("hskstore.stage_one.teacher.Teacher.probe", lambda *_, **__: None)
+    monkeypatch.setattr("hskstore.stage_one.teacher.Teacher.forward", full)
     with pytest.raises(ModelError, match="cpu has no memory for a batch of 4096 tokens: free some, or start anew with a smaller"):
         run(teacher_folder, data, tmp_path)
 
@@ -191,8 +191,8 @@ def test_a_mistake_in_a_worker_process_is_told_as_itself(teacher_folder: str, da
 
 
 def test_a_worker_refuses_another_teacher_than_the_plans(teacher_folder: str, data: str, tmp_path: Path) -> None:
-    from hskstore.rows import Rows
-    from hskstore.worker import recruit
+    from hskstore.stage_one.worker import recruit
+    from hskstore.text.rows import Rows
 
     made = run(teacher_folder, data, tmp_path / "out")
     other = save_folder(make_bert(seed=8), tmp_path / "other")
@@ -248,7 +248,7 @@ def test_a_scheduler_that_ends_hsk_extract_loses_no_finished_unit(
 def test_how_far_an_unsealed_store_is_is_told_from_its_receipts(
     teacher_folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hskstore.show import describe_progress
+    from hskstore.explore.show import describe_progress
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in "01":
@@ -273,7 +273,7 @@ def test_how_far_an_unsealed_store_is_is_told_from_its_receipts(
 def test_an_old_run_does_not_slow_down_what_is_told_of_a_new_one(
     teacher_folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hskstore.show import describe_progress
+    from hskstore.explore.show import describe_progress
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

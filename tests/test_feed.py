@@ -12,13 +12,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hskstore.feed
-from hskstore.batch import Batch
+import hskstore.stage_two.feed
 from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
-from hskstore.extract import extract
-from hskstore.feed import Blocks, Feed, InMemory, Prefetched, Share, Step, Window, group_by_length, open_source, steps_per_epoch
-from hskstore.loader import TrainingRows, bytes_per_row, rows_from_store
+from hskstore.methods.batch import Batch
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.feed import (
+    Blocks,
+    Feed,
+    InMemory,
+    Prefetched,
+    Share,
+    Step,
+    Window,
+    group_by_length,
+    open_source,
+    steps_per_epoch,
+)
+from hskstore.stage_two.rows import TrainingRows, bytes_per_row, rows_from_store
 from hskstore.store import Store, open_store
 
 KEY = "ab" * 32
@@ -147,7 +158,7 @@ def test_blocks_read_the_very_rows_of_the_store(store: Store) -> None:
 
 def test_windows_hold_whole_units_up_to_their_bytes_and_at_least_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     source, split = Blocks(store, "train", {}), store.plan.splits["train"]
-    monkeypatch.setattr(hskstore.feed, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(hskstore.stage_two.feed, "WINDOW_BYTES", 1)
     windows = source.windows(np.random.default_rng(0), 16)
     assert [len(window.units) for window in windows] == [1] * split.units
     assert sorted(unit for window in windows for unit in window.units) == list(range(split.units))

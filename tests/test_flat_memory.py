@@ -15,14 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hskstore import forecast, planning, rows, sizes
 from hskstore.config import Keep, Strategy
-from hskstore.data import Dataset, Examples
-from hskstore.planning import Prepared, count_admitted, make_plans, stored_rows
-from hskstore.rows import Rows, open_rows, save_index, tokenise
+from hskstore.stage_one import forecast, planning, sizes
+from hskstore.stage_one.planning import Prepared, count_admitted, make_plans, stored_rows
+from hskstore.stage_one.teacher import Teacher
 from hskstore.store.plan import Pass
-from hskstore.tasks import TASKS
-from hskstore.teacher import Teacher
+from hskstore.text import rows
+from hskstore.text.dataset import Dataset, Examples
+from hskstore.text.rows import Rows, open_rows, save_index, tokenise
+from hskstore.text.tasks import TASKS
 from tests.conftest import make_bert, make_tokenizer, sentences
 from tests.test_offsets import columns_of_text
 
@@ -136,10 +137,10 @@ import json, sys, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 from tests.conftest import make_tokenizer
-from hskstore import planning
+from hskstore.stage_one import planning
 from hskstore.config import Strategy
-from hskstore.data import read_dataset
-from hskstore.rows import open_rows
+from hskstore.text.dataset import read_dataset
+from hskstore.text.rows import open_rows
 from hskstore.store.plan import Pass
 
 def anonymous():

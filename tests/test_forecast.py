@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from hskstore.calibration import Speed, _speed, _Trial, padded_tokens
-from hskstore.cli.plan import _bytes
+from hskstore.cli.forecast import _bytes
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError
-from hskstore.extract import extract
-from hskstore.forecast import Affordable, Forecast, forecast, paper_grid, within_budget
+from hskstore.stage_one.calibration import Speed, _speed, _Trial, padded_tokens
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.forecast import Affordable, Forecast, forecast, paper_grid, within_budget
+from hskstore.stage_one.teacher import Teacher
 from hskstore.store import open_store
-from hskstore.teacher import Teacher
 from tests.conftest import SHARED, hsk
 
 KEEPS = [Keep(1, 4, 0.25), Keep("all", "all", "all")]
@@ -76,7 +76,7 @@ def test_padded_tokens_are_those_that_the_teacher_then_sees(
         seen.append(ids.numel())
         return forward(self, ids, *args, **options)
 
-    monkeypatch.setattr("hskstore.extract.probe", lambda *_: None)
+    monkeypatch.setattr("hskstore.stage_one.extract.probe", lambda *_: None)
     monkeypatch.setattr(Teacher, "forward", counted)
     words: dict[str, Any] = {"keeps": KEEPS[:1], "strategies": [Strategy(2)], "task": "sst2", "device": "cpu"}
     extract(teacher_folder, data_folder, out=tmp_path, batch_tokens=200, **words)
@@ -111,7 +111,7 @@ def test_a_slow_teacher_ends_the_trial_in_time(teacher_folder: str, data_folder:
         time.sleep(ids.numel() * 2e-3)
         return forward(self, ids, *args, **options)
 
-    monkeypatch.setattr("hskstore.calibration.probe", lambda *_: None)
+    monkeypatch.setattr("hskstore.stage_one.calibration.probe", lambda *_: None)
     monkeypatch.setattr(Teacher, "forward", slow)
     began = time.monotonic()
     told = cost(teacher_folder, data_folder, KEEPS, Strategy(2), seconds=2)

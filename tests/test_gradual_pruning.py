@@ -22,18 +22,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from hskstore import trainer
-from hskstore.classifiers import load_classifier
 from hskstore.config import Keep, PruneTo, Strategy, Widths
-from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError, OptionError
-from hskstore.evaluate import evaluate
-from hskstore.extract import extract
-from hskstore.journal import DevScore
-from hskstore.learner import Learner
 from hskstore.methods import Finetune, Kd, Method, Mud
-from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
-from hskstore.pruning import GradualPruning, as_pruned_bert, most_important, widths_of
+from hskstore.models.load import load_classifier
+from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.models.pruning import GradualPruning, as_pruned_bert, most_important, widths_of
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two import trainer
+from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.evaluate import evaluate
+from hskstore.stage_two.journal import DevScore
+from hskstore.stage_two.learner import Learner
 from hskstore.store import Store, open_store
 from tests.conftest import WORDS, hsk, make_bert, save_folder, write_tsv
 from tests.test_pruning import bert, odd_student

@@ -251,8 +251,8 @@ def test_a_circle_through_a_function_is_a_circle(tmp_path: Path) -> None:
     [
         ("hskstore.store", ["torch", "transformers", "datasets"]),
         ("hskstore.cli", ["torch", "transformers", "datasets", "zarr", "numpy"]),
-        ("hskstore.show", ["torch", "transformers"]),
-        ("hskstore.data", ["torch", "transformers", "datasets"]),
+        ("hskstore.explore.show", ["torch", "transformers"]),
+        ("hskstore.text.dataset", ["torch", "transformers", "datasets"]),
     ],
 )
 def test_heavy_libraries_are_not_imported_by(module: str, heavy: list[str]) -> None:

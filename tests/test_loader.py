@@ -8,8 +8,8 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
-from hskstore.extract import extract
-from hskstore.loader import rows_from_store
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import open_store
 
 KEY = "ab" * 32

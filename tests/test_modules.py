@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from hskstore.anatomy import describe_module
-from hskstore.classifiers import accepted_inputs, put_back, shape_of
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Overrides, distill
 from hskstore.errors import HskError, OptionError
-from hskstore.evaluate import cpu_latency, evaluate, predict, telling_rows
-from hskstore.extract import extract
-from hskstore.loader import rows_from_store
 from hskstore.methods import Kd, Method, Mud
+from hskstore.models.anatomy import describe_module
+from hskstore.models.load import accepted_inputs, put_back, shape_of
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.evaluate import cpu_latency, evaluate, predict, telling_rows
+from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import Store, open_store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))

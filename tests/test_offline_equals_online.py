@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from hskstore.batch import Batch, HiddenTargets
 from hskstore.config import Keep, Strategy
-from hskstore.distill import Overrides, load_student, match_layers, phase_settings
-from hskstore.extract import extract
-from hskstore.feed import Feed, open_source
-from hskstore.learner import Learner
 from hskstore.methods import Mud
+from hskstore.methods.batch import Batch, HiddenTargets
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.teacher import Teacher, load_teacher
+from hskstore.stage_two.distill import Overrides, load_student, match_layers, phase_settings
+from hskstore.stage_two.feed import Feed, open_source
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.trainer import sum_terms
 from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher
-from hskstore.tasks import get_task
-from hskstore.teacher import Teacher, load_teacher
-from hskstore.trainer import sum_terms
+from hskstore.text.tasks import get_task
 from tests.conftest import SHARED
 
 STEPS = 20

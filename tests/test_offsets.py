@@ -15,20 +15,20 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
-from hskstore.data import Examples, read_dataset
 from hskstore.errors import DataError, PlanError, StoreError
-from hskstore.extract import extract
-from hskstore.feed import Blocks
-from hskstore.loader import HiddenRows, rows_from_store
-from hskstore.replay import replay
-from hskstore.rows import Rows, align, tokenise
-from hskstore.show import describe
+from hskstore.explore.show import describe
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.replay import replay
+from hskstore.stage_two.feed import Blocks
+from hskstore.stage_two.rows import HiddenRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive
 from hskstore.store.encode import encode_shard
 from hskstore.store.verify import verify
-from hskstore.tokenizers import tokenizer_from_files
+from hskstore.text.dataset import Examples, read_dataset
+from hskstore.text.rows import Rows, align, tokenise
+from hskstore.text.tokenizers import tokenizer_from_files
 from tests.conftest import SHARED, hsk, make_tokenizer, sealed_tree, sentences
 from tests.store.conftest import forge
 

@@ -22,12 +22,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-import hskstore.onnx
-from hskstore.classifiers import accepted_inputs, load_classifier, usable_positions
+import hskstore.models.onnx
 from hskstore.errors import ModelError, OptionError
-from hskstore.onnx import Exported, export_onnx, load_onnx_classifier
-from hskstore.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
-from hskstore.tokenizers import load_tokenizer
+from hskstore.models.load import accepted_inputs, load_classifier, usable_positions
+from hskstore.models.onnx import Exported, export_onnx, load_onnx_classifier
+from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.text.tokenizers import load_tokenizer
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder
 
 SHAPES = [(1, 1), (1, 3), (1, 60), (7, 1), (7, 3), (7, 60)]
@@ -139,7 +139,7 @@ def bert(export_of: Callable[[str], Export]) -> Export:
 
 def reuse_graph(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let torch.export, which takes seconds, be what it was in another export of the same model."""
-    patch.setattr(hskstore.onnx, "_graph", lambda *_: onnx.load(folder / "model.onnx"))
+    patch.setattr(hskstore.models.onnx, "_graph", lambda *_: onnx.load(folder / "model.onnx"))
 
 
 def test_its_logits_are_those_of_torch_for_any_rows_length_and_padding(exported: Export) -> None:
@@ -197,9 +197,7 @@ def test_onnxruntime_and_numpy_alone_can_run_it(bert: Export, tmp_path: Path) ->
 
 
 def test_nothing_is_printed(bert: Export, tmp_path: Path) -> None:
-    code = (
-        f"from pathlib import Path; from hskstore.onnx import export_onnx; export_onnx({bert.source!r}, Path('out'), int8=True)"
-    )
+    code = f"from hskstore.models.onnx import export_onnx; export_onnx({bert.source!r}, 'out', int8=True)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and not line.startswith("Loading weights")]
     assert (done.stdout, lines) == ("", [])
@@ -252,7 +250,7 @@ def test_an_export_that_differs_is_not_kept(bert: Export, tmp_path: Path, monkey
     wrong = onnx.load(bert.folder / "model.onnx")
     (head,) = (weights for weights in wrong.graph.initializer if weights.name.endswith("classifier.weight"))
     head.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(head) + np.float32(by), head.name))
-    monkeypatch.setattr(hskstore.onnx, "_graph", lambda *_: wrong)
+    monkeypatch.setattr(hskstore.models.onnx, "_graph", lambda *_: wrong)
     with pytest.raises(ModelError, match="differ from torch's by"):
         export_onnx(bert.source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +274,7 @@ def test_what_cannot_be_exported_is_refused(bert: Export, tmp_path: Path) -> Non
 
 
 def test_a_model_beyond_one_file_is_refused(bert: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hskstore.onnx, "LARGEST_BYTES", 1000)
+    monkeypatch.setattr(hskstore.models.onnx, "LARGEST_BYTES", 1000)
     with pytest.raises(ModelError, match="more than one ONNX file can hold"):
         export_onnx(bert.source, tmp_path / "out")
 

@@ -15,20 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hskstore import processes
-from hskstore.batch import Batch, StudentOutput
 from hskstore.config import Keep, PruneTo, Strategy
-from hskstore.distill import Distilled, Overrides, distill
 from hskstore.errors import OptionError
-from hskstore.extract import extract
-from hskstore.feed import InMemory
-from hskstore.finetune import finetune
-from hskstore.learner import Learner
-from hskstore.loader import HiddenRows, TrainingRows
 from hskstore.losses import Term, whole_batch
 from hskstore.methods import Finetune, Kd, Method, Mud, Phase
-from hskstore.pruning import GradualPruning, as_pruned_bert
-from hskstore.trainer import PhaseSettings, train
+from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two import processes
+from hskstore.stage_two.distill import Distilled, Overrides, distill
+from hskstore.stage_two.feed import InMemory
+from hskstore.stage_two.finetune import finetune
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.rows import HiddenRows, TrainingRows
+from hskstore.stage_two.trainer import PhaseSettings, train
 from hskstore.watch import unwatched
 from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
 

@@ -18,25 +18,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hskstore.classifiers import load_classifier
 from hskstore.config import Keep, PruneTo, Strategy, Widths
-from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError
-from hskstore.extract import extract
-from hskstore.feed import Feed, InMemory
-from hskstore.loader import TrainingRows
 from hskstore.methods import Mud
-from hskstore.pruned_bert import (
+from hskstore.models.load import load_classifier
+from hskstore.models.pruned_bert import (
     FactorisedEmbedding,
     PrunedBertConfig,
     PrunedBertForSequenceClassification,
     word_vectors,
 )
-from hskstore.pruning import Importance, as_pruned_bert, factorise, most_important, narrow, widths_of
+from hskstore.models.pruning import Importance, as_pruned_bert, factorise, most_important, narrow, widths_of
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.teacher import Teacher
+from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.feed import Feed, InMemory
+from hskstore.stage_two.rows import TrainingRows
 from hskstore.students import slice_teacher
-from hskstore.students.prune import measure_importance, prune_teacher
-from hskstore.students.slice import take_layers
-from hskstore.teacher import Teacher
+from hskstore.students.pruned import measure_importance, prune_teacher
+from hskstore.students.slices import take_layers
 from tests.conftest import WORDS, hsk, make_bert, make_tokenizer, save_folder, write_tsv
 from tests.test_trainer import equal, rows
 
@@ -327,9 +327,9 @@ def test_a_teacher_is_pruned_by_its_own_importance_without_dropout(data: Path, t
     teacher = bert(seed=1, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     folder = save_folder(teacher, tmp_path / "teacher")
     made = prune_teacher(folder, str(data), task="sst2", out=tmp_path / "student", layers=2, to=PruneTo(2, 20, 8))
-    from hskstore.data import read_dataset
-    from hskstore.loader import rows_from_data
-    from hskstore.rows import tokenise
+    from hskstore.stage_two.rows import rows_from_data
+    from hskstore.text.dataset import read_dataset
+    from hskstore.text.rows import tokenise
 
     examples = read_dataset(str(data), task="sst2", splits=("train",)).splits["train"]
     tokenised = tokenise(examples, make_tokenizer(), 64, split="train")
@@ -381,7 +381,7 @@ def test_a_saved_student_is_loaded_by_the_auto_classes_after_one_import(tmp_path
         output = student(**padded_batch(), output_hidden_states=True)
     torch.save({"batch": padded_batch(), "logits": output.logits, "last": output.hidden_states[-1]}, tmp_path / "expected.pt")
     code = (
-        "import sys, torch, hskstore.pruned_bert\n"
+        "import sys, torch, hskstore.models.pruned_bert\n"
         "from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification\n"
         f"folder, seen = {str(tmp_path / 'student')!r}, torch.load({str(tmp_path / 'expected.pt')!r})\n"
         "config = AutoConfig.from_pretrained(folder)\n"
@@ -398,7 +398,7 @@ def test_a_saved_student_is_loaded_by_the_auto_classes_after_one_import(tmp_path
         "True",
         "True",
         "[1, 3, 2] [40, 7, 64] 8 6",
-        "PrunedBertForSequenceClassification PrunedBertModel ['hskstore.pruned_bert']",
+        "PrunedBertForSequenceClassification PrunedBertModel ['hskstore.models.pruned_bert']",
     ]
 
 

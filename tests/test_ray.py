@@ -19,10 +19,10 @@ import ray
 from hskstore.config import Keep, Strategy
 from hskstore.engines import run_ray
 from hskstore.errors import EngineError, ModelError, OptionError
-from hskstore.extract import ExtractedStore, extract
+from hskstore.stage_one.extract import ExtractedStore, extract
+from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store.commit import receipts
 from hskstore.store.objects import Objects
-from hskstore.worker import UnitWorker, recruit
 from tests.conftest import sealed_tree, write_tsv
 from tests.test_engines import done, no_worker, scribe, stillborn
 
@@ -191,7 +191,7 @@ def test_an_error_of_the_program_sets_one_job_aside_and_the_same_call_tries_just
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hskstore.extract.recruit", recruit_defective)
+    monkeypatch.setattr("hskstore.stage_one.extract.recruit", recruit_defective)
     with pytest.raises(EngineError, match=r"train rows 512 to 1023 failed 3 times and was set aside: RuntimeError: a defect"):
         run_extract(teacher_folder, data, tmp_path, engine="ray", workers=1)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.records import KEEPS, STRATEGIES, first_rows
-from hskstore.teacher import load_teacher
+from hskstore.stage_one.teacher import load_teacher
 from tests.conftest import SHARED, WORDS, hsk, make_bert, save_folder
 
 EIGHTHS = (1, 2, 3, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12, 13)

@@ -14,14 +14,14 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError
-from hskstore.extract import extract
-from hskstore.replay import TOLERANCE, replay
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.replay import TOLERANCE, replay
+from hskstore.stage_one.teacher import Teacher
 from hskstore.store import open_store
 from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
 from hskstore.store.encode import encode_unit
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.verify import verify
-from hskstore.teacher import Teacher
 from tests.conftest import hsk, make_bert, save_folder, write_tsv
 
 ROWS = 150

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hskstore.config import Keep, Rank, Strategy
-from hskstore.planning import count_admitted
-from hskstore.rows import Rows
-from hskstore.select import (
+from hskstore.stage_one.planning import count_admitted
+from hskstore.stage_one.select import (
     QUANTISED_MAX,
     SMALLEST_SCALE,
     _wanted,
@@ -27,11 +26,12 @@ from hskstore.select import (
     round_values,
     token_rank,
 )
+from hskstore.stage_one.teacher import Features
+from hskstore.stage_one.teacher_pass import kept_hidden, padded
 from hskstore.store.derive import _admitted
 from hskstore.store.plan import VALUE_DTYPES, VALUE_FILLS, Pass, Split, make_plan, stored_width
 from hskstore.store.values import unpack_mask, unpack_nibbles, unpack_values
-from hskstore.teacher import Features
-from hskstore.teacher_pass import kept_hidden, padded
+from hskstore.text.rows import Rows
 
 F16_MAX = 65504.0
 

@@ -10,8 +10,8 @@ import pytest
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor, nn, ones
 
-from hskstore.learner import Learner
-from hskstore.loader import TrainingRows
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.rows import TrainingRows
 from hskstore.store.values import unpack_mask
 from tests.shapes import checked
 

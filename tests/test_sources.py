@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from hskstore import sources
-from hskstore.data import read_dataset
 from hskstore.errors import DataError
+from hskstore.text import sources
+from hskstore.text.dataset import read_dataset
 from tests.conftest import SHARED
 from tests.test_data import labels, one, write, write_tsv
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.data import read_dataset
 from hskstore.errors import DataError
-from hskstore.spool import SLICE, ArrayFile, Column, blocks, joined, open_array, spool_text
+from hskstore.text.dataset import read_dataset
+from hskstore.text.spool import SLICE, ArrayFile, Column, blocks, joined, open_array, spool_text
 from tests.test_data import write
 
 values = st.lists(st.text(max_size=3), max_size=12)

@@ -12,14 +12,14 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from hskstore.classifiers import load_classifier
 from hskstore.config import Keep, PruneTo, Strategy
-from hskstore.distill import Overrides, distill
 from hskstore.errors import ModelError, OptionError
-from hskstore.extract import extract
 from hskstore.methods import Mud
+from hskstore.models.load import load_classifier
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.distill import Overrides, distill
 from hskstore.students import PRESETS, Shape, new_student, parse_layers, prune_teacher, slice_teacher
-from hskstore.tokenizers import load_tokenizer, tokenizer_sha256
+from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder, write_tsv
 
 MILLIONS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hskstore.errors import OptionError, StoreError
-from hskstore.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, PhaseRecipe, Task, compute_metrics, get_task
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, PhaseRecipe, Task, compute_metrics, get_task
 
 
 def custom(kind="classes", labels=("a", "b", "c"), metrics=("accuracy", "f1")) -> Task:

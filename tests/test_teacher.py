@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from hskstore.errors import ModelError
-from hskstore.teacher import Teacher, load_teacher
+from hskstore.stage_one.teacher import Teacher, load_teacher
 from tests.conftest import make_bert, make_tokenizer, save_folder
 
 SIZES: dict[str, Any] = {

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-import hskstore.feed
-from hskstore.batch import HiddenTargets
-from hskstore.checkpoint import RunState
+import hskstore.stage_two.feed
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError
-from hskstore.extract import extract
-from hskstore.feed import InMemory, open_source, steps_per_epoch
-from hskstore.journal import DevScore, Journal
-from hskstore.learner import Learner
-from hskstore.loader import HiddenRows, TrainingRows
 from hskstore.methods import Finetune, Kd, Mud
+from hskstore.methods.batch import HiddenTargets
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.checkpoint import RunState
+from hskstore.stage_two.feed import InMemory, open_source, steps_per_epoch
+from hskstore.stage_two.journal import DevScore, Journal
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.rows import HiddenRows, TrainingRows
+from hskstore.stage_two.trainer import PhaseSettings, resolve_precision, sum_terms, train
 from hskstore.store import open_store
-from hskstore.trainer import PhaseSettings, resolve_precision, sum_terms, train
 from tests.conftest import make_bert
 
 ROWS = 96
@@ -271,7 +271,7 @@ def test_auto_is_bf16_where_the_processor_computes_in_it(monkeypatch: pytest.Mon
 def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
     teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hskstore.feed, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(hskstore.stage_two.feed, "WINDOW_BYTES", 1)
     extract(teacher_folder, data_folder, out=tmp_path / "stores", keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
     store = open_store(tmp_path / "stores" / "d1-l3-w8")
     source = open_source(store, "train", loader="blocks", layers=(0,))

@@ -9,8 +9,8 @@ import typer
 
 from hskstore import __version__
 from hskstore.cli import models, stores
+from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
-from hskstore.cli.plan import plan
 from hskstore.errors import HskError
 
 app = typer.Typer(
@@ -70,10 +70,10 @@ def demo(
     as_json: JsonOpt = False,
 ) -> None:
     """The whole story offline, on a made-up language: teacher, stores, teacher deleted, students, table."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.demo import run_demo
+    from hskstore.explore.demo import run_demo
 
     with progress.bars() as watch:
         result = run_demo(out, say=console.err.print, watch=watch)

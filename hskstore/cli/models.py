@@ -44,10 +44,10 @@ def finetune(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a teacher: fine-tune MODEL on DATA's gold labels; the best epoch by the dev score is saved."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.finetune import finetune as run
+    from hskstore.stage_two.finetune import finetune as run
 
     with resumable(), progress.bars(shown=first_process()) as watch:
         result = run(
@@ -93,7 +93,7 @@ def student_new(
     as_json: JsonOpt = False,
 ) -> None:
     """A smaller BERT from scratch: a preset, or --layers --hidden --heads --ffn; --vocab-from names the teacher."""
-    from hskstore import console
+    from hskstore.cli import console
 
     numbers = (layers, hidden, heads, ffn)
     if (preset is None) == (None in numbers) or (preset is not None and any(numbers)):
@@ -114,7 +114,7 @@ def student_slice(
     as_json: JsonOpt = False,
 ) -> None:
     """A student made of some of TEACHER's layers, with its embeddings and head."""
-    from hskstore import console
+    from hskstore.cli import console
 
     quiet_libraries()
     from hskstore.students import slice_teacher
@@ -139,7 +139,7 @@ def student_prune(
     as_json: JsonOpt = False,
 ) -> None:
     """A student made of what matters most of TEACHER (ROSITA), by one pass over DATA's train split and its gold labels."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     quiet_libraries()
     from hskstore.students import prune_teacher
@@ -169,10 +169,10 @@ def student_show(
     as_json: JsonOpt = False,
 ) -> None:
     """A student's parameters by part, FLOPs a token and CPU latency at lengths 32 and 128, beside its teacher's."""
-    from hskstore import console
+    from hskstore.cli import console
 
     quiet_libraries()
-    from hskstore.anatomy import describe_model, describe_teacher
+    from hskstore.models.anatomy import describe_model, describe_teacher
 
     result = [describe_model(model), *([describe_teacher(teacher)] if teacher else [])]
     if as_json:
@@ -189,12 +189,12 @@ def student_export(
     as_json: JsonOpt = False,
 ) -> None:
     """Export a trained student to ONNX: onnxruntime runs it without hskstore, torch or transformers. hsk eval scores it."""
-    from hskstore import console
+    from hskstore.cli import console
 
     if not onnx:
         raise OptionError("pass --onnx: it is the one format there is")
     quiet_libraries()
-    from hskstore.onnx import export_onnx
+    from hskstore.models.onnx import export_onnx
 
     result = export_onnx(model, out, int8=int8)
     if as_json:
@@ -259,12 +259,12 @@ def distill(
     as_json: JsonOpt = False,
 ) -> None:
     """Train a student from STORE alone; the teacher is not needed. Stopped, the same command goes on."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.distill import Overrides
-    from hskstore.distill import distill as run
     from hskstore.methods import make_method
+    from hskstore.stage_two.distill import Overrides
+    from hskstore.stage_two.distill import distill as run
 
     options = {"temperature": temperature, "alpha": alpha, "targets": targets, "regression_target": regression_target}
     chosen = make_method(method, {name: value for name, value in options.items() if value is not None})
@@ -314,11 +314,11 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Score a model: its metrics with a standard error, parameters, bytes on disk, CPU latency of one example."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.evaluate import Scored
-    from hskstore.evaluate import evaluate as run
+    from hskstore.stage_two.evaluate import Scored
+    from hskstore.stage_two.evaluate import evaluate as run
 
     with progress.bars() as watch:
         result = run(

@@ -87,6 +87,6 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     enable_progress_bars()
 
-    from hskstore import console
+    from hskstore.cli import console
 
     logging.getLogger("hskstore").handlers = [console.Warnings()]

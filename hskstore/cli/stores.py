@@ -71,14 +71,14 @@ def extract(
     as_json: JsonOpt = False,
 ) -> None:
     """Run TEACHER once over DATA and write a sealed store for every --keep. Stopped, the same command goes on."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
 
     keeps = [config.Keep.parse(each) for each in keep]
     strategies = [
         config.Strategy(layers, top_layer, layer_map, rank, rank_layer, score, mask, values) for layers in student_layers
     ]
     quiet_libraries()
-    from hskstore.extract import extract as run
+    from hskstore.stage_one.extract import extract as run
 
     with resumable(), progress.bars() as watch:
         result = run(
@@ -116,8 +116,8 @@ def show(
     as_json: JsonOpt = False,
 ) -> None:
     """Tell what a store holds: arrays and their sizes, units of HSK, provenance; of an unsealed one, how far it is."""
-    from hskstore import console
-    from hskstore import show as shown
+    from hskstore.cli import console
+    from hskstore.explore import show as shown
 
     result: Any
     if row is not None:
@@ -145,7 +145,7 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """Check every object of STORE, sealed or not, against its seal and its receipts. Damage ends with exit code 2."""
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
     from hskstore.store.verify import verify as run
 
     if (replay is None) != (teacher is None):
@@ -155,7 +155,7 @@ def verify(
     replayed = None
     if replay is not None and teacher is not None and not verified.problems:
         quiet_libraries()
-        from hskstore.replay import replay as run_again
+        from hskstore.stage_one.replay import replay as run_again
 
         with progress.bars() as watch:
             replayed = run_again(store, teacher, rows=replay, device=device, watch=watch)
@@ -200,7 +200,7 @@ def pull(
 
 
 def _derive(store: str, keep: str, out: str, as_json: bool) -> None:
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
     from hskstore.store.derive import derive as run
 
     with resumable(), progress.bars() as watch:
@@ -213,7 +213,7 @@ def _derive(store: str, keep: str, out: str, as_json: bool) -> None:
 
 
 def _copy(source: str, target: str, as_json: bool) -> None:
-    from hskstore import console, progress
+    from hskstore.cli import console, progress
     from hskstore.store.copy import copy_store
 
     with resumable(), progress.bars() as watch:

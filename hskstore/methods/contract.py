@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from hskstore.batch import Batch, StudentOutput
 from hskstore.losses import Term
-from hskstore.tasks import PhaseRecipe, Recipe
+from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.text.tasks import PhaseRecipe, Recipe
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from hskstore.batch import Batch, StudentOutput
 from hskstore.losses import Term, hard_cross_entropy, score_mse
+from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from hskstore.batch import Batch, StudentOutput
 from hskstore.config import check_positive, check_share
 from hskstore.losses import Term, score_mse, soft_cross_entropy
+from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from hskstore.batch import Batch, StudentOutput
 from hskstore.config import RegressionTarget, Targets, check_choice, check_positive
 from hskstore.losses import Term, kept_hidden_mse
+from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
 from hskstore.methods.kd import prediction_terms
 

@@ -15,7 +15,7 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import HskError
-from hskstore.extract import extract
+from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
 from hskstore.store.commit import Receipt, begin, commit_unit, examine, seal
 from hskstore.store.objects import Objects
@@ -23,7 +23,7 @@ from hskstore.store.verify import verify
 from tests.store.conftest import FILES, make_plan, make_unit, tree
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hskstore.extract", "transformers.models.bert.modeling_bert", "tests.faults.runs"])
+PROCESSES.set_forkserver_preload(["hskstore.stage_one.extract", "transformers.models.bert.modeling_bert", "tests.faults.runs"])
 """Every child starts with the libraries loaded, in a hundredth of a second."""
 
 PATIENCE = 120

@@ -15,9 +15,9 @@ import numpy as np
 import obstore
 
 from hskstore.config import Keep
-from hskstore.distill import Overrides, distill
 from hskstore.errors import HskError, StoreError
 from hskstore.methods import Mud
+from hskstore.stage_two.distill import Overrides, distill
 from hskstore.store.commit import all_receipts, faults
 from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive

@@ -13,9 +13,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 from hskstore.config import Keep, Strategy
-from hskstore.extract import extract
-from hskstore.jobs import Job
-from hskstore.worker import UnitWorker, recruit
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.jobs import Job
+from hskstore.stage_one.worker import UnitWorker, recruit
 from tests.conftest import write_tsv
 from tests.faults.conftest import Campaign
 from tests.faults.runs import PATIENCE, Child, Extraction, assert_whole
@@ -47,9 +47,9 @@ def recruit_slow(*arguments: Any) -> UnitWorker:
 
 def extract_on(address: str, extraction: Extraction, out: Path) -> tuple[str | None, ...]:
     """In a process of its own: the digests."""
-    import hskstore.extract
+    import hskstore.stage_one.extract
 
-    hskstore.extract.recruit = recruit_slow  # type: ignore[assignment]
+    hskstore.stage_one.extract.recruit = recruit_slow  # type: ignore[assignment]
     torch.set_num_threads(1)
     keeps = [Keep.parse(keep) for keep in extraction.keeps]
     options: dict[str, Any] = {"strategies": [Strategy(2)], "task": "sst2", "engine": "ray", "address": address, "workers": 2}

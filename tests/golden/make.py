@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.extract import extract
+from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
 from hskstore.store.schema import FORMAT_VERSION
 from tests.conftest import make_bert, save_folder, write_tsv

@@ -12,8 +12,8 @@ import pytest
 from google_crc32c import value as crc32c
 
 from hskstore.config import Keep, Strategy
-from hskstore.extract import extract
 from hskstore.layers import layer_pairs
+from hskstore.stage_one.extract import extract
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
 from hskstore.store.objects import Objects

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hskstore.errors import StoreError
-from hskstore.show import describe, describe_progress, ranked_row
+from hskstore.explore.show import describe, describe_progress, ranked_row
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import Manifest
 from hskstore.store.objects import MAX_DOCUMENT_BYTES, MAX_OBJECT_BYTES, Objects
 from hskstore.store.plan import KeptText, plan_arrays
 from hskstore.store.schema import canonical_json, with_check
 from hskstore.store.verify import verify
-from hskstore.tokenizers import tokenizer_files, tokenizer_from_files
+from hskstore.text.tokenizers import tokenizer_files, tokenizer_from_files
 from tests.conftest import hsk, make_tokenizer
 from tests.store.conftest import damage, edit_signed, forge, make_plan, tree, write_store
 from tests.store.test_plan import edited, leaves
@@ -217,7 +217,7 @@ resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
 from hskstore.errors import StoreError
 from hskstore.store import open_store
 from hskstore.store.verify import verify
-from hskstore.show import describe
+from hskstore.explore.show import describe
 for look in (open_store, lambda root: verify(root, deep=True), describe):
     for root in sys.argv[1:]:
         try:

@@ -1,0 +1,117 @@
+"""hsk plan: what an extraction will cost, and what a number of bytes can buy."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from hskstore import config
+from hskstore.cli.options import (
+    KEEP,
+    BatchTokensOpt,
+    DataArg,
+    DeviceOpt,
+    JsonOpt,
+    KeepOffsetsOpt,
+    LabelOpt,
+    LayerMapOpt,
+    MaskOpt,
+    MaxLengthOpt,
+    PassSeedOpt,
+    PrecisionOpt,
+    RankLayerOpt,
+    RankOpt,
+    ScoreOpt,
+    StudentLayersOpt,
+    TaskOpt,
+    TeacherArg,
+    TextOpt,
+    TopLayerOpt,
+    ValidationOpt,
+    ValuesOpt,
+    quiet_libraries,
+)
+from hskstore.errors import OptionError
+
+BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def plan(
+    teacher: TeacherArg,
+    data: DataArg,
+    student_layers: StudentLayersOpt,
+    keep: Annotated[list[str] | None, KEEP] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="In place of --keep: what fits into so many bytes (500MB, 2GiB) of a store.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Rows a second. Default: a trial of up to 20 seconds on this device.")
+    ] = None,
+    task: TaskOpt = None,
+    text: TextOpt = None,
+    label: LabelOpt = None,
+    validation: ValidationOpt = None,
+    top_layer: TopLayerOpt = None,
+    layer_map: LayerMapOpt = "round",
+    rank: RankOpt = "attention",
+    rank_layer: RankLayerOpt = "aligned",
+    score: ScoreOpt = "probability",
+    mask: MaskOpt = "magnitude",
+    values: ValuesOpt = "f16",
+    max_length: MaxLengthOpt = None,
+    batch_tokens: BatchTokensOpt = config.DEFAULT_BATCH_TOKENS,
+    precision: PrecisionOpt = "fp32",
+    seed: PassSeedOpt = 0,
+    keep_offsets: KeepOffsetsOpt = False,
+    device: DeviceOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """What hsk extract with the same options will write, need and take; or, with --budget, what fits. Nothing is written."""
+    from hskstore.cli import console, progress
+
+    if (keep is None) == (budget is None):
+        raise OptionError("give --keep (what will it cost?) or --budget (what fits?), one of the two")
+    keeps = [config.Keep.parse(each) for each in keep or ()]
+    most = None if budget is None else _bytes(budget)
+    strategies = [
+        config.Strategy(layers, top_layer, layer_map, rank, rank_layer, score, mask, values) for layers in student_layers
+    ]
+    if most is not None and len(strategies) > 1:
+        raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
+    quiet_libraries()
+    from hskstore.stage_one.forecast import CALIBRATION_SECONDS, forecast, within_budget
+    from hskstore.stage_one.planning import PassOptions
+
+    options = PassOptions(
+        task=task,
+        text=text or (),
+        label=label,
+        validation=validation,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        precision=precision,
+        seed=seed,
+        keep_offsets=keep_offsets,
+    )
+    if rate is None:
+        console.err.print(f"the teacher is tried for up to {CALIBRATION_SECONDS:g} seconds")
+    if most is None:
+        with progress.bars() as watch:
+            cost = forecast(teacher, data, keeps=keeps, strategies=strategies, rate=rate, device=device, watch=watch, **options)
+        console.print_json(cost) if as_json else console.print_forecast(cost)
+    else:
+        with progress.bars() as watch:
+            fitting = within_budget(
+                teacher, data, budget=most, strategy=strategies[0], rate=rate, device=device, watch=watch, **options
+            )
+        console.print_json(fitting) if as_json else console.print_affordable(fitting)
+
+
+def _bytes(text: str) -> int:
+    """Read "500MB", "1.5 GiB" or "20000": powers of ten, and of two with an i. Raises OptionError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kKMGT]i?)?B?)", text.strip(), flags=re.ASCII)
+    unit = (found[2] or "").replace("K", "k").replace("ki", "Ki") if found else ""
+    count = int(float(found[1]) * BYTES[unit]) if found else 0
+    if count < 1:
+        raise OptionError(f"--budget {text}: expected a number of bytes above zero, such as 500MB, 2GB or 1.5GiB")
+    return count

@@ -1,0 +1,1 @@
+"""Looking: what a store holds, and the whole story told."""

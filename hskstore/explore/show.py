@@ -1,0 +1,191 @@
+"""What a store holds, in numbers and words: for `hsk show`."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hskstore.config import units_of_hsk
+from hskstore.errors import StoreError
+from hskstore.store import Plan, open_store
+from hskstore.store.commit import MANIFEST, Receipt, receipts
+from hskstore.store.places import place_of
+from hskstore.store.reader import read_plan
+from hskstore.text.tokenizers import tokenizer_from_files
+
+RECENT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class StoreDescription:
+    """A sealed store. `array_bytes` are on disk; `units_of_hsk` is A^HSK as planned for a row, `kept_units` as measured on
+    average, `full_units` that of all layers and tokens of the average row (section 5.1 of the paper)."""
+
+    root: str
+    digest: str
+    keep: str
+    plan: dict[str, Any]
+    splits: dict[str, dict[str, int]]
+    array_bytes: dict[str, int]
+    arrays: dict[str, str]
+    total_bytes: int
+    units_of_hsk: float
+    kept_units: float
+    full_units: float
+    made: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An unsealed store: units with receipts of all. `rows_per_second` is that of the last ten minutes before the newest receipt,
+    `workers` how many had a part in these, `newest` when it was written (UTC); None of a store without receipts."""
+
+    root: str
+    keep: str
+    units_done: int
+    units: int
+    rows_done: int
+    rows: int
+    rows_per_second: float | None
+    workers: int
+    newest: str | None
+
+
+@dataclass(frozen=True)
+class RankedLayer:
+    """A teacher layer's kept positions of one row, best first, and the student layer they teach."""
+
+    student_layer: int
+    teacher_layer: int
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """One stored row: its tokens, and for each kept layer its ranks; `row_id` is its number in the split as it was read."""
+
+    split: str
+    row: int
+    row_id: int
+    tokens: list[str]
+    label: float | None
+    logits: list[float]
+    ranks: list[RankedLayer]
+
+
+def is_sealed(root: str) -> bool:
+    """Whether a store is sealed. Raises StoreError where there is no store at all."""
+    place = place_of(root)
+    read_plan(place)
+    return place.get(MANIFEST) is not None
+
+
+def describe_progress(root: str) -> Progress:
+    """How far the extraction of an unsealed store has come, from its receipts alone."""
+    place = place_of(root)
+    plan = read_plan(place)
+    done = receipts(place)
+    finished = sorted(
+        ((time, receipt) for receipt in done.values() if (time := _finished(receipt)) is not None), key=lambda pair: pair[0]
+    )
+    recent = [(time, receipt) for time, receipt in finished if finished[-1][0] - time <= RECENT]
+    elapsed = (recent[-1][0] - recent[0][0]).total_seconds() if recent else 0.0
+    # Of the first only the end is known: its rows were not done in this time.
+    rows = sum(receipt.rows for _, receipt in recent[1:])
+    return Progress(
+        root=root,
+        keep=str(plan.keep),
+        units_done=len(done),
+        units=sum(split.units for split in plan.splits.values()),
+        rows_done=sum(receipt.rows for receipt in done.values()),
+        rows=sum(split.rows for split in plan.splits.values()),
+        rows_per_second=round(rows / elapsed, 1) if elapsed else None,
+        workers=len({receipt.attempt for _, receipt in recent}),
+        newest=finished[-1][0].isoformat(timespec="seconds") if finished else None,
+    )
+
+
+def describe(root: str) -> StoreDescription:
+    """A sealed store's content, sizes and provenance. Raises StoreError."""
+    store = open_store(root)
+    plan = store.plan
+    sizes = store.sizes()
+    array_bytes = {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in plan.arrays}
+    train = plan.splits["train"]
+    kept = sum(float(store.read("train/hidden/n_kept", unit).sum()) for unit in range(train.units)) / train.rows
+    return StoreDescription(
+        root=root,
+        digest=store.digest,
+        keep=str(plan.keep),
+        plan={**plan.as_json()["strategy"], **plan.as_json()["pass"], "task": _plain(plan.task["name"])},
+        splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
+        array_bytes=array_bytes,
+        arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
+        total_bytes=sum(sizes.values()),
+        units_of_hsk=round(_planned_units(plan, kept), 4),
+        kept_units=round(units_of_hsk(1, kept, plan.width / plan.hidden_size), 4),
+        full_units=round(units_of_hsk(plan.strategy.student_layers + 1, train.tokens / train.rows, 1), 4),
+        made=_provenance(plan, receipts(store.place)),
+    )
+
+
+def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:
+    """One stored row with its tokens and ranks. Raises StoreError where there is no such row."""
+    store = open_store(root)
+    found = store.row(split, row)
+    tokenizer = tokenizer_from_files(store.tokenizer_files())
+    ids = found["input_ids"][: int(found["n_tokens"])].tolist()
+    tokens: list[Any] = tokenizer.convert_ids_to_tokens(ids) if min(ids, default=0) >= 0 else [None]
+    ranks = [
+        RankedLayer(pair.student, pair.teacher, token[:n_kept].tolist())
+        for pair, token, n_kept in zip(
+            store.plan.pairs, found.get("hidden/token", ()), found.get("hidden/n_kept", ()), strict=False
+        )
+    ]
+    if None in tokens or any(not 0 <= position < len(tokens) for rank in ranks for position in rank.kept):
+        raise StoreError(
+            f"{root}: row {row} of {split} has a token that its tokenizer does not know, or the rank of one that is not there:"
+            " the store is damaged"
+        )
+    return RankedRow(
+        split=split,
+        row=row,
+        row_id=int(found["row_id"]),
+        tokens=[_plain(token) for token in tokens],
+        label=float(found["label"]) if "label" in found else None,
+        logits=[round(float(value), 4) for value in found["logits"]],
+        ranks=ranks,
+    )
+
+
+def _planned_units(plan: Plan, kept: float) -> float:
+    """N^D x N^L x N^W / d, with the fractions that were asked for; where the length is no count, the measured one."""
+    length = plan.keep.length if isinstance(plan.keep.length, int) else kept / len(plan.pairs)
+    width = plan.keep.width if isinstance(plan.keep.width, float) else plan.width / plan.hidden_size
+    return units_of_hsk(len(plan.pairs), length, width)
+
+
+def _provenance(plan: Plan, made: dict[tuple[str, int], Receipt]) -> dict[str, Any]:
+    """Who made the units, by the receipts. The seal does not cover them: what is not as we write it is left out."""
+    finished = {time: receipt.made for receipt in made.values() if (time := _finished(receipt)) is not None}
+    known: dict[str, Any] = {"teacher_sha256": _plain(plan.teacher["sha256"])}
+    if not finished:
+        return known
+    latest = finished[max(finished)]
+    names = ("teacher", "device", "derived_from")
+    told: dict[str, Any] = {name: _plain(latest[name]) for name in names if isinstance(latest.get(name), str)}
+    if isinstance(latest.get("versions"), dict) and told.keys() & {"teacher", "derived_from"}:
+        told["versions"] = {_plain(name): _plain(str(version)) for name, version in latest["versions"].items()}
+    return known | told | {"first_unit": min(finished).isoformat(), "last_unit": max(finished).isoformat()}
+
+
+def _plain(text: str) -> str:
+    """A stranger's text as a terminal can show it, whatever it says."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _finished(receipt: Receipt) -> datetime | None:
+    """When a unit was finished; None where its receipt does not tell, such as one that a copy had to write anew."""
+    try:
+        return datetime.fromisoformat(receipt.made["finished"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,86 @@
+"""Models as plain folders: safetensors, config, tokenizer, card. Of a torch module that is no Hugging Face model, no config."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from hskstore.errors import HskError, OptionError
+from hskstore.text.tokenizers import tokenizer_files
+
+RESULT = "metrics.json"
+WEIGHTS = "model.safetensors"
+ONNX_FILE = "model.onnx"
+WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".bin")
+
+
+@dataclass(frozen=True)
+class NewStudent:
+    """An untrained student, where it lies and how big it is."""
+
+    folder: str
+    layers: int
+    parameters: int
+
+
+def refuse_existing_model(out: Path) -> None:
+    """Raise OptionError where a model stands: nothing is overwritten. One whose weights have not come yet is none."""
+    if any(path.suffix in WEIGHTS_SUFFIXES for path in out.glob("*")):
+        raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
+
+
+@contextmanager
+def new_model(out: Path) -> Iterator[Path]:
+    """A folder for a model's files, which move to `out` once all are written; its weights last, which make it a model.
+
+    So a process that is killed leaves a model or, to be overwritten by the next, parts of one.
+    """
+    folder = out / ".new-model"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process's
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix in WEIGHTS_SUFFIXES, file.name)):
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_model(
+    model: Any, tokenizer: Any, out: Path, *, card: str | None = None, result: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder beside what is there; files appear only once all of them are written.
+
+    `card` becomes README.md, `result` metrics.json. Raises HskError where the disk refuses.
+    """
+    try:
+        with new_model(out) as folder:
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(folder)
+            else:
+                safetensors.torch.save_model(model, str(folder / WEIGHTS))
+            for name, data in tokenizer_files(tokenizer).items():
+                (folder / name).write_bytes(data)
+            if card is not None:
+                (folder / "README.md").write_text(card)
+            if result is not None:
+                (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise HskError(f"{out} could not be written ({cause}): make room, or choose another --out") from None
+
+
+def set_labels(model: Any, labels: tuple[str, ...], kind: str) -> None:
+    """Name a model's outputs, so that pipelines show them and its loss is the right one when it is trained further."""
+    if not hasattr(model, "save_pretrained"):
+        return
+    model.config.problem_type = "single_label_classification" if kind == "classes" else "regression"
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {name: index for index, name in enumerate(labels)}

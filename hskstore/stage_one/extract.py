@@ -1,0 +1,175 @@
+"""Stage one: the teacher runs once over the data, and every configuration asked for gets its own sealed store."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Unpack, get_args
+
+import torch
+
+from hskstore.config import Engine, Keep, Strategy, check_choice, check_count
+from hskstore.engines import Place, require_ray, run_inline, run_procs, run_ray, static_jobs, static_place
+from hskstore.errors import OptionError
+from hskstore.models.load import choose_device
+from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
+from hskstore.stage_one.planning import PassOptions, Prepared, prepare, store_files
+from hskstore.stage_one.sizes import most_bytes
+from hskstore.stage_one.worker import UnitWorker, probe, recruit
+from hskstore.store.commit import begin, condemned_digest, examine, seal
+from hskstore.text.rows import open_rows
+from hskstore.watch import Watch, unwatched
+
+
+@dataclass(frozen=True)
+class ExtractedStore:
+    """A store: where it lies, its digest, its bytes on disk, and the seconds since extract was called.
+
+    `missing` units are those that other processes of a static engine have still to make; as long as there are any, the store is
+    not sealed and has no digest. `condemned` is the digest it had before some of it was condemned and re-made; else None.
+    """
+
+    root: str
+    digest: str | None
+    condemned: str | None
+    missing: int
+    bytes: int
+    seconds: float
+
+
+def extract(
+    teacher: str,
+    data: str,
+    *,
+    out: str | Path,
+    keeps: Sequence[Keep],
+    strategies: Sequence[Strategy],
+    engine: Engine = "inline",
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    on_plan: Callable[[list[PlannedStore]], None] | None = None,
+    watch: Watch = unwatched,
+    **options: Unpack[PassOptions],
+) -> list[ExtractedStore]:
+    """Run the teacher once over `data` and write one store per (strategy, keep) below `out`.
+
+    Goes on where an earlier run of the same plan stopped. `engine` says who runs the jobs: this process; `workers` processes of
+    this machine (procs: one per GPU, else one per core); this one of several that a launcher started (static); Ray actors in the
+    cluster at `address`. `on_plan` is called before the teacher runs.
+
+    Raises DataError, EngineError, ModelError, OptionError, PlanError or StoreError.
+    """
+    check_choice("--engine", engine, get_args(Engine))
+    check_count("--workers", workers)
+    began = time.monotonic()
+    place = static_place(os.environ) if engine == "static" else None
+    devices = _devices(engine, device, workers, address, place)
+    with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
+        # Only here does the teacher work in this process; elsewhere each worker loads its own.
+        own = torch.device("cpu") if engine in ("procs", "ray") else choose_device(devices[0])
+        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=strategies, device=own, watch=watch, **options)
+        stores = [
+            PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, ready.rows, ready.rows_by_admitted))
+            for name, plan in ready.plans.items()
+        ]
+        if on_plan is not None:
+            on_plan(stores)
+        jobs = missing_jobs(stores)
+        if place is not None:
+            missing = set(jobs)
+            jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
+        if jobs:
+            probe(ready.teacher, strategies[0], ready.rows["train"])
+        files = store_files(ready.teacher)
+        for store in stores:
+            if store.digest is None:
+                begin(store.objects, store.plan, files)
+        if jobs:
+            _run(
+                engine, jobs, ready, [store for store in stores if store.missing], devices, Path(folder), address, workers, watch
+            )
+    return [_sealed(store, began, watch) for store in stores]
+
+
+def _devices(
+    engine: Engine, device: str | None, workers: int | None, address: str | None, place: Place | None
+) -> list[str | None]:
+    """The device of each worker; None is whatever is best where it is. Raises OptionError for options that do not fit."""
+    if workers is not None and engine not in ("procs", "ray"):
+        raise OptionError(f"--workers {workers}: --engine {engine} has one worker; procs and ray have several")
+    if address is not None and engine != "ray":
+        raise OptionError(f"--address {address}: only --engine ray has one")
+    if engine == "ray":
+        require_ray()
+        if device not in (None, "cpu", "cuda"):
+            raise OptionError(f"--device {device}: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu")
+        return [device]
+    gpus = torch.cuda.device_count()
+    if engine == "procs":
+        on_gpus = gpus and device in (None, "cuda")
+        one = choose_device(device).type if device in (None, "cuda") else str(choose_device(device))
+        number = workers or (gpus if on_gpus else torch.get_num_threads())
+        return [f"cuda:{worker % gpus}" if on_gpus else one for worker in range(number)]
+    if place is not None and place.local is not None and gpus > 1 and device in (None, "cuda"):
+        return [f"cuda:{place.local % gpus}"]
+    return [device]
+
+
+def _run(
+    engine: Engine,
+    jobs: Sequence[Job],
+    ready: Prepared,
+    stores: Sequence[PlannedStore],
+    devices: Sequence[str | None],
+    folder: Path,
+    address: str | None,
+    workers: int | None,
+    watch: Watch,
+) -> None:
+    done, total = 0, sum(job.rows for job in jobs)
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        with lock:
+            done += rows
+            watch("teacher", done, total)
+
+    lock = Lock()
+    if engine in ("inline", "static"):
+        planned = [(store.objects, store.plan) for store in stores]
+        run_inline(jobs, lambda told: UnitWorker(planned, ready.rows, ready.teacher, told), on_rows)
+        return
+    roots = [store.objects.root for store in stores]
+    if engine == "ray":
+        # Other machines have other current folders, and not this one's temporary files: the rows themselves travel.
+        (device,) = devices
+        roots = [root if "://" in root else str(Path(root).absolute()) for root in roots]
+        name = str(Path(ready.teacher.name).absolute()) if Path(ready.teacher.name).is_dir() else ready.teacher.name
+        one = partial(recruit, roots, name, device, partial(dict, ready.rows))
+        run_ray(jobs, one, on_rows, address=address, workers=workers, gpu=None if device is None else device == "cuda")
+        return
+    threads = max(1, torch.get_num_threads() // len(devices))
+    recruits = [partial(recruit, roots, ready.teacher.name, device, partial(open_rows, folder)) for device in devices]
+    run_procs(jobs, recruits, on_rows, threads=threads)
+
+
+def _sealed(store: PlannedStore, began: float, watch: Watch) -> ExtractedStore:
+    before = condemned_digest(store.objects)
+    digest, missing = store.digest, 0
+    if digest is None:
+        finished = examine(store.objects, store.plan).finished
+        missing = len(frozenset(store.plan.units()) - finished)
+        digest = None if missing else seal(store.objects, store.plan, watch)
+    return ExtractedStore(
+        root=store.objects.root,
+        digest=digest,
+        condemned=before,
+        missing=missing,
+        bytes=sum(store.objects.sizes().values()),
+        seconds=round(time.monotonic() - began, 3),
+    )

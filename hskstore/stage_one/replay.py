@@ -1,0 +1,178 @@
+"""Sampled rows of a store through the teacher again: does it hold what this teacher says?"""
+
+from dataclasses import dataclass
+from itertools import tee
+
+import numpy as np
+
+from hskstore.config import check_count
+from hskstore.errors import ModelError
+from hskstore.models.load import choose_device
+from hskstore.stage_one.teacher import load_teacher
+from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches
+from hskstore.store import Plan, Store, open_store
+from hskstore.store.values import unpack_mask, unpack_values
+from hskstore.text.rows import Rows
+from hskstore.watch import Watch, unwatched
+
+TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 1e-1}
+"""What two machines may differ by, relative to the largest number of the row, by the precision of the pass."""
+
+FEWEST_SAME = 0.5
+"""Of a row's tokens, and of their units: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
+
+COMPARED = ("train/logits", "train/hidden/")
+"""The arrays that are the teacher's word; the others are its inputs."""
+
+QUANTISED_STEP = {"f16": 0.0, "f32": 0.0, "q8": 1 / 127, "q4": 1 / 7}
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of it. `equal` rows are the same to the last bit; `differing` are train rows beyond `tolerance`.
+
+    `same_tokens` is the share of kept tokens that were chosen again; the differences are the largest seen, relative to the
+    largest number of their row.
+    """
+
+    rows: int
+    equal: int
+    same_tokens: float
+    logits_difference: float
+    hidden_difference: float
+    tolerance: float
+    differing: tuple[int, ...]
+
+
+def replay(root: str, teacher: str, *, rows: int, device: str | None = None, seed: int = 0, watch: Watch = unwatched) -> Replayed:
+    """Run at least `rows` sampled train rows, or all, through `teacher` in the batches they were extracted in.
+
+    Raises ModelError where it is another teacher than the store's, by the hash of its weights; OptionError; StoreError for the
+    store.
+    """
+    check_count("--replay", rows)
+    store = open_store(root)
+    plan = store.plan
+    loaded = load_teacher(teacher, device=choose_device(device), precision=plan.run.precision)
+    if loaded.sha256 != plan.teacher["sha256"]:
+        raise ModelError(f"{teacher} is not the teacher of {store.root}: its weights have another sha256 than the plan names")
+    n_tokens = np.concatenate([store.read("train/n_tokens", unit) for unit in range(plan.splits["train"].units)])
+    batches = _sample(plan, n_tokens, rows, seed)
+    stored, ahead = tee(_stored(store, batch) for batch in batches)
+    compared: list[_Compared] = []
+    with TeacherPass([plan], loaded) as passed:
+        inputs = (_inputs(columns, n_tokens[batch]) for columns, batch in zip(ahead, batches, strict=True))
+        for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
+            compared.append(_compare(plan, columns, {path: again[path] for path in again if path.startswith(COMPARED)}))
+            watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
+    whole = _Compared(*(np.concatenate([getattr(one, name) for one in compared]) for name in _Compared.__annotations__))
+    tolerance = TOLERANCE[plan.run.precision] + QUANTISED_STEP[plan.strategy.values]
+    # "Not within", rather than "beyond": a difference that is no number is within nothing.
+    good = (whole.logits <= TOLERANCE[plan.run.precision]) & (whole.hidden <= tolerance)
+    good &= (whole.tokens >= FEWEST_SAME) & (whole.units >= FEWEST_SAME)
+    return Replayed(
+        rows=len(whole.equal),
+        equal=int(whole.equal.sum()),
+        same_tokens=round(float(whole.tokens.mean()), 6),
+        logits_difference=float(whole.logits.max()),
+        hidden_difference=float(whole.hidden.max()),
+        tolerance=tolerance,
+        differing=tuple(np.concatenate(batches)[~good].tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Per row [rows]: equal to the last bit; largest relative differences; the shares of tokens, and of the units of these,
+    that were chosen again."""
+
+    equal: np.ndarray
+    logits: np.ndarray
+    hidden: np.ndarray
+    tokens: np.ndarray
+    units: np.ndarray
+
+
+def _sample(plan: Plan, n_tokens: np.ndarray, rows: int, seed: int) -> list[np.ndarray]:
+    """Whole batches of the pass, from blocks in random order, until they have enough rows."""
+    rng = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
+    cut = list(blocks(0, len(n_tokens), plan.run.block_rows))
+    for place in rng.permutation(len(cut)):
+        block = np.arange(cut[place].start, cut[place].stop)
+        batches = list(length_batches(n_tokens[block], block, plan.run.batch_tokens))
+        for index in rng.permutation(len(batches)):
+            if sum(map(len, found)) >= rows:
+                return found
+            found.append(batches[index])
+    return found
+
+
+def _stored(store: Store, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """Every train array of some rows, as it is stored."""
+    size = store.plan.splits["train"].unit_rows
+    found: dict[str, np.ndarray] = {}
+    for path in store.plan.arrays_of("train"):
+        units = {unit: store.read(path, unit) for unit in np.unique(batch // size).tolist()}
+        found[path] = np.stack([units[row // size][row % size] for row in batch.tolist()])
+    return found
+
+
+def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
+    real = np.arange(stored["train/input_ids"].shape[1]) < n_tokens[:, None]
+    return Rows(
+        input_ids=stored["train/input_ids"][real],
+        token_type_ids=stored["train/token_type_ids"][real],
+        offsets=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
+        label=None,
+        row_id=stored["train/row_id"],
+    )
+
+
+def _compare(plan: Plan, stored: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> _Compared:
+    rows = len(stored["train/logits"])
+    equal = np.ones(rows, dtype=bool)
+    for path, column in again.items():
+        equal &= (column == stored[path]).reshape(rows, -1).all(axis=1)
+    logits = _relative(stored["train/logits"] - again["train/logits"], stored["train/logits"])
+    before, after = (_by_token(plan, columns) for columns in (stored, again))
+    hidden, tokens, units = np.zeros(rows), np.ones(rows), np.ones(rows)
+    # How many tokens a row keeps follows from its words alone: another number is no matter of rounding.
+    counts = (stored["train/hidden/n_kept"] == again["train/hidden/n_kept"]).all(axis=1)
+    for row in range(rows):
+        common = before[row].keys() & after[row].keys()
+        tokens[row] = len(common) / max(1, len(before[row])) if counts[row] else 0
+        same, kept = 0, 0
+        for token in common:
+            (old, old_kept), (new, new_kept) = before[row][token], after[row][token]
+            # A unit at the edge of a mask may be kept here and not there: what both kept is what can be compared.
+            both = old_kept & new_kept
+            same, kept = same + int(both.sum()), kept + int(new_kept.sum())
+            hidden[row] = np.maximum(hidden[row], _relative((old - new)[None, both], old[None])[0])
+        units[row] = same / max(1, kept)
+    return _Compared(equal, logits, hidden, tokens, units)
+
+
+def _by_token(plan: Plan, columns: dict[str, np.ndarray]) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
+    """Of each row: the hidden vector [d], and which of its units are kept, by layer and position."""
+    hidden = {name: columns.get(f"train/hidden/{name}") for name in ("values", "mask", "scale", "token")}
+    values, mask, token = (hidden[name] for name in ("values", "mask", "token"))
+    assert values is not None and mask is not None and token is not None
+    numbers = unpack_values(values, hidden["scale"], plan.strategy.values, plan.width)
+    kept = unpack_mask(mask, plan.hidden_size)
+    found: list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = [{} for _ in token]
+    for row, layer, slot in np.argwhere(token >= 0).tolist():
+        own = kept[row, layer, slot]
+        vector = np.zeros(plan.hidden_size, dtype=np.float32)
+        if own.sum() == plan.width:
+            vector[own] = numbers[row, layer, slot]
+        else:
+            vector[:] = np.nan  # a mask that cannot belong to the values
+        found[row][layer, int(token[row, layer, slot])] = vector, own
+    return found
+
+
+def _relative(difference: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The largest difference of each row, by the largest number of the row [rows]; NaN where there is none."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(difference).max(axis=-1, initial=0) / np.maximum(np.abs(scale).max(axis=-1), 1e-6))

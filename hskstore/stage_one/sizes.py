@@ -1,0 +1,201 @@
+"""Bytes of a store before it is made: of every array as it will be decoded, and on disk.
+
+Inputs and labels are at hand: some of them are encoded as a unit would be. What the teacher says is encoded so where some of it
+was sampled, and estimated by a rule where it was not. Both are then counted up to all rows.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from hskstore.config import resolve
+from hskstore.store.commit import PLAN, Receipt
+from hskstore.store.encode import encode_shard
+from hskstore.store.plan import Plan, stored_width
+from hskstore.store.schema import ArraySpec, canonical_json
+from hskstore.store.shard import fingerprint
+from hskstore.text.rows import Rows
+
+Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
+
+SAMPLED_ROWS = 8192
+"""Of a split, whose inputs are encoded."""
+
+LEAST_SAMPLED_ROWS = 64
+"""Rows of which hidden states are measured at least: masks of fewer compress worse than those of a unit."""
+
+VALUES_RATIO = {"f16": (0.75, 0.87), "f32": (0.79, 0.87), "q8": (0.88, 0.83), "q4": (0.76, 0.67)}
+"""Of values on disk to values decoded, where almost nothing and where everything of a vector is kept; in between on the line. The
+second is that of units which are not chosen by their size, too. These and the numbers below were read from stores of a BERT of
+384 units; benchmarks/results/forecast_cpu_2026-11-21.md says how far off they are."""
+
+MASK_RATIO = 1.05
+"""Of a magnitude mask on disk to the entropy of any mask of its size, log2 C(d, K). Masks of the other kinds are all one."""
+
+SCALE_BYTES, TOKEN_BYTES, N_KEPT_BYTES = 1.7, 1.0, 0.3
+"""On disk: of a vector's scale, of its position, of a row's count in a layer."""
+
+LOGITS_RATIO = 0.93
+
+
+@dataclass(frozen=True)
+class ArraySize:
+    """Bytes of an array: `on_disk` is an estimate, from sampled rows where `measured`, else by a rule; `decoded` is exact."""
+
+    on_disk: int
+    decoded: int
+    measured: bool
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """What one plan keeps of some rows of the train split: whole arrays by path."""
+
+    columns: dict[str, Shaped[np.ndarray, "row ..."]]
+
+    @classmethod
+    def joined(cls, plan: Plan, batches: Sequence[Int[np.ndarray, " _row"]], columns: Sequence[Columns]) -> "SampledRows":
+        """From batches, as positions in the train split, and what the plan keeps of each; in stored order."""
+        order = np.argsort(np.concatenate(batches), kind="stable")
+        arrays = {}
+        for path, spec in plan.arrays_of("train").items():
+            if "/hidden/" in path or path.endswith("/logits"):
+                arrays[path] = np.concatenate([found[path] for found in columns])[order]
+                assert arrays[path].shape[1:] == spec.shape[1:], (path, arrays[path].shape, spec.shape)
+        return cls(arrays)
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns["train/hidden/n_kept"])
+
+
+def kept_tokens(plan: Plan, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
+    """How many tokens of the train rows a plan keeps in one layer, from how many rows have 0, 1, 2, ... to choose among."""
+    counted = enumerate(rows_by_admitted.tolist())
+    return sum(rows * min(resolve(plan.keep.length, count), count) for count, rows in counted if rows)
+
+
+def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.ndarray, " count"]) -> dict[str, int]:
+    """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
+    values = plan.arrays["train/hidden/values"]
+    vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
+    vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
+    inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
+    inputs += sum(
+        split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
+    )
+    return {"hidden": kept_tokens(plan, rows_by_admitted) * len(plan.pairs) * vector, "inputs": inputs}
+
+
+def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
+    """Of the arrays that are known before the teacher runs, which all stores of a pass have alike."""
+    found: dict[str, ArraySize] = {}
+    for split, every in rows.items():
+        some = every.take(np.arange(min(SAMPLED_ROWS, len(every))))
+        share = {"tokens": len(every.input_ids) / len(some.input_ids), "rows": len(every) / len(some)}
+        if every.text is not None and some.text is not None:
+            share["bytes"] = len(every.text.utf8) / max(1, len(some.text.utf8))
+        per = {"input_ids": "tokens", "token_type_ids": "tokens", "offsets": "tokens", "text": "bytes"}
+        for name, column in _input_columns(some, plan.tokenizer["pad_token_id"]).items():
+            spec = plan.arrays[f"{split}/{name}"]
+            on_disk = encoded_bytes(spec, _widened(column, spec, name, plan)) * share[per.get(name, "rows")]
+            found[f"{split}/{name}"] = ArraySize(round(on_disk), decoded_bytes(spec), measured=True)
+    return found
+
+
+def output_sizes(plan: Plan, kept: int, sample: SampledRows | None) -> dict[str, ArraySize]:
+    """Of what the teacher says: hidden states, of `kept` train tokens in each layer, and logits."""
+    rows, vectors = plan.splits["train"].rows, kept * len(plan.pairs)
+    found: dict[str, ArraySize] = {}
+    ratio = LOGITS_RATIO
+    if sample is not None:
+        column = sample.columns["train/logits"]
+        ratio = encoded_bytes(plan.arrays["train/logits"], column) / column.nbytes
+    for path, spec in plan.arrays.items():
+        if path.endswith("/logits"):
+            found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
+        elif "/hidden/" in path:
+            if sample is None:
+                on_disk = _ruled(plan, path.rpartition("/")[2], vectors, rows)
+            else:
+                sampled = int(sample.columns["train/hidden/n_kept"].sum())
+                share = rows / sample.rows if path.endswith("/n_kept") else vectors / max(1, sampled)
+                column = sample.columns[path]
+                frame = encoded_bytes(spec, np.zeros_like(column))  # of headers and indexes, which more rows have no more of
+                on_disk = frame + (encoded_bytes(spec, column) - frame) * share
+            found[path] = ArraySize(round(on_disk), decoded_bytes(spec), sample is not None)
+    return found
+
+
+def _ruled(plan: Plan, name: str, vectors: int, rows: int) -> float:
+    return rows * len(plan.pairs) * N_KEPT_BYTES if name == "n_kept" else vectors * ruled_vector_bytes(plan)[name]
+
+
+def ruled_vector_bytes(plan: Plan) -> dict[str, float]:
+    """Bytes on disk of one kept vector by the rule: its values, mask, position and scale."""
+    values = plan.arrays["train/hidden/values"]
+    narrow, wide = VALUES_RATIO[plan.strategy.values]
+    by_size = plan.strategy.mask == "magnitude"
+    share = plan.width / plan.hidden_size if by_size else 1.0
+    entropy = math.log2(math.comb(plan.hidden_size, plan.width)) / 8 if by_size else 0.0
+    return {
+        "values": values.shape[-1] * np.dtype(values.dtype).itemsize * (narrow + share * (wide - narrow)),
+        "mask": MASK_RATIO * entropy,
+        "token": TOKEN_BYTES,
+        "scale": SCALE_BYTES if "train/hidden/scale" in plan.arrays else 0.0,
+    }
+
+
+def file_bytes(plan: Plan, files: Mapping[str, bytes]) -> tuple[int, dict[str, int]]:
+    """Of all that is no array (plan, metadata, seal, tokenizer, teacher.json); and, by split, of what stands of a unit in receipt
+    and seal."""
+    documents = {PLAN: plan.to_bytes(), **plan.documents(), **files}
+    listed = {key: fingerprint(data) for key, data in documents.items()}
+    fixed = sum(map(len, documents.values())) + len(canonical_json(listed))
+    fixed += len(Receipt("files", 0, 0, "0" * 32, {key: listed[key] for key in files}, {}).to_bytes())
+    made = {"teacher": "0" * 32, "device": "0" * 16, "seconds": 0.0, "finished": "0" * 29, "versions": "0" * 96}
+    per_unit: dict[str, int] = {}
+    for split in plan.splits:
+        entries = {
+            spec.key(path, 0): {"size": 10**6, "sha256": "0" * 64}
+            | ({"layers": ["0" * 64] * spec.layers} if spec.layered else {})
+            for path, spec in plan.arrays_of(split).items()
+        }
+        receipt = Receipt(split, 0, 0, "0" * 32, entries, made)
+        per_unit[split] = len(receipt.to_bytes()) + len(canonical_json(entries))
+    return fixed, per_unit
+
+
+def decoded_bytes(spec: ArraySpec) -> int:
+    """Of a whole array in memory."""
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+
+
+def encoded_bytes(spec: ArraySpec, column: Shaped[np.ndarray, "row ..."]) -> int:
+    """Of some rows of an array, encoded as one unit in its chunks."""
+    rows = len(column)
+    return len(encode_shard(replace(spec, shape=(rows, *spec.shape[1:]), shard=-(-rows // spec.chunk) * spec.chunk), 0, column))
+
+
+def _input_columns(rows: Rows, pad_token_id: int) -> dict[str, np.ndarray]:
+    ids, types = rows.padded(pad_token_id)
+    columns: dict[str, np.ndarray] = {"input_ids": ids, "token_type_ids": types, "n_tokens": rows.n_tokens, "row_id": rows.row_id}
+    if rows.label is not None:
+        columns["label"] = rows.label
+    if rows.text is not None:
+        columns["n_bytes"] = rows.text.n_bytes
+        columns["text"], columns["offsets"] = rows.text.padded(rows.n_tokens)
+    return columns
+
+
+def _widened(column: np.ndarray, spec: ArraySpec, name: str, plan: Plan) -> np.ndarray:
+    """The column in the shape of its array, whose longest row may not be among these."""
+    if column.shape[1:] == spec.shape[1:]:
+        return column
+    pad = {"input_ids": plan.tokenizer["pad_token_id"], "offsets": -1}.get(name, 0)
+    wide = np.full((len(column), *spec.shape[1:]), pad, dtype=spec.dtype)
+    wide[:, : column.shape[1]] = column
+    return wide

@@ -1,0 +1,275 @@
+"""Batches of rows through the teacher, and what each plan keeps of them: chosen and packed on the teacher's device, one copy of
+it brought to the host while the next batch runs.
+
+On a CPU as many batches run side by side as there are cores, one thread each: faster than one batch on all cores, and the last
+bits of a state do not follow the number of cores. On a GPU one batch is prepared while another is queued.
+"""
+
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from threading import Lock
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from hskstore.errors import ModelError
+from hskstore.stage_one.select import gather_tokens, magnitude_mask, pack, random_scores, round_values, token_rank
+from hskstore.stage_one.teacher import Features, Teacher
+from hskstore.store.plan import Plan
+from hskstore.store.values import static_mask
+from hskstore.text.rows import Rows
+
+GPU_STREAMS = 2
+"""Host threads that queue batches on a GPU: while one pads and copies, the other launches kernels."""
+
+Batch = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
+"""`input_ids`, `token_type_ids` and `attention_mask` (True = real token), all [batch, token]."""
+
+Columns = dict[str, Shaped[np.ndarray, "_row ..."]]
+"""Some rows of a store's arrays, by path: "train/hidden/values" [batch, layer, ...]; as wide as the longest of these rows."""
+
+
+class TeacherPass:
+    """Runs batches for plans of one pass. To be used in a `with` block, in any number of threads: their batches queue up."""
+
+    def __init__(self, plans: Sequence[Plan], teacher: Teacher) -> None:
+        self._plans = plans
+        self._teacher = teacher
+        cpu = teacher.device.type == "cpu"
+        self._threads = torch.get_num_threads()
+        self.streams = self._threads if cpu else GPU_STREAMS
+        self._pool = ThreadPoolExecutor(self.streams, "hsk-teacher", initializer=self._begin_thread)
+        self._turn = Lock()
+
+    def __enter__(self) -> "TeacherPass":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End its threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads)
+
+    def _begin_thread(self) -> None:
+        if self._teacher.device.type == "cpu":
+            torch.set_num_threads(1)
+        # Entered here and never left, so that a weight is cast once and not in every batch.
+        self._teacher.autocast().__enter__()
+
+    def run(
+        self, split: str, batches: Iterable[Rows], plans: Collection[int] | None = None
+    ) -> Generator[list[Columns], None, None]:
+        """What each plan keeps of each batch, in the order of the batches. `plans` are the indexes of those asked for: all.
+
+        Raises ModelError where the teacher gives numbers that are not finite, naming the row.
+        """
+        wanted = range(len(self._plans)) if plans is None else sorted(plans)
+        under_way: deque[Future[_Landing]] = deque()
+        try:
+            with self._turn:
+                for rows in batches:
+                    under_way.append(self._pool.submit(self._launch, split, rows, wanted))
+                    if len(under_way) > self.streams:
+                        yield under_way.popleft().result().columns()
+            while under_way:
+                yield under_way.popleft().result().columns()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def _launch(self, split: str, rows: Rows, wanted: Sequence[int]) -> "_Landing":
+        first = self._plans[0]
+        ids, types, mask = batch = padded(rows, first.tokenizer["pad_token_id"])
+        device = self._teacher.device
+        on_device: Batch = (_to(ids, device), _to(types, device), _to(mask, device))
+        ranked = split == "train" and first.strategy.rank.startswith("attention")
+        layers = {pair.rank for index in wanted for pair in self._plans[index].pairs} if ranked else set[int]()
+        features = self._teacher.forward(*on_device, rank_layers=frozenset(layers), score=first.strategy.score)
+        kept: dict[tuple[int, str], Tensor] = {(-1, "logits"): features.logits}
+        if split == "train":
+            with torch.autocast(device.type, enabled=False):
+                for index in wanted:
+                    found = kept_hidden(self._plans[index], features, on_device, rows)
+                    kept |= {(index, name): tensor for name, tensor in found.items()}
+        return _Landing(split, rows, batch, [self._plans[index] for index in wanted], wanted, _Copy(kept))
+
+
+class _Copy:
+    """Tensors on their way to the host: joined to one run of bytes, one copy, no waiting."""
+
+    def __init__(self, tensors: dict[tuple[int, str], Tensor]) -> None:
+        # The widest first, so that every array begins at a multiple of its own item.
+        self._layout = sorted(tensors.items(), key=lambda pair: -pair[1].element_size())
+        self._arrived: torch.cuda.Event | None = None
+        if self._layout[0][1].device.type == "cpu":
+            self._bytes = None
+            return
+        joined = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in self._layout])
+        self._bytes = torch.empty(joined.shape, dtype=torch.uint8, pin_memory=True)
+        self._bytes.copy_(joined, non_blocking=True)
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._arrived.record()
+
+    def arrays(self) -> dict[tuple[int, str], np.ndarray]:
+        """The tensors as arrays of the same shapes, once they are there."""
+        if self._bytes is None or self._arrived is None:
+            return {name: tensor.numpy() for name, tensor in self._layout}
+        self._arrived.synchronize()
+        ends = accumulate(tensor.nbytes for _, tensor in self._layout)
+        return {
+            name: self._bytes[end - tensor.nbytes : end].view(tensor.dtype).view(tensor.shape).numpy()
+            for (name, tensor), end in zip(self._layout, ends, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class _Landing:
+    """A batch whose kernels are queued."""
+
+    split: str
+    rows: Rows
+    batch: Batch
+    plans: list[Plan]
+    indexes: Sequence[int]
+    copy: _Copy
+
+    def columns(self) -> list[Columns]:
+        arrays = self.copy.arrays()
+        logits = arrays.pop((-1, "logits"))
+        _check_logits(logits, self.split, self.rows.row_id)
+        inputs = {f"{self.split}/{name}": column for name, column in _input_columns(self.rows, self.batch, logits).items()}
+        found: list[Columns] = []
+        for index, plan in zip(self.indexes, self.plans, strict=True):
+            hidden = {name: array for (owner, name), array in arrays.items() if owner == index}
+            if hidden:
+                _check_finite(hidden.pop("finite"), self.rows.row_id, plan)
+            found.append(inputs | {f"{self.split}/hidden/{name}": array for name, array in hidden.items()})
+        return found
+
+
+def blocks(start: int, stop: int, block_rows: int) -> Iterator[range]:
+    """The runs of stored rows that are sorted by length and batched together."""
+    for first in range(start, stop, block_rows):
+        yield range(first, min(first + block_rows, stop))
+
+
+def length_batches(
+    n_tokens: Int[np.ndarray, " row"], block: Int[np.ndarray, " row"], batch_tokens: int
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Cut a block of stored rows into batches of similar length: rows x longest is at most `batch_tokens`, or one row.
+
+    `n_tokens` [len(block)] are the tokens of the block's rows.
+    """
+    order = np.argsort(n_tokens, kind="stable")
+    ordered, lengths = block[order], n_tokens[order].tolist()
+    start = 0
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or (end + 1 - start) * lengths[end] > batch_tokens:
+            yield ordered[start:end]
+            start = end
+
+
+def padded(rows: Rows, pad_token_id: int) -> Batch:
+    """The rows as one batch, padded to the longest."""
+    ids, types = rows.padded(pad_token_id)
+    real = np.arange(ids.shape[1]) < rows.n_tokens[:, None]
+    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64)), torch.from_numpy(real)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there, without waiting for it."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dict[str, Shaped[Tensor, "batch layer ..."]]:
+    """The `train/hidden` arrays of one batch, [batch, layer, ...], as they are stored, on the teacher's device; and `finite`
+    [batch, layer], whether a row's kept vectors are. `batch` is `rows` on that device.
+
+    A rank chooses among the tokens that `store.values.is_admitted` names, found here once more by the device's own arithmetic.
+    Nothing here asks the device for a number, so nothing waits for it.
+    """
+    strategy, pairs = plan.strategy, plan.pairs
+    ids, _, attention_mask = batch
+    device = ids.device
+    admitted = attention_mask
+    if not strategy.ranks_separators:
+        for separator in plan.tokenizer["separators"]:
+            admitted = admitted & (ids != separator)
+    tokens = ids.shape[1]
+    if strategy.rank == "random":
+        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.run.seed)
+        score = torch.from_numpy(drawn).to(device)[:, None]
+    elif strategy.rank == "left":
+        score = -torch.arange(tokens, device=device, dtype=torch.float32).expand(len(ids), 1, tokens)
+    else:
+        score = torch.stack([features.token_score[pair.rank] for pair in pairs], dim=1)
+    ranked = score.shape[1]  # the layers that are ranked by themselves: one where all share a rank
+    flat = (part.expand(-1, ranked, -1).reshape(-1, tokens) for part in (score, admitted[:, None]))
+    positions, n_kept = token_rank(*flat, slots=plan.length, length=plan.keep.length)
+    positions = positions.view(-1, ranked, plan.length).expand(-1, len(pairs), -1)
+    n_kept = n_kept.view(-1, ranked).expand(-1, len(pairs))
+    vectors = torch.stack(
+        [gather_tokens(features.hidden[pair.teacher], positions[:, layer]) for layer, pair in enumerate(pairs)], dim=1
+    )
+    vectors = round_values(vectors, strategy.values)
+    if strategy.mask == "magnitude" or plan.width == plan.hidden_size:
+        kept = magnitude_mask(vectors, plan.width)
+    else:
+        static = static_mask(strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.run.seed)
+        kept = torch.from_numpy(static).to(device).expand(vectors.shape)
+    packed = pack(vectors, kept, width=plan.width, encoding=strategy.values)
+    empty = positions < 0
+    found = {
+        "values": packed.values,
+        "mask": packed.mask.masked_fill(empty[..., None], 0),
+        "token": positions.to(torch.int16),
+        "n_kept": n_kept.to(torch.int16),
+        "finite": vectors.isfinite().flatten(2).all(dim=2),
+    }
+    return found if packed.scale is None else found | {"scale": packed.scale.masked_fill(empty, 0)}
+
+
+def _check_logits(logits: np.ndarray, split: str, row_ids: np.ndarray) -> None:
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise ModelError(
+            f"the teacher's logits for {split} row {int(row_ids[bad][0])} are not finite: its weights or --precision are at"
+            " fault; try --precision fp32"
+        )
+
+
+def _check_finite(finite: np.ndarray, row_ids: np.ndarray, plan: Plan) -> None:
+    """`finite` [batch, layer]. Raises ModelError where a kept vector is not, naming the row and the layer."""
+    if finite.all():
+        return
+    row, layer = np.argwhere(~finite)[0].tolist()
+    advice = "a model in this precision overflows: try --precision fp32"
+    if plan.strategy.values != "f32":
+        advice += ", and --values f32 if its states really exceed 65504"
+    raise ModelError(
+        f"the teacher's hidden states of train row {int(row_ids[row])}, layer {plan.pairs[layer].teacher}, are not finite:"
+        f" {advice}"
+    )
+
+
+def _input_columns(rows: Rows, batch: Batch, logits: np.ndarray) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {
+        "input_ids": batch[0].numpy().astype(np.int32),
+        "token_type_ids": batch[1].numpy().astype(np.uint8),
+        "n_tokens": rows.n_tokens,
+        "row_id": rows.row_id,
+        "logits": logits,
+    }
+    if rows.label is not None:
+        columns["label"] = rows.label
+    if rows.text is not None:
+        columns["n_bytes"] = rows.text.n_bytes
+        columns["text"], columns["offsets"] = rows.text.padded(rows.n_tokens)
+    return columns

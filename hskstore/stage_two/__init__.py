@@ -1,0 +1,1 @@
+"""Stage two: a student is trained from a store alone, and any model is scored."""

@@ -1,0 +1,272 @@
+"""What a model is worth: its score with a standard error, its parameters, its bytes, its CPU latency."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from hskstore.config import check_count
+from hskstore.errors import DataError, ModelError, OptionError, StoreError
+from hskstore.methods.batch import Batch
+from hskstore.models.folder import ONNX_FILE
+from hskstore.models.load import (
+    check_length,
+    choose_device,
+    hugging_face_config,
+    is_onnx,
+    label_names,
+    load_classifier,
+    put_back,
+    run_model,
+    shape_of,
+    usual_length,
+)
+from hskstore.models.onnx import OnnxClassifier, load_onnx_classifier
+from hskstore.stage_two.journal import DevScore
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.rows import TrainingRows, rows_from_data, rows_from_store
+from hskstore.store import Store, open_store
+from hskstore.text.dataset import label_ids, read_dataset
+from hskstore.text.rows import tokenise
+from hskstore.text.tasks import Task, compute_metrics
+from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
+from hskstore.watch import Watch, unwatched
+
+EVALUATION_BATCH = 64
+RESAMPLES = 200
+LATENCY_EXAMPLES = 50
+
+
+def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+    """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
+    order: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    done = 0
+    with put_back(model), torch.inference_mode():
+        model.eval()
+        for batch_rows in rows.in_length_order(EVALUATION_BATCH):
+            order.append(batch_rows)
+            logits.append(_logits(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
+            done += len(batch_rows)
+            watch(stage, done, len(rows))
+    found = np.concatenate(logits)
+    found[np.concatenate(order)] = found.copy()
+    return found
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
+
+
+def standard_errors(
+    task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"], *, seed: int = 0
+) -> dict[str, float]:
+    """One standard error of each metric over the choice of rows: the spread over bootstrap resamples (Efron, 1979)."""
+    rng = np.random.default_rng(seed)
+    drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
+    return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
+
+
+def parameters(model: Any) -> int:
+    """Numbers that a model is made of; of an exported one they stand in its file."""
+    if isinstance(model, OnnxClassifier):
+        return model.num_parameters()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(folder: str) -> int | None:
+    """Bytes of a local model folder's weights; None for a model on the hub."""
+    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
+    return sum(file.stat().st_size for file in files) or None
+
+
+def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMPLES) -> float:
+    """Median milliseconds of one example at its own length on the CPU, after a warm-up, with all threads torch uses.
+
+    The model is then on the device and in the mode that it was in before.
+    """
+    chosen = np.linspace(0, len(rows) - 1, min(examples, len(rows))).astype(int)
+    batches: list[Batch] = [rows.batch(np.array([row]), hidden=False) for row in chosen]
+    times: list[float] = []
+    with put_back(model):
+        model.to("cpu").eval()
+        with torch.inference_mode():
+            for batch in batches[:5] + batches:
+                began = time.perf_counter()
+                _logits(model, batch)
+                times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[len(batches[:5]) :])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's metrics on some rows, with one standard error each."""
+
+    score: dict[str, float]
+    standard_error: dict[str, float]
+    rows: int
+
+
+def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> Scored:
+    """Logits against gold labels."""
+    return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
+
+
+def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
+    """Each split that has labels."""
+    return {
+        name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
+        for name, rows in splits.items()
+        if rows.label is not None
+    }
+
+
+def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
+    """The dev score of a learner's student; None where the validation rows have no labels."""
+    label = validation.label
+    if label is None:
+        return None
+
+    def score(learner: Learner) -> DevScore:
+        logits = predict(learner.student, validation, stage="dev score", watch=watch)
+        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
+
+    return score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on the splits asked for, scored together and, in `by_split`, one by one; MNLI's other dev set is there too.
+
+    `bytes` is None for a model on the hub; `latency_ms`, CPU milliseconds of one example, None where it was not asked for.
+    """
+
+    score: dict[str, float]
+    standard_error: dict[str, float]
+    rows: int
+    by_split: dict[str, Scored]
+    parameters: int
+    bytes: int | None
+    latency_ms: float | None
+
+
+def evaluate(
+    model: str | torch.nn.Module,
+    source: str,
+    *,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    validation: str | None = None,
+    splits: Sequence[str] = ("validation",),
+    max_length: int | None = None,
+    tokenizer: str | None = None,
+    classes: Sequence[str] = (),
+    latency: bool = True,
+    watch: Watch = unwatched,
+) -> Evaluation:
+    """Score a model folder (of torch or ONNX), a hub name or a torch module on splits of a data set, or of a store.
+
+    A module on a data set needs a `tokenizer` (a folder or hub name) and the names of its `classes`, in the order of its
+    logits: after `distill` they are `store.plan.task["labels"]`. On a store both are the store's. A module is scored on a GPU
+    if there is one, in eval mode, and is then on the device and in the mode that it was in before.
+
+    Raises DataError, ModelError, OptionError or StoreError.
+    """
+    check_count("--max-length", max_length)
+    name = model if isinstance(model, str) else type(model).__name__
+    classifier = _scored_model(model) if isinstance(model, str) else model
+    names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)
+    if is_store(source):
+        if task or text or label or validation or max_length:
+            raise OptionError(
+                f"{source} is a store and knows its task: leave out --task, --text, --label, --validation and --max-length"
+            )
+        store = open_store(source)
+        own = load_tokenizer(tokenizer or name) if tokenizer or isinstance(model, str) else None
+        known, rows = _stored_splits(classifier, own, store, splits, watch)
+    else:
+        if tokenizer is None and not isinstance(model, str):
+            raise OptionError("a torch module has no tokenizer of its own: pass tokenizer=")
+        expected = names if len(names) > 1 else ()
+        dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=expected)
+        if dataset.task.kind == "classes" and not names:
+            raise OptionError("a torch module does not say what its logits stand for: pass classes=")
+        known, reader = dataset.task, load_tokenizer(tokenizer or name)
+        length = max_length or usual_length(classifier, reader, known.max_length)
+        rows = {
+            split: rows_from_data(tokenise(examples, reader, length, split=split, watch=watch), reader.pad_token_id)
+            for split, examples in dataset.splits.items()
+        }
+    if any(split.label is None for split in rows.values()):
+        raise DataError(f"{source}: its rows have no labels to score against; pass --label COLUMN, or another --split")
+    check_length(classifier, name, max(int(split.n_tokens.max()) for split in rows.values()))
+    outputs = len(names) or shape_of(classifier, *telling_rows(rows[splits[0]]), hidden=False).outputs
+    if outputs != known.num_labels:
+        raise ModelError(f"{name} has {outputs} outputs; the task {known.name} needs {known.num_labels}")
+    if known.kind == "classes" and names:
+        own_id = label_ids(known.labels, names)
+        rows = {name: replace(split, label=None if split.label is None else own_id[split.label]) for name, split in rows.items()}
+    gold = {name: split.label for name, split in rows.items() if split.label is not None}
+    with put_back(classifier):
+        classifier.to(choose_device(None))
+        logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
+    together = score_rows(
+        known, np.concatenate([logits[split] for split in splits]), np.concatenate([gold[split] for split in splits])
+    )
+    return Evaluation(
+        score=together.score,
+        standard_error=together.standard_error,
+        rows=together.rows,
+        by_split={name: score_rows(known, logits[name], gold[name]) for name in rows} if len(rows) > 1 else {splits[0]: together},
+        parameters=parameters(classifier),
+        bytes=weight_bytes(model) if isinstance(model, str) else None,
+        latency_ms=round(cpu_latency(classifier, rows[splits[0]]), 3) if latency else None,
+    )
+
+
+def _scored_model(name: str) -> Any:
+    """A classifier with a trained head, of torch or ONNX. Raises ModelError."""
+    if is_onnx(name):
+        return load_onnx_classifier(name)
+    classifier, trained = load_classifier(name)
+    if not trained:
+        raise ModelError(f"{name} has no trained classification head: there is nothing to score")
+    return classifier
+
+
+def _stored_splits(
+    model: Any, own: Any, store: Store, splits: Sequence[str], watch: Watch
+) -> tuple[Task, dict[str, TrainingRows]]:
+    unknown = [split for split in splits if split not in store.plan.splits]
+    if unknown:
+        raise StoreError(f"{store.root} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
+    reading = reading_options(model, own, store)
+    return Task.from_json(store.plan.task), {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
+
+
+def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
+    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
+    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
+        return {}
+    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
+
+
+def telling_rows(
+    rows: TrainingRows,
+) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
+    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
+    return batch.input_ids, batch.token_type_ids, batch.attention_mask
+
+
+def is_store(source: str) -> bool:
+    """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
+    return "://" in source or (Path(source) / "plan.json").exists()

@@ -1,0 +1,115 @@
+"""How a teacher is made: a pretrained encoder, fine-tuned on gold labels."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from transformers import set_seed
+
+from hskstore.config import (
+    FINETUNE_BATCH_SIZE,
+    FINETUNE_EPOCHS,
+    FINETUNE_LR,
+    TrainPrecision,
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+)
+from hskstore.errors import DataError, ModelError
+from hskstore.methods import Finetune
+from hskstore.models.folder import refuse_existing_model, save_model, set_labels
+from hskstore.models.load import check_length, load_classifier, usual_length
+from hskstore.stage_two.checkpoint import forget_checkpoint
+from hskstore.stage_two.evaluate import Scored, dev_score, parameters, score_splits, telling_rows
+from hskstore.stage_two.feed import InMemory, steps_per_epoch
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.processes import from_first, is_main
+from hskstore.stage_two.rows import rows_from_data
+from hskstore.stage_two.trainer import PhaseSettings, precision_for, train
+from hskstore.text.dataset import read_dataset
+from hskstore.text.rows import tokenise
+from hskstore.text.tokenizers import load_tokenizer
+from hskstore.watch import Watch, unwatched
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned model: `scores` are those of its best epoch, by split (validation; MNLI has two)."""
+
+    folder: str
+    scores: dict[str, Scored]
+    steps: int
+    seconds: float
+    parameters: int
+
+
+def finetune(
+    model: str,
+    data: str,
+    *,
+    out: str | Path,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    validation: str | None = None,
+    epochs: int = FINETUNE_EPOCHS,
+    lr: float = FINETUNE_LR,
+    batch_size: int = FINETUNE_BATCH_SIZE,
+    max_length: int | None = None,
+    seed: int = 0,
+    precision: TrainPrecision = "auto",
+    device: str | None = None,
+    watch: Watch = unwatched,
+) -> Finetuned:
+    """Fine-tune `model` (a folder or hub name) on the gold labels of `data` and save the best epoch in `out`.
+
+    Raises DataError, ModelError or OptionError.
+    """
+    out = Path(out)
+    refuse_existing_model(out)
+    check_count("--epochs", epochs)
+    check_positive("--lr", lr)
+    check_count("--batch-size", batch_size)
+    check_count("--max-length", max_length)
+    check_seed(seed)
+    check_choice("--precision", precision, get_args(TrainPrecision))
+    dataset = read_dataset(data, task=task, text=text, label=label, validation=validation)
+    if dataset.task.label is None:
+        raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
+    set_seed(seed)
+    classifier, _ = load_classifier(model, num_labels=dataset.task.num_labels, ignore_mismatched_sizes=True)
+    tokenizer = load_tokenizer(model)
+    if int(classifier.config.vocab_size) < len(tokenizer):
+        raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
+    set_labels(classifier, dataset.task.labels, dataset.task.kind)
+    length = max_length or usual_length(classifier, tokenizer, dataset.task.max_length)
+    tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}
+    dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
+    rows = dev.pop("train")
+    check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
+    precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
+    method = Finetune()
+    source = InMemory(rows)
+    settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(source, batch_size) * epochs)
+    (result,) = train(
+        Learner(classifier),
+        source,
+        method,
+        [settings],
+        key=tokenised["train"].sha256(),
+        seed=seed,
+        out=out,
+        score=dev_score(dataset.task, dev["validation"], watch),
+        precision=precision,
+        device=device,
+        watch=watch,
+    )
+    scores = from_first(lambda: score_splits(dataset.task, classifier, dev, watch))
+    finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
+    if not is_main():
+        return finetuned
+    save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
+    forget_checkpoint(out)
+    return finetuned

@@ -1,0 +1,108 @@
+"""How a run goes, while it runs: losses read back from the device, TensorBoard, and a line for whoever watches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hskstore.errors import ModelError
+from hskstore.stage_two.checkpoint import RunState, written
+from hskstore.watch import Watch
+
+RECENT_STEPS = 50
+"""Steps whose mean losses a result reports."""
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """A dev score: which metric decided, and all of them."""
+
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.values[self.metric]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A step's numbers, still on the device."""
+
+    step: int
+    rate: float
+    terms: Mapping[str, Float[Tensor, ""]]
+    loss: Float[Tensor, ""]
+
+
+class Journal:
+    """Notes steps without asking the device, and reads several back in one copy. `log` is None where nothing is written."""
+
+    def __init__(self, log: Any, watch: Watch) -> None:
+        self._log = log
+        self._watch = watch
+        self._noted: list[Noted] = []
+
+    def note(self, step: int, rate: float, terms: Mapping[str, Float[Tensor, ""]], loss: Float[Tensor, ""]) -> None:
+        detached = {name: term.detach() for name, term in terms.items()}
+        self._noted.append(Noted(step, rate, detached, loss.detach()))
+
+    def read_back(self, phase: str, state: RunState) -> None:
+        """What was noted becomes the state's recent losses. Raises ModelError for one that is not finite."""
+        if not self._noted:
+            return
+        noted, self._noted = self._noted, []
+        values = torch.stack([value for each in noted for value in (each.loss, *each.terms.values())]).tolist()
+        width = len(noted[0].terms) + 1
+        for index, each in enumerate(noted):
+            loss, *terms = values[width * index : width * (index + 1)]
+            if not (float("-inf") < loss < float("inf")):
+                raise ModelError(
+                    f"the loss of phase {phase} is not finite at step {each.step}: lower --lr, or train with --precision fp32"
+                )
+            losses = dict(zip(each.terms, terms, strict=True))
+            state.recent = [*state.recent[1 - RECENT_STEPS :], losses]
+            self.write(phase, {**losses, "rate": each.rate}, each.step)
+
+    def write(self, phase: str, values: Mapping[str, float], step: int) -> None:
+        """Numbers for TensorBoard."""
+        if self._log is None:
+            return
+        with written(Path(self._log.log_dir)):
+            for name, value in values.items():
+                self._log.add_scalar(f"{phase}/{name}", value, step)
+
+    def tell(self, phase: str, done: int, total: int, state: RunState, seconds_left: float | None) -> None:
+        """Say how far a phase is: losses, the last dev score and the best, and the time left for all phases that follow too."""
+        words = [f"{name} {value:.4f}" for name, value in state.recent[-1].items()]
+        if state.best is not None:
+            metric = next(name for name in state.best if name != "step")
+            words.append(f"dev {metric} {state.scores[-1][metric]:.4f}, best {state.best[metric]:.4f}")
+        if seconds_left is not None:
+            words.append(f"{timedelta(seconds=round(seconds_left))} to the end")
+        self._watch(phase, done, total, "; ".join(words))
+
+    def close(self) -> None:
+        if self._log is not None:
+            with written(Path(self._log.log_dir)):
+                self._log.close()
+
+
+def open_log(folder: Path) -> Any:
+    """A TensorBoard writer; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    with written(folder):
+        return SummaryWriter(str(folder))
+
+
+def mean_losses(recent: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the last steps."""
+    return {name: sum(each[name] for each in recent) / len(recent) for name in recent[0]}

@@ -1,0 +1,84 @@
+"""A student made of what matters most of a teacher: ROSITA's one-step pruning, after one pass over the training data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo, check_count
+from hskstore.errors import DataError, OptionError
+from hskstore.methods.batch import StudentOutput
+from hskstore.methods.finetune import gold_terms
+from hskstore.models.folder import NewStudent, refuse_existing_model, save_model, set_labels
+from hskstore.models.load import check_length, choose_device, run_model, usual_length
+from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
+from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
+from hskstore.stage_one.planning import fit_labels
+from hskstore.stage_one.teacher import load_teacher
+from hskstore.stage_two.feed import Feed, InMemory
+from hskstore.stage_two.rows import TrainingRows, rows_from_data
+from hskstore.students.slices import take_layers
+from hskstore.text.dataset import read_dataset
+from hskstore.text.rows import tokenise
+from hskstore.watch import Watch, unwatched
+
+
+def prune_teacher(
+    teacher: str,
+    data: str,
+    *,
+    out: str | Path,
+    layers: int | None = None,
+    to: PruneTo | None = None,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    watch: Watch = unwatched,
+) -> NewStudent:
+    """Prune `teacher`, a fine-tuned BERT, by one pass over the train split of `data`, and save the student in `out`.
+
+    The `layers` at the bottom stay (None: all); of each the most important heads and FFN units, heads in their original
+    order; the word embeddings are factorised. Importance is that of the whole teacher, in eval mode like everywhere, by its
+    loss on the gold labels. Raises DataError, ModelError or OptionError.
+    """
+    out = Path(out)
+    refuse_existing_model(out)
+    check_count("--layers", layers)
+    check_count("--max-length", max_length)
+    loaded = load_teacher(teacher, device=choose_device(device))
+    model = as_pruned_bert(loaded.model, teacher).to(loaded.device).eval()
+    total = int(model.config.num_hidden_layers)
+    if layers is not None and not 1 <= layers <= total:
+        raise OptionError(f"--layers {layers}: {teacher} has 1 to {total}")
+    widths = (to or PruneTo()).within(widths_of(model), teacher)
+    classes = loaded.label_names if len(loaded.label_names) > 1 else ()
+    dataset = fit_labels(read_dataset(data, task=task, text=text, label=label, splits=("train",), classes=classes), loaded)
+    if dataset.task.label is None:
+        raise DataError("pruning asks what the loss on gold labels hangs on: pass --label COLUMN")
+    length = max_length or usual_length(model, loaded.tokenizer, dataset.task.max_length)
+    tokenised = tokenise(dataset.splits["train"], loaded.tokenizer, length, split="train", watch=watch)
+    check_length(model, teacher, int(tokenised.n_tokens.max()))
+    rows = rows_from_data(tokenised, loaded.tokenizer.pad_token_id)
+    importance = measure_importance(model, rows, key=tokenised.sha256(), watch=watch)
+    take_layers(model, range(1, (layers or total) + 1))
+    importance.keep(model, widths)
+    set_labels(model, dataset.task.labels, dataset.task.kind)
+    save_model(model, loaded.tokenizer, out)
+    return NewStudent(str(out), layers or total, int(model.num_parameters()))
+
+
+def measure_importance(
+    model: PrunedBertForSequenceClassification, rows: TrainingRows, *, key: str, watch: Watch = unwatched
+) -> Importance:
+    """Importance over one epoch of `rows` in batches of 32, whose order `key` decides; no weight changes."""
+    importance = Importance(model)
+    done = 0
+    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0, hidden=False):
+        batch = step.batch.to(model.device)
+        output = run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
+        model.zero_grad()
+        gold_terms(StudentOutput(output.logits, None), batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
+        importance.note(model)
+        done += len(batch)
+        watch("importance", done, len(rows))
+    return importance
