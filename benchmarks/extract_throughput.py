@@ -44,7 +44,7 @@ import hskstore.stage_one.teacher_pass
 import hskstore.stage_one.worker
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Strategy
 from hskstore.engines import run_inline
-from hskstore.models.load import choose_device
+from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches, padded

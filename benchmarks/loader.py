@@ -37,7 +37,8 @@ from hskstore.config import Loader
 from hskstore.methods import Mud
 from hskstore.stage_two.feed import Feed, Prefetched, Source, open_source
 from hskstore.stage_two.learner import Learner
-from hskstore.stage_two.trainer import PhaseSettings, train
+from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
 
 BATCH_SIZE = 32

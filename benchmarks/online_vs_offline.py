@@ -7,8 +7,8 @@ Three tables, of which `--tables` chooses some.
 
 figure: Figure 10 of Marginal Utility Diminishes. A teacher of BERT-base's shape and random weights; rows of made-up words, each
 of exactly `--length` tokens; batches of 16; float32; hidden states at (1,9,0.1). A student alone (forward, backward, clipping,
-fused AdamW; the loss is of its own hidden state); stage two's `trainer.train` from a store that was extracted from that teacher;
-and the student alone with the teacher beside it: eval mode, no gradients, SDPA, the [CLS] row of one layer's attention as extraction
+fused AdamW; the loss is of its own hidden state); stage two's `train` from a store that was extracted from that teacher; and
+the student alone with the teacher beside it: eval mode, no gradients, SDPA, the [CLS] row of one layer's attention as extraction
 takes it, what to keep chosen anew in every step. All three have the trainer's dropout.
 
 whole: hskstore as it comes (`train` at the precision that "auto" chooses) beside `online_opponent.py`, the same rows in batches
@@ -55,7 +55,8 @@ from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_two.dropout import FastDropout
 from hskstore.stage_two.feed import Feed, InMemory, open_source, steps_per_epoch
 from hskstore.stage_two.learner import Learner
-from hskstore.stage_two.trainer import PhaseSettings, train
+from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
 from hskstore.students import new_student, slice_teacher
 from hskstore.text.tasks import get_task

@@ -19,8 +19,9 @@ import hskstore.stage_two.feed
 from hskstore.config import Keep, Loader, Strategy, TrainPrecision
 from hskstore.methods import Mud
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
+from hskstore.stage_two.settings import Overrides
 from hskstore.students import slice_teacher
 
 SLICED = (2, 4, 6)

@@ -22,8 +22,9 @@ from hskstore.config import Keep, Strategy
 from hskstore.layers import default_top_layer
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.layout import Split
 from hskstore.store.objects import Objects
-from hskstore.store.plan import Pass, Plan, Split, make_plan
+from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows, canonical_json
 from hskstore.store.shard import unit_fingerprints
 from hskstore.text.tasks import get_task

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hskstore.methods import METHODS
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.settings import Overrides
 from hskstore.store import open_store
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from hskstore.config import Keep, Strategy
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
+from hskstore.stage_two.settings import Overrides
 from hskstore.students import slice_teacher
 
 

@@ -26,7 +26,7 @@ from hskstore.errors import ModelError, StoreError
 from hskstore.models.anatomy import PARTS, Anatomy, describe_model, describe_module, describe_teacher
 from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.evaluate import parameters
+from hskstore.stage_two.scores import parameters
 from tests.conftest import WORDS, make_bert, save_folder
 from tests.store.conftest import forge
 

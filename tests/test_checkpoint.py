@@ -24,8 +24,10 @@ from hskstore.errors import OptionError
 from hskstore.methods import Kd, Mud
 from hskstore.models.folder import refuse_existing_model, save_model
 from hskstore.stage_one.extract import extract
+from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.checkpoint import Checkpoint, PhaseResult
-from hskstore.stage_two.distill import Distilled, Overrides, distill
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
 from tests.conftest import make_bert, make_tokenizer, save_folder, sentences
 from tests.test_trainer import equal, run, settings
@@ -114,7 +116,7 @@ def kills(folder: Path, copies: Path) -> Iterator[dict[str, Path]]:
 def neither_tensorboard_nor_bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run reads what the one writes when it likes, and the others take most of the time."""
     monkeypatch.setattr("hskstore.stage_two.trainer.open_log", lambda folder: None)
-    monkeypatch.setattr("hskstore.stage_two.evaluate.standard_errors", lambda *_: {"spearman": 0.0, "pearson": 0.0})
+    monkeypatch.setattr("hskstore.stage_two.scores.standard_errors", lambda *_: {"spearman": 0.0, "pearson": 0.0})
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from hskstore.cli import console, progress
 from hskstore.explore.demo import DemoResult
 from hskstore.explore.show import Progress, RankedRow, StoreDescription
 from hskstore.models.anatomy import Anatomy
+from hskstore.stage_one.budget import Affordable
 from hskstore.stage_one.extract import ExtractedStore
-from hskstore.stage_one.forecast import Affordable, Forecast
+from hskstore.stage_one.forecast import Forecast
 from hskstore.stage_one.replay import Replayed
-from hskstore.stage_two.distill import Distilled
-from hskstore.stage_two.evaluate import Scored
+from hskstore.stage_two.card import Distilled
+from hskstore.stage_two.scores import Scored
 from hskstore.store.verify import Verified
 from tests.conftest import hsk
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.dataset import Dataset, Examples, read_dataset
-from hskstore.text.rows import Rows, tokenise
+from hskstore.text.rows import Rows
 from hskstore.text.tasks import TASKS
+from hskstore.text.tokenise import tokenise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

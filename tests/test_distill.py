@@ -18,20 +18,15 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import (
-    Distilled,
-    Overrides,
-    _card,
-    _key,
-    distill,
-    match_layers,
-    phase_settings,
-    take_published_projection,
-)
-from hskstore.stage_two.evaluate import Scored, evaluate
+from hskstore.stage_two.card import Distilled, model_card
+from hskstore.stage_two.distill import _key, distill
+from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.scores import Scored
+from hskstore.stage_two.settings import Overrides, phase_settings
+from hskstore.stage_two.student import match_layers, take_published_projection
 from hskstore.store import Plan, Store, open_store
 from hskstore.text.tasks import get_task
 from hskstore.text.tokenizers import tokenizer_sha256
@@ -392,7 +387,7 @@ def test_a_strangers_words_do_not_break_out_of_the_card(place: str, small: Store
     scored = Scored({"accuracy": 0.5}, {"accuracy": 0.1}, 9)
     distilled = Distilled("out", "d" * 64, [], {"validation": scored}, 1.0, 9, "fp32", "ram")
     store: Any = SimpleNamespace(plan=plan)
-    lines = _card(distilled, store, Kd(), "own ``name`` [x](y)", "hsk distill '```\n'", None).splitlines()
+    lines = model_card(distilled, store, Kd(), "own ``name`` [x](y)", "hsk distill '```\n'", None).splitlines()
     assert [line for line in lines if line.startswith("---")] == ["---"] * 2 and lines[0] == lines[2] == "---"
     assert sum(line.startswith("#") for line in lines) == 1 and "license: mit" not in lines
     assert "- student at the start: ``` own ``name`` [x](y) ```" in lines

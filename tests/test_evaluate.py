@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hskstore.stage_two.evaluate import score_rows, standard_errors
+from hskstore.stage_two.scores import score_rows, standard_errors
 from hskstore.text.tasks import get_task
 
 

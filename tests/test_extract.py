@@ -19,7 +19,7 @@ from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.worker import UnitWorker, length_batches
 from hskstore.store import Store, open_store
 from hskstore.text.dataset import read_dataset
-from hskstore.text.rows import tokenise
+from hskstore.text.tokenise import tokenise
 from tests.conftest import make_bert, save_folder, sealed_tree, write_tsv
 
 SEPARATOR = 3

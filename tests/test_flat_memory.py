@@ -22,8 +22,9 @@ from hskstore.stage_one.teacher import Teacher
 from hskstore.store.plan import Pass
 from hskstore.text import rows
 from hskstore.text.dataset import Dataset, Examples
-from hskstore.text.rows import Rows, open_rows, save_index, tokenise
+from hskstore.text.rows import Rows, open_rows, save_index
 from hskstore.text.tasks import TASKS
+from hskstore.text.tokenise import tokenise
 from tests.conftest import make_bert, make_tokenizer, sentences
 from tests.test_offsets import columns_of_text
 

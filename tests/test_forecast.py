@@ -13,9 +13,10 @@ import torch
 from hskstore.cli.forecast import _bytes
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError
+from hskstore.stage_one.budget import Affordable, paper_grid, within_budget
 from hskstore.stage_one.calibration import Speed, _speed, _Trial, padded_tokens
 from hskstore.stage_one.extract import extract
-from hskstore.stage_one.forecast import Affordable, Forecast, forecast, paper_grid, within_budget
+from hskstore.stage_one.forecast import Forecast, forecast
 from hskstore.stage_one.teacher import Teacher
 from hskstore.store import open_store
 from tests.conftest import SHARED, hsk

@@ -30,10 +30,11 @@ from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceC
 from hskstore.models.pruning import GradualPruning, as_pruned_bert, most_important, widths_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import trainer
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
-from hskstore.stage_two.journal import DevScore
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.scores import DevScore
+from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
 from tests.conftest import WORDS, hsk, make_bert, save_folder, write_tsv
 from tests.test_pruning import bert, odd_student

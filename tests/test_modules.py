@@ -17,11 +17,13 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import HskError, OptionError
 from hskstore.methods import Kd, Method, Mud
 from hskstore.models.anatomy import describe_module
-from hskstore.models.load import accepted_inputs, put_back, shape_of
+from hskstore.models.run import accepted_inputs, put_back, shape_of
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import Overrides, distill
-from hskstore.stage_two.evaluate import cpu_latency, evaluate, predict, telling_rows
-from hskstore.stage_two.rows import rows_from_store
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.evaluate import cpu_latency, evaluate
+from hskstore.stage_two.rows import rows_from_store, telling_rows
+from hskstore.stage_two.scores import predict
+from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))

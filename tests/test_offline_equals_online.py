@@ -12,9 +12,10 @@ from hskstore.methods import Mud
 from hskstore.methods.batch import Batch, HiddenTargets
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_two.distill import Overrides, load_student, match_layers, phase_settings
 from hskstore.stage_two.feed import Feed, open_source
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.settings import Overrides, phase_settings
+from hskstore.stage_two.student import load_student, match_layers
 from hskstore.stage_two.trainer import sum_terms
 from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher

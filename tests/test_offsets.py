@@ -26,8 +26,10 @@ from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive
 from hskstore.store.encode import encode_shard
 from hskstore.store.verify import verify
+from hskstore.text.align import align
 from hskstore.text.dataset import Examples, read_dataset
-from hskstore.text.rows import Rows, align, tokenise
+from hskstore.text.rows import Rows
+from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import tokenizer_from_files
 from tests.conftest import SHARED, hsk, make_tokenizer, sealed_tree, sentences
 from tests.store.conftest import forge

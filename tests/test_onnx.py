@@ -24,9 +24,10 @@ from transformers import (
 
 import hskstore.models.onnx
 from hskstore.errors import ModelError, OptionError
-from hskstore.models.load import accepted_inputs, load_classifier, usable_positions
+from hskstore.models.load import load_classifier
 from hskstore.models.onnx import Exported, export_onnx, load_onnx_classifier
 from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.models.run import accepted_inputs, usable_positions
 from hskstore.text.tokenizers import load_tokenizer
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder
 

@@ -23,12 +23,14 @@ from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.models.pruning import GradualPruning, as_pruned_bert
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import processes
-from hskstore.stage_two.distill import Distilled, Overrides, distill
+from hskstore.stage_two.card import Distilled
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.rows import HiddenRows, TrainingRows
-from hskstore.stage_two.trainer import PhaseSettings, train
+from hskstore.stage_two.settings import Overrides, PhaseSettings
+from hskstore.stage_two.trainer import train
 from hskstore.watch import unwatched
 from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
 

@@ -31,9 +31,10 @@ from hskstore.models.pruned_bert import (
 from hskstore.models.pruning import Importance, as_pruned_bert, factorise, most_important, narrow, widths_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows
+from hskstore.stage_two.settings import Overrides
 from hskstore.students import slice_teacher
 from hskstore.students.pruned import measure_importance, prune_teacher
 from hskstore.students.slices import take_layers
@@ -329,7 +330,7 @@ def test_a_teacher_is_pruned_by_its_own_importance_without_dropout(data: Path, t
     made = prune_teacher(folder, str(data), task="sst2", out=tmp_path / "student", layers=2, to=PruneTo(2, 20, 8))
     from hskstore.stage_two.rows import rows_from_data
     from hskstore.text.dataset import read_dataset
-    from hskstore.text.rows import tokenise
+    from hskstore.text.tokenise import tokenise
 
     examples = read_dataset(str(data), task="sst2", splits=("train",)).splits["train"]
     tokenised = tokenise(examples, make_tokenizer(), 64, split="train")

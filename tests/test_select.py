@@ -29,7 +29,8 @@ from hskstore.stage_one.select import (
 from hskstore.stage_one.teacher import Features
 from hskstore.stage_one.teacher_pass import kept_hidden, padded
 from hskstore.store.derive import _admitted
-from hskstore.store.plan import VALUE_DTYPES, VALUE_FILLS, Pass, Split, make_plan, stored_width
+from hskstore.store.layout import VALUE_DTYPES, VALUE_FILLS, Split, stored_width
+from hskstore.store.plan import Pass, make_plan
 from hskstore.store.values import unpack_mask, unpack_nibbles, unpack_values
 from hskstore.text.rows import Rows
 

@@ -17,7 +17,8 @@ from hskstore.errors import ModelError, OptionError
 from hskstore.methods import Mud
 from hskstore.models.load import load_classifier
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.settings import Overrides
 from hskstore.students import PRESETS, Shape, new_student, parse_layers, prune_teacher, slice_teacher
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder, write_tsv

@@ -19,10 +19,13 @@ from hskstore.methods.batch import HiddenTargets
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.checkpoint import RunState
 from hskstore.stage_two.feed import InMemory, open_source, steps_per_epoch
-from hskstore.stage_two.journal import DevScore, Journal
+from hskstore.stage_two.journal import Journal
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.precision import resolve_precision
 from hskstore.stage_two.rows import HiddenRows, TrainingRows
-from hskstore.stage_two.trainer import PhaseSettings, resolve_precision, sum_terms, train
+from hskstore.stage_two.scores import DevScore
+from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trainer import sum_terms, train
 from hskstore.store import open_store
 from tests.conftest import make_bert
 

@@ -18,12 +18,13 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.explore.show import Progress as StoreProgress
     from hskstore.explore.show import RankedRow, StoreDescription
     from hskstore.models.anatomy import Anatomy
+    from hskstore.stage_one.budget import Affordable
     from hskstore.stage_one.extract import ExtractedStore
-    from hskstore.stage_one.forecast import Affordable, Forecast
+    from hskstore.stage_one.forecast import Forecast
     from hskstore.stage_one.jobs import PlannedStore
     from hskstore.stage_one.replay import Replayed
-    from hskstore.stage_two.distill import Distilled
-    from hskstore.stage_two.evaluate import Scored
+    from hskstore.stage_two.card import Distilled
+    from hskstore.stage_two.scores import Scored
     from hskstore.store.verify import Verified
 
 

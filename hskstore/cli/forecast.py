@@ -79,7 +79,8 @@ def plan(
     if most is not None and len(strategies) > 1:
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
     quiet_libraries()
-    from hskstore.stage_one.forecast import CALIBRATION_SECONDS, forecast, within_budget
+    from hskstore.stage_one.budget import within_budget
+    from hskstore.stage_one.forecast import CALIBRATION_SECONDS, forecast
     from hskstore.stage_one.planning import PassOptions
 
     options = PassOptions(

@@ -263,8 +263,8 @@ def distill(
 
     quiet_libraries()
     from hskstore.methods import make_method
-    from hskstore.stage_two.distill import Overrides
     from hskstore.stage_two.distill import distill as run
+    from hskstore.stage_two.settings import Overrides
 
     options = {"temperature": temperature, "alpha": alpha, "targets": targets, "regression_target": regression_target}
     chosen = make_method(method, {name: value for name, value in options.items() if value is not None})
@@ -317,8 +317,8 @@ def evaluate(
     from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.stage_two.evaluate import Scored
     from hskstore.stage_two.evaluate import evaluate as run
+    from hskstore.stage_two.scores import Scored
 
     with progress.bars() as watch:
         result = run(

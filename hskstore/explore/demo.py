@@ -22,9 +22,10 @@ from hskstore.explore.show import describe
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.models.folder import save_model
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.finetune import finetune
+from hskstore.stage_two.settings import Overrides
 from hskstore.watch import Watch, unwatched
 
 SEED = 2021

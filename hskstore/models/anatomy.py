@@ -20,11 +20,13 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, Pre
 from transformers.initialization import no_init_weights
 
 from hskstore.errors import ModelError, StoreError
-from hskstore.models.load import hugging_face_config, load_classifier, model_inputs, put_back, usable_positions
-from hskstore.stage_two.evaluate import cpu_latency, is_store
+from hskstore.models.load import load_classifier
+from hskstore.models.run import hugging_face_config, model_inputs, put_back, usable_positions
+from hskstore.stage_two.evaluate import cpu_latency
 from hskstore.stage_two.rows import TrainingRows
 from hskstore.store import Store, open_store
 from hskstore.store.commit import TEACHER
+from hskstore.store.places import is_store
 
 LENGTHS = (32, 128)
 LATENCY_ROWS = 20

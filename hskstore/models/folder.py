@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from hskstore.errors import HskError, OptionError
+from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 from hskstore.text.tokenizers import tokenizer_files
 
 RESULT = "metrics.json"
 WEIGHTS = "model.safetensors"
 ONNX_FILE = "model.onnx"
 WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".bin")
-
-
-@dataclass(frozen=True)
-class NewStudent:
-    """An untrained student, where it lies and how big it is."""
-
-    folder: str
-    layers: int
-    parameters: int
 
 
 def refuse_existing_model(out: Path) -> None:
@@ -84,3 +75,8 @@ def set_labels(model: Any, labels: tuple[str, ...], kind: str) -> None:
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {name: index for index, name in enumerate(labels)}
+
+
+def is_onnx(name: str) -> bool:
+    """Whether a folder holds an export to ONNX, and no weights beside it."""
+    return (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors"))

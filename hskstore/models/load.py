@@ -3,39 +3,16 @@
 A classifier is a Hugging Face model, or any torch module that `run_model` can call.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification
 
-from hskstore.config import Precision
-from hskstore.errors import ModelError, OptionError
+from hskstore.errors import ModelError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
-from hskstore.models.folder import ONNX_FILE
+from hskstore.models.folder import is_onnx
 
 CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class Outputs(NamedTuple):
-    """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None."""
-
-    logits: Float[Tensor, "batch class"]
-    hidden_states: tuple[Float[Tensor, "batch token width"], ...] | None
-
-
-class ModelShape(NamedTuple):
-    """What a classifier was seen to give: `layers` and `width` are None where it gives no hidden states."""
-
-    outputs: int
-    layers: int | None
-    width: int | None
 
 
 def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
@@ -61,169 +38,7 @@ def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
     return model, not missing
 
 
-def is_onnx(name: str) -> bool:
-    """Whether a folder holds an export to ONNX, and no weights beside it."""
-    return (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors"))
-
-
 def label_names(model: Any) -> tuple[str, ...]:
     """A classifier's class names by id; as many as it has outputs."""
     names = model.config.id2label
     return tuple(names[index] for index in sorted(names))
-
-
-def hugging_face_config(model: Any) -> Any:
-    """A Hugging Face model's config; None of any other module, whatever it calls `config`."""
-    config = getattr(model, "config", None)
-    return config if isinstance(config, PreTrainedConfig) else None
-
-
-def accepted_inputs(model: Any) -> frozenset[str]:
-    """The inputs that a model's forward names: DistilBERT has no token types, RoBERTa one only."""
-    accepted = set(INPUTS) & set(inspect.signature(model.forward).parameters)
-    config = hugging_face_config(model)
-    if config is not None and getattr(config, "type_vocab_size", 1) < 2:
-        accepted.discard("token_type_ids")
-    return frozenset(accepted)
-
-
-def model_inputs(
-    model: Any,
-    input_ids: Int[Tensor, "batch token"],
-    token_type_ids: Int[Tensor, "batch token"],
-    attention_mask: Bool[Tensor, "batch token"],
-) -> dict[str, Int[Tensor, "batch token"]]:
-    """Keyword arguments for a model's forward, on its device; all are [batch, token], `attention_mask` True = real token."""
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": attention_mask.long()}
-    return {name: inputs[name].to(device) for name in accepted_inputs(model)}
-
-
-def run_model(
-    model: Any,
-    input_ids: Int[Tensor, "batch token"],
-    token_type_ids: Int[Tensor, "batch token"],
-    attention_mask: Bool[Tensor, "batch token"],
-    *,
-    hidden: bool = False,
-) -> Outputs:
-    """One padded batch through a classifier, as `model_inputs` takes it.
-
-    The model is called with those of `INPUTS` that its forward names, and with `output_hidden_states` if it names that. It
-    returns logits, or a pair of logits and hidden states, or an object or mapping with `logits` and `hidden_states`. Batches
-    may have a single row, which BatchNorm cannot train on.
-    """
-    options: dict[str, Any] = dict(model_inputs(model, input_ids, token_type_ids, attention_mask))
-    named = "output_hidden_states" in inspect.signature(model.forward).parameters
-    if hidden and (named or hugging_face_config(model) is not None):
-        options["output_hidden_states"] = True
-    output = model(**options)
-    if isinstance(output, Tensor):
-        return Outputs(output.float(), None)
-    if isinstance(output, Mapping):
-        logits, states = output["logits"], output.get("hidden_states")
-    elif isinstance(output, tuple):
-        logits, states = output
-    else:
-        logits, states = output.logits, getattr(output, "hidden_states", None)
-    return Outputs(logits.float(), tuple(states) if hidden and states is not None else None)
-
-
-@contextmanager
-def put_back(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model is on the device, and each of its modules in the mode (train or eval), that it was in before."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((parameter.device for parameter in model.parameters()), None)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        if device is not None and next(model.parameters()).device != device:
-            model.to(device)
-
-
-def shape_of(
-    model: Any,
-    input_ids: Int[Tensor, "batch token"],
-    token_type_ids: Int[Tensor, "batch token"],
-    attention_mask: Bool[Tensor, "batch token"],
-    *,
-    hidden: bool,
-) -> ModelShape:
-    """What a classifier gives for a batch. Raises ModelError where that is not what `run_model` says."""
-    name = type(model).__name__
-    if "input_ids" not in accepted_inputs(model):
-        raise ModelError(f"{name}: its forward must take input_ids (and, if it wants them, attention_mask, token_type_ids)")
-    try:
-        with put_back(model), torch.no_grad():
-            model.eval()
-            output = run_model(model, input_ids, token_type_ids, attention_mask, hidden=hidden)
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"{name}: it gave no logits, or logits and hidden states, for a batch ({error})") from None
-    rows, tokens = input_ids.shape
-    if output.logits.ndim != 2 or len(output.logits) != rows:
-        raise ModelError(f"{name}: its logits must be [batch, class], here [{rows}, classes], not {list(output.logits.shape)}")
-    states = output.hidden_states
-    if states is None:
-        return ModelShape(output.logits.shape[1], None, None)
-    width = states[-1].shape[-1]
-    if len(states) < 2 or any(state.shape != (rows, tokens, width) for state in states):
-        shapes = ", ".join(str(list(state.shape)) for state in states)
-        raise ModelError(
-            f"{name}: its hidden states must be [batch, token, width] of the embeddings and of each layer, all of one width,"
-            f" here [{rows}, {tokens}, width]; they are {shapes}"
-        )
-    return ModelShape(output.logits.shape[1], len(states) - 1, width)
-
-
-def usable_positions(model: Any) -> int | None:
-    """Tokens that a model has positions for; None where it has no such limit. RoBERTa's first ones belong to padding."""
-    config = hugging_face_config(model)
-    if config is None:
-        return None
-    limit = getattr(config, "max_position_embeddings", None)
-    table = getattr(getattr(getattr(model, "base_model", None), "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
-
-
-def usual_length(model: Any, tokenizer: Any, wanted: int) -> int:
-    """`wanted` tokens, or as many as the tokenizer and the model can take."""
-    positions = usable_positions(model)
-    return int(min(wanted, tokenizer.model_max_length, wanted if positions is None else positions))
-
-
-def check_length(model: Any, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
-    """Raise ModelError where a row of `longest` tokens has more tokens than the model has positions."""
-    positions = usable_positions(model)
-    if positions is not None and positions < longest:
-        raise ModelError(f"{name} has positions for {positions} tokens; a row has {longest}: {advice.format(positions)}")
-
-
-def choose_device(text: str | None) -> torch.device:
-    """The device of that name; None: a GPU if there is one. Raises OptionError for one that is not here."""
-    if text is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    here = device is not None and (
-        device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    )
-    if device is None or not here:
-        raise OptionError(f"--device {text}: not here; choose cpu" + (" or cuda" if torch.cuda.is_available() else ""))
-    return device
-
-
-def computes_in(precision: Precision, device: torch.device) -> bool:
-    """Whether a device computes in a precision itself, and does not emulate it slowly."""
-    if precision == "fp32":
-        return True
-    if device.type == "cuda":
-        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16":  # what mkldnn calls supported may be emulated: any AVX-512 is enough
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

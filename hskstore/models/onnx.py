@@ -20,7 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hskstore.errors import HskError, ModelError, OptionError
 from hskstore.models.folder import ONNX_FILE, new_model, refuse_existing_model
-from hskstore.models.load import INPUTS, accepted_inputs, label_names, load_classifier, usable_positions
+from hskstore.models.load import label_names, load_classifier
+from hskstore.models.run import INPUTS, accepted_inputs, usable_positions
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_files
 
 TOLERANCE = 1e-4

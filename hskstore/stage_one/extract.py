@@ -15,7 +15,7 @@ import torch
 from hskstore.config import Engine, Keep, Strategy, check_choice, check_count
 from hskstore.engines import Place, require_ray, run_inline, run_procs, run_ray, static_jobs, static_place
 from hskstore.errors import OptionError
-from hskstore.models.load import choose_device
+from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
 from hskstore.stage_one.planning import PassOptions, Prepared, prepare, store_files
 from hskstore.stage_one.sizes import most_bytes

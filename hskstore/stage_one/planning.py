@@ -24,14 +24,17 @@ from hskstore.config import (
 )
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
-from hskstore.models.load import check_length, computes_in, usual_length
+from hskstore.models.device import computes_in
+from hskstore.models.run import check_length, usual_length
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.store.plan import KeptText, Pass, Plan, Split, make_plan
+from hskstore.store.layout import KeptText, Split
+from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows, canonical_json
 from hskstore.store.values import is_admitted
 from hskstore.text.dataset import Dataset, read_dataset
-from hskstore.text.rows import Rows, save_index, tokenise
+from hskstore.text.rows import Rows, save_index
 from hskstore.text.tasks import Kind
+from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import tokenizer_files, tokenizer_sha256
 from hskstore.watch import Watch, unwatched
 

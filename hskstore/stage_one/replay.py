@@ -7,7 +7,7 @@ import numpy as np
 
 from hskstore.config import check_count
 from hskstore.errors import ModelError
-from hskstore.models.load import choose_device
+from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches
 from hskstore.store import Plan, Store, open_store

@@ -14,7 +14,8 @@ from jaxtyping import Int, Shaped
 from hskstore.config import resolve
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.plan import Plan, stored_width
+from hskstore.store.layout import stored_width
+from hskstore.store.plan import Plan
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
 from hskstore.text.rows import Rows

@@ -20,7 +20,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from hskstore.config import Precision, Score
 from hskstore.errors import ModelError
-from hskstore.models.load import label_names, load_classifier, model_inputs
+from hskstore.models.load import label_names, load_classifier
+from hskstore.models.run import model_inputs
 from hskstore.text.tokenizers import load_tokenizer
 
 SEAM = "hskstore_sdpa"

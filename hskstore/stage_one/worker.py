@@ -18,7 +18,7 @@ from hskstore import __version__
 from hskstore.config import Strategy
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
-from hskstore.models.load import choose_device
+from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import Job
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import Columns, TeacherPass, blocks, length_batches, padded

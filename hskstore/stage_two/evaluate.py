@@ -2,83 +2,33 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
 
 from hskstore.config import check_count
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.methods.batch import Batch
-from hskstore.models.folder import ONNX_FILE
-from hskstore.models.load import (
-    check_length,
-    choose_device,
-    hugging_face_config,
-    is_onnx,
-    label_names,
-    load_classifier,
-    put_back,
-    run_model,
-    shape_of,
-    usual_length,
-)
-from hskstore.models.onnx import OnnxClassifier, load_onnx_classifier
-from hskstore.stage_two.journal import DevScore
-from hskstore.stage_two.learner import Learner
-from hskstore.stage_two.rows import TrainingRows, rows_from_data, rows_from_store
+from hskstore.models.device import choose_device
+from hskstore.models.folder import ONNX_FILE, is_onnx
+from hskstore.models.load import label_names, load_classifier
+from hskstore.models.onnx import load_onnx_classifier
+from hskstore.models.run import check_length, hugging_face_config, put_back, shape_of, usual_length
+from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, telling_rows
+from hskstore.stage_two.scores import Scored, logits_of, parameters, predict, score_rows
 from hskstore.store import Store, open_store
+from hskstore.store.places import is_store
 from hskstore.text.dataset import label_ids, read_dataset
-from hskstore.text.rows import tokenise
-from hskstore.text.tasks import Task, compute_metrics
-from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
+from hskstore.text.tasks import Task
+from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenizers import load_tokenizer
 from hskstore.watch import Watch, unwatched
 
-EVALUATION_BATCH = 64
-RESAMPLES = 200
 LATENCY_EXAMPLES = 50
-
-
-def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
-    """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
-    order: list[np.ndarray] = []
-    logits: list[np.ndarray] = []
-    done = 0
-    with put_back(model), torch.inference_mode():
-        model.eval()
-        for batch_rows in rows.in_length_order(EVALUATION_BATCH):
-            order.append(batch_rows)
-            logits.append(_logits(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
-            done += len(batch_rows)
-            watch(stage, done, len(rows))
-    found = np.concatenate(logits)
-    found[np.concatenate(order)] = found.copy()
-    return found
-
-
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
-
-
-def standard_errors(
-    task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"], *, seed: int = 0
-) -> dict[str, float]:
-    """One standard error of each metric over the choice of rows: the spread over bootstrap resamples (Efron, 1979)."""
-    rng = np.random.default_rng(seed)
-    drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
-    return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
-
-
-def parameters(model: Any) -> int:
-    """Numbers that a model is made of; of an exported one they stand in its file."""
-    if isinstance(model, OnnxClassifier):
-        return model.num_parameters()
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(folder: str) -> int | None:
@@ -100,45 +50,9 @@ def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMP
         with torch.inference_mode():
             for batch in batches[:5] + batches:
                 began = time.perf_counter()
-                _logits(model, batch)
+                logits_of(model, batch)
                 times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[len(batches[:5]) :])
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model's metrics on some rows, with one standard error each."""
-
-    score: dict[str, float]
-    standard_error: dict[str, float]
-    rows: int
-
-
-def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> Scored:
-    """Logits against gold labels."""
-    return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
-
-
-def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
-    """Each split that has labels."""
-    return {
-        name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
-        for name, rows in splits.items()
-        if rows.label is not None
-    }
-
-
-def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
-    """The dev score of a learner's student; None where the validation rows have no labels."""
-    label = validation.label
-    if label is None:
-        return None
-
-    def score(learner: Learner) -> DevScore:
-        logits = predict(learner.student, validation, stage="dev score", watch=watch)
-        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
-
-    return score
 
 
 @dataclass(frozen=True)
@@ -250,23 +164,3 @@ def _stored_splits(
         raise StoreError(f"{store.root} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
     reading = reading_options(model, own, store)
     return Task.from_json(store.plan.task), {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
-
-
-def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
-    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
-    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
-        return {}
-    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
-
-
-def telling_rows(
-    rows: TrainingRows,
-) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
-    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
-    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
-    return batch.input_ids, batch.token_type_ids, batch.attention_mask
-
-
-def is_store(source: str) -> bool:
-    """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
-    return "://" in source or (Path(source) / "plan.json").exists()

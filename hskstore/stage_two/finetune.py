@@ -20,16 +20,19 @@ from hskstore.config import (
 from hskstore.errors import DataError, ModelError
 from hskstore.methods import Finetune
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
-from hskstore.models.load import check_length, load_classifier, usual_length
+from hskstore.models.load import load_classifier
+from hskstore.models.run import check_length, usual_length
 from hskstore.stage_two.checkpoint import forget_checkpoint
-from hskstore.stage_two.evaluate import Scored, dev_score, parameters, score_splits, telling_rows
 from hskstore.stage_two.feed import InMemory, steps_per_epoch
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
-from hskstore.stage_two.rows import rows_from_data
-from hskstore.stage_two.trainer import PhaseSettings, precision_for, train
+from hskstore.stage_two.rows import rows_from_data, telling_rows
+from hskstore.stage_two.scores import Scored, dev_score, parameters, score_splits
+from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trainer import train
 from hskstore.text.dataset import read_dataset
-from hskstore.text.rows import tokenise
+from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import load_tokenizer
 from hskstore.watch import Watch, unwatched
 

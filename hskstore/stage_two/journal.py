@@ -19,18 +19,6 @@ RECENT_STEPS = 50
 
 
 @dataclass(frozen=True)
-class DevScore:
-    """A dev score: which metric decided, and all of them."""
-
-    metric: str
-    values: dict[str, float]
-
-    @property
-    def value(self) -> float:
-        return self.values[self.metric]
-
-
-@dataclass(frozen=True)
 class Noted:
     """A step's numbers, still on the device."""
 

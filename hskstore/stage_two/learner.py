@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hskstore.methods.batch import Batch, HiddenTargets, StudentOutput
-from hskstore.models.load import run_model
 from hskstore.models.pruning import GradualPruning
+from hskstore.models.run import run_model
 
 
 class Learner(nn.Module):

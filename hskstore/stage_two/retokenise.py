@@ -9,8 +9,10 @@ from jaxtyping import Shaped
 from hskstore.errors import StoreError
 from hskstore.memory import check_memory
 from hskstore.store import Store
+from hskstore.text.align import align
 from hskstore.text.dataset import Examples
-from hskstore.text.rows import Rows, Text, align, tokenise
+from hskstore.text.rows import Rows, Text
+from hskstore.text.tokenise import tokenise
 from hskstore.watch import Watch, unwatched
 
 BYTES_OF_TEXT = 4

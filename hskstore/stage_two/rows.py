@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
+from torch import Tensor
 
 from hskstore.errors import StoreError
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch, HiddenTargets
+from hskstore.models.run import usual_length
 from hskstore.stage_two.retokenise import retokenise
 from hskstore.store import Store
 from hskstore.store.values import unpack_mask, unpack_values
 from hskstore.text.rows import Rows
+from hskstore.text.tokenizers import tokenizer_sha256
 from hskstore.watch import Watch, unwatched
 
 INPUTS = ("input_ids", "token_type_ids", "n_tokens", "logits", "label")
@@ -204,3 +207,18 @@ def rows_from_data(rows: Rows, pad_token_id: int | None) -> TrainingRows:
     """Tokenised rows without a teacher's knowledge."""
     input_ids, token_type_ids = rows.padded(pad_token_id or 0)  # one without padding has none that counts
     return TrainingRows(input_ids, token_type_ids, rows.n_tokens, rows.label, None, None)
+
+
+def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
+    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
+    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
+        return {}
+    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
+
+
+def telling_rows(
+    rows: TrainingRows,
+) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
+    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
+    return batch.input_ids, batch.token_type_ids, batch.attention_mask

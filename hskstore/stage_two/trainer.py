@@ -6,15 +6,12 @@ interrupted and resumed goes on as if it had not been.
 
 import hashlib
 import json
-import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,16 +20,18 @@ from accelerate.utils import set_seed
 from jaxtyping import Float
 from torch import Tensor
 
-from hskstore.config import DEFAULT_WARMUP, TrainPrecision
-from hskstore.errors import ModelError
+from hskstore.config import TrainPrecision
 from hskstore.methods import Method, Phase, Term
-from hskstore.models.load import choose_device, computes_in, put_back, run_model
+from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
 from hskstore.stage_two.checkpoint import Checkpoint, Ended, PhaseResult, RunState
 from hskstore.stage_two.dropout import FastDropout
 from hskstore.stage_two.feed import Feed, Prefetched, Share, Source
-from hskstore.stage_two.journal import DevScore, Journal, mean_losses, open_log
+from hskstore.stage_two.journal import Journal, mean_losses, open_log
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.precision import resolve_precision
+from hskstore.stage_two.scores import DevScore
+from hskstore.stage_two.settings import PhaseSettings
 from hskstore.watch import Watch, unwatched
 
 WEIGHT_DECAY = 0.01
@@ -42,39 +41,6 @@ STEPS_BETWEEN_READINGS = {"cpu": 1, "cuda": 10}
 
 CHECKPOINT_SECONDS = 60
 """Between the checkpoints of a phase without dev scores, at the end of an epoch: writing one takes as long as some steps."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PhaseSettings:
-    """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
-
-    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit.
-    """
-
-    phase: Phase
-    lr: float
-    batch_size: int
-    steps: int
-    warmup: float = DEFAULT_WARMUP
-    seconds: float | None = None
-    patience: int | None = None
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if self.phase.schedule == "constant":
-            return self.lr
-        rising = round(self.warmup * self.steps)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * (self.steps - step) / max(1, self.steps - rising)
-
-    def progress(self, step: int, seconds: float) -> int:
-        """The step that schedules go by: where time is short, it runs ahead of the steps done, and both end together."""
-        if self.seconds is None:
-            return step
-        return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
 
 
 def train(
@@ -132,45 +98,6 @@ def train(
             loop.run(number, held)
     journal.close()
     return loop.state.done
-
-
-def resolve_precision(precision: TrainPrecision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """For "auto" bf16 where the device computes in it itself, which is 2 to 3 times faster, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if computes_in("bf16", device) else "fp32"
-
-
-def precision_for(
-    model: Any,
-    name: str,
-    batch: tuple[Tensor, Tensor, Tensor],
-    *,
-    wanted: TrainPrecision,
-    device: str | None,
-    hidden: bool = False,
-) -> Literal["fp32", "bf16"]:
-    """The precision to train a model in, after a look at whether it runs `batch` in it, as `run_model` takes one.
-
-    Some models cast by themselves and fail under autocast, such as DeBERTa's first version: "auto" is fp32 for them, with a
-    warning. Raises ModelError where "bf16" was asked for.
-    """
-    place = choose_device(device)
-    if place.type == "cuda" and "LOCAL_RANK" in os.environ:  # one process of several, each with a GPU
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    precision = resolve_precision(wanted, place)
-    if precision == "fp32":
-        return precision
-    try:
-        with put_back(model), torch.no_grad(), torch.autocast(place.type, dtype=torch.bfloat16):
-            run_model(model.to(place).eval(), *batch, hidden=hidden)
-    except (RuntimeError, TypeError, ValueError) as error:
-        said = f"{name} cannot run in bf16 ({str(error).strip().partition(chr(10))[0]})"
-        if wanted != "auto":
-            raise ModelError(f"{said}: choose --precision fp32") from None
-        log.warning("%s: it is trained in fp32", said)
-        return "fp32"
-    return precision
 
 
 @dataclass

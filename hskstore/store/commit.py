@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
+from hskstore.store.layout import KNOWN_ARRAYS
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.places import Place
-from hskstore.store.plan import KNOWN_ARRAYS, Plan
+from hskstore.store.plan import Plan
 from hskstore.store.schema import checked, with_check
 from hskstore.store.shard import fingerprint
 from hskstore.watch import Watch, unwatched

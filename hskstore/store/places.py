@@ -31,3 +31,8 @@ def place_of(root: str | Path) -> Place:
     from hskstore.store.hub import Repository  # with the hub's library, which nothing else needs
 
     return Repository(str(root))
+
+
+def is_store(source: str) -> bool:
+    """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
+    return "://" in source or (Path(source) / "plan.json").exists()

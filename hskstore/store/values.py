@@ -1,5 +1,5 @@
-"""Stored values back to numbers: the NumPy half of what stage one packs on the teacher's device; the tokens that a rank chooses among;
-and the masks that are the same for every vector."""
+"""Stored values back to numbers: the NumPy half of what stage one packs on the teacher's device; the tokens that a rank chooses
+among; and the masks that are the same for every vector."""
 
 from collections.abc import Sequence
 

@@ -9,8 +9,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hskstore.config import DEFAULT_VOCABULARY, check_count, check_seed
 from hskstore.errors import OptionError
-from hskstore.models.folder import NewStudent, refuse_existing_model, save_model
+from hskstore.models.folder import refuse_existing_model, save_model
 from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
+from hskstore.students.new import NewStudent
 from hskstore.text.tokenizers import load_tokenizer
 
 

@@ -7,17 +7,19 @@ from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo, check_count
 from hskstore.errors import DataError, OptionError
 from hskstore.methods.batch import StudentOutput
 from hskstore.methods.finetune import gold_terms
-from hskstore.models.folder import NewStudent, refuse_existing_model, save_model, set_labels
-from hskstore.models.load import check_length, choose_device, run_model, usual_length
+from hskstore.models.device import choose_device
+from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
+from hskstore.models.run import check_length, run_model, usual_length
 from hskstore.stage_one.planning import fit_labels
 from hskstore.stage_one.teacher import load_teacher
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows, rows_from_data
+from hskstore.students.new import NewStudent
 from hskstore.students.slices import take_layers
 from hskstore.text.dataset import read_dataset
-from hskstore.text.rows import tokenise
+from hskstore.text.tokenise import tokenise
 from hskstore.watch import Watch, unwatched
 
 

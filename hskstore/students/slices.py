@@ -9,9 +9,10 @@ from torch import nn
 from transformers import set_seed
 
 from hskstore.errors import ModelError, OptionError
-from hskstore.models.folder import NewStudent, refuse_existing_model, save_model
+from hskstore.models.folder import refuse_existing_model, save_model
 from hskstore.models.load import load_classifier
 from hskstore.models.pruned_bert import PrunedBertConfig
+from hskstore.students.new import NewStudent
 from hskstore.text.tokenizers import load_tokenizer
 
 

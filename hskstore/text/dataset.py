@@ -20,7 +20,8 @@ from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
 from hskstore.errors import DataError, OptionError
-from hskstore.text.sources import Part, Table, glue_task, listed, open_source, read_file
+from hskstore.text.files import Table, listed, read_file
+from hskstore.text.sources import Part, glue_task, open_source
 from hskstore.text.spool import SLICE, ArrayFile, Column, blocks, spool_text
 from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Task, get_task
 

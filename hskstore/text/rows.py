@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,12 @@ import numpy as np
 from jaxtyping import Int32, Int64, Shaped, UInt8
 from numpy.typing import ArrayLike, NDArray
 
-from hskstore.errors import DataError, ModelError, OptionError
-from hskstore.text.dataset import Examples
 from hskstore.text.spool import ArrayFile, open_array
-from hskstore.watch import Watch, unwatched
 
-_TOKENISE_BATCH = 4096
-_ALIGN_BATCH = 65536
 _BLOCK_ROWS = 16384
 _BLOCK_SIZE = 2**18
 """Of rows that are moved or looked at together: the most rows, and the most tokens and bytes unless one row has more."""
 _INDEX = "rows.json"
-_MOST_KEYS = 2**62
-_WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
-"""By code point; the last that is white space is the ideographic space, U+3000."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +132,11 @@ class Rows:
         assert positions.dtype != np.bool_, "a mask is no index: np.flatnonzero makes one"
         positions = positions.astype(np.int64)
         starts, ends = self.offsets[:-1][positions], self.offsets[1:][positions]
-        offsets, token = _gather(starts, ends - starts)
+        offsets, token = gather(starts, ends - starts)
         text = self.text
         if text is not None:
             n_bytes = text.n_bytes[positions]
-            bounds, byte = _gather(text.bounds[:-1][positions], n_bytes.sum(axis=1, dtype=np.int64))
+            bounds, byte = gather(text.bounds[:-1][positions], n_bytes.sum(axis=1, dtype=np.int64))
             text = Text(text.utf8[byte], bounds, n_bytes, text.offsets[token])
         return Rows(
             input_ids=self.input_ids[token],
@@ -160,7 +150,7 @@ class Rows:
     def reordered(self, index: Int64[np.ndarray, " row"], folder: Path | None = None) -> Rows:
         """As `take`, but block by block, and into the files of `folder` if there is one."""
         columns = None if self.text is None else self.text.n_bytes.shape[1]
-        growing = _GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
+        growing = GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
         for start in range(0, len(index), _BLOCK_ROWS):
             positions = index[start : start + _BLOCK_ROWS]
             sizes = self.offsets[1:][positions] - self.offsets[:-1][positions]
@@ -214,7 +204,7 @@ def _of_arrays(arrays: Mapping[str, NDArray[Any] | None]) -> Rows:
     return Rows(**own, text=Text(**text) if text else None)  # type: ignore[arg-type]
 
 
-class _GrowingRows:
+class GrowingRows:
     """Rows as they come, some after the other: in the files of a folder, else in memory."""
 
     def __init__(self, folder: Path | None, label: np.dtype[Any] | None, text_columns: int | None) -> None:
@@ -306,180 +296,7 @@ def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:
         start = stop
 
 
-def _gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ragged rows that begin at `starts`: their bounds once they lie one after the other, and where each element is now."""
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return bounds, np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)
-
-
-def tokenise(
-    examples: Examples,
-    tokenizer: Any,
-    max_length: int,
-    *,
-    offsets: bool = False,
-    split: str = "rows",
-    watch: Watch = unwatched,
-    folder: Path | None = None,
-) -> Rows:
-    """Token ids by a Hugging Face fast tokenizer, special tokens included, each row cut to `max_length`.
-
-    `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. The arrays are mapped from
-    files, of their names in `folder`, else without a name. Raises OptionError for a `max_length` that the tokenizer cannot
-    keep, ModelError if it pads or does not cut, and DataError for a row that has no token at all, for characters that are
-    none, and where there is no room for the files.
-    """
-    n_special = int(tokenizer.num_special_tokens_to_add(pair=len(examples.text) == 2))
-    if not n_special < max_length <= tokenizer.model_max_length:
-        raise OptionError(
-            f"--max-length {max_length}: this tokenizer takes {n_special + 1} to {tokenizer.model_max_length} tokens"
-        )
-    n_rows = len(examples)
-    growing = _GrowingRows(
-        folder, None if examples.label is None else examples.label.dtype, len(examples.text) if offsets else None
-    )
-    # Explicit: a tokenizer.json may have padding and truncation of its own switched on.
-    options = {"padding": False, "truncation": True, "max_length": max_length, "return_attention_mask": True}
-    for start in range(0, n_rows, _TOKENISE_BATCH):
-        batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
-        stop = start + len(batch[0])
-        with _no_garbage():
-            try:
-                encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
-            except (TypeError, UnicodeEncodeError):
-                _check_characters(batch, start)
-                raise
-            ids: list[list[int]] = encoded["input_ids"]
-            types: list[list[int]] | None = encoded.get("token_type_ids")
-            lengths = [len(row) for row in ids]
-            if max(lengths) > max_length or any(0 in mask for mask in encoded["attention_mask"]):
-                raise ModelError(
-                    f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form"
-                )
-            if 0 in lengths:
-                row = start + lengths.index(0) + 1
-                raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
-            total = sum(lengths)
-            rows = Rows(
-                input_ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total),
-                token_type_ids=(
-                    np.zeros(total, dtype=np.uint8)
-                    if types is None
-                    else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
-                ),
-                offsets=np.cumsum([0, *lengths]),
-                label=None if examples.label is None else examples.label[start:stop],
-                row_id=np.arange(start, stop),
-                text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,
-            )
-        growing.append(rows)
-        watch(f"tokenise {split}", stop, n_rows)
-    return growing.done()
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Put the collector of cycles off: it would look through each of the many lists that tokens come in, again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _check_characters(batch: Sequence[list[str]], start: int) -> None:
-    """Raise DataError for the first row with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
-    for row, strings in enumerate(zip(*batch, strict=True)):
-        try:
-            "".join(strings).encode()
-        except UnicodeEncodeError as error:
-            what = f"half a character, U+{ord(error.object[error.start]):04X} without its other half"
-            raise DataError(f"row {start + row + 1} holds {what}: mend or remove its text") from None
-
-
-def _text(
-    batch: Sequence[list[str]], n_tokens: NDArray[np.int64], encoded: Any
-) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]:
-    """`utf8`, `n_bytes` and `offsets` of rows just tokenised."""
-    total, shape = int(n_tokens.sum()), (len(n_tokens), len(batch))
-    sequences = ([-1 if column is None else column for column in row.sequence_ids] for row in encoded.encodings)
-    column = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=total)
-    numbers = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
-    offsets = np.fromiter(numbers, dtype=np.int64, count=2 * total).reshape(total, 2)
-    row = np.repeat(np.arange(len(n_tokens)), n_tokens)
-    # All strings of the batch as one, so that a token is trimmed by looking up where the next word begins and the last ended.
-    strings = list(chain.from_iterable(zip(*batch, strict=True)))
-    lengths = np.array([len(string) for string in strings], dtype=np.int64)
-    origin = (np.cumsum(lengths) - lengths).reshape(shape)
-    points = np.frombuffer("".join(strings).encode("utf-32-le"), dtype=np.uint32)
-    word = ~_WHITE_SPACE[np.minimum(points, len(_WHITE_SPACE) - 1)]
-    place = np.arange(len(points))
-    begins = np.minimum.accumulate(np.append(np.where(word, place, len(points)), len(points))[::-1])[::-1]
-    ended = np.maximum.accumulate(np.append(0, np.where(word, place + 1, 0)))
-    own = origin[row, column]
-    start, end = begins[own + offsets[:, 0]] - own, ended[own + offsets[:, 1]] - own
-    real = (column >= 0) & (start < end)
-    n_chars = lengths.reshape(shape)
-    cut = np.array([bool(each.overflowing) for each in encoded.encodings])
-    n_chars[cut] = 0
-    in_cut = real & cut[row]
-    np.maximum.at(n_chars, (row[in_cut], column[in_cut]), end[in_cut])
-    kept = [string[:length].encode() for string, length in zip(strings, n_chars.ravel().tolist(), strict=True)]
-    n_bytes = np.array([len(each) for each in kept], dtype=np.int32).reshape(shape)
-    before = (np.cumsum(n_chars, axis=1) - n_chars)[row, column]
-    offsets = np.where(real[:, None], np.stack([start + before, end + before], axis=1), -1)
-    return np.frombuffer(b"".join(kept), dtype=np.uint8), n_bytes, offsets.astype(np.int32)
-
-
-# --- two tokenizers
-
-
-def align(teacher: Rows, student: Rows) -> Int32[np.ndarray, " token"]:
-    """For each of the teacher's tokens: the position, in the student's row, of the token of the very same characters.
-
-    -1 where there is none. Where several tokens of a row are of the same characters, as the bytes of an emoji, both must have
-    as many. A row's first token that has no characters ([CLS], <s>) aligns with the other's. Both are of the same text, which
-    either may have cut.
-    """
-    assert teacher.text is not None and student.text is not None and len(teacher) == len(student)
-    found = np.full(len(teacher.text.offsets), -1, dtype=np.int32)
-    first = [rows.offsets[:-1] for rows in (teacher, student)]
-    found[first[0][(teacher.text.offsets[first[0], 0] < 0) & (student.text.offsets[first[1], 0] < 0)]] = 0
-    n_chars = [rows.text.n_chars for rows in (teacher, student) if rows.text is not None]
-    longest = 1 + max(int(counts.sum(axis=1).max(initial=0)) for counts in n_chars)
-    step = max(1, min(_ALIGN_BATCH, _MOST_KEYS // (2 * longest**2)))
-    for start in range(0, len(teacher), step):
-        stop = min(start + step, len(teacher))
-        (token, keys, at, count), (other, other_keys, other_at, other_count) = (
-            _spans(rows, counts, start, stop, longest) for rows, counts in zip((teacher, student), n_chars, strict=True)
-        )
-        _, here, there = np.intersect1d(keys, other_keys, assume_unique=True, return_indices=True)
-        same = count[here] == other_count[there]
-        here, there = here[same], there[same]
-        _, nth = _gather(at[here], count[here])
-        _, other_nth = _gather(other_at[there], count[here])
-        matched = other[other_nth]
-        row = np.searchsorted(student.offsets, matched, side="right") - 1
-        found[token[nth]] = matched - student.offsets[row]
-    return found
-
-
-def _spans(rows: Rows, n_chars: NDArray[np.int64], start: int, stop: int, longest: int) -> tuple[NDArray[np.int64], ...]:
-    """The tokens of some rows that have characters, sorted by these; one number for each run of the same characters, where
-    the run begins, and how many tokens it has."""
-    assert rows.text is not None
-    token = np.arange(rows.offsets[start], rows.offsets[stop])
-    row = np.repeat(np.arange(stop - start), np.diff(rows.offsets[start : stop + 1]))
-    real = rows.text.offsets[token, 0] >= 0
-    token, row = token[real], row[real]
-    first, last = rows.text.offsets[token].astype(np.int64).T
-    # Each side may have cut the first column elsewhere, so that characters are counted from where their own column begins.
-    begin = n_chars[start:stop, 0][row]
-    second = (first >= begin) & (n_chars.shape[1] == 2)
-    first, last = first - begin * second, last - begin * second
-    key = ((row * 2 + second) * longest + first) * longest + last
-    order = np.argsort(key, kind="stable")
-    keys, at, count = np.unique(key[order], return_index=True, return_counts=True)
-    return token[order], keys, at, count

@@ -7,27 +7,16 @@ it is one JSON array.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from hskstore.errors import DataError, OptionError
-from hskstore.text.spool import SLICE, Column, blocks, joined, spool, spool_bytes, spool_text
+from hskstore.text.files import Table, listed, one_line, read_file, type_of_file
+from hskstore.text.spool import Column, joined
 from hskstore.text.tasks import TASKS, Task, get_task
-
-FILE_TYPES = ("tsv", "txt", "csv", "jsonl", "json", "parquet")
-"""The extensions that are read, each also with .gz behind it."""
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "validation": ("validation", "dev", "valid", "val", "validation_matched", "dev_matched"),
@@ -35,56 +24,8 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "test_matched"),
 }
 """What a split may be called where it lies; any other split has only its own name."""
-
-# These have no header line. STS-B's rows may end in two more columns, that name the licence of their text.
-_HEADERLESS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "cola": (("source", "label", "mark", "sentence"), (4,)),
-    "stsb": (("genre", "file", "year", "id", "score", "sentence1", "sentence2"), (7, 9)),
-}
-# GLUE's QQP holds a few rows torn by a line break in a question; the hub's copy leaves them out, and so do we.
-_TORN_ROWS = ("qqp",)
 # As the hub's clones have them: train-00000-of-00002.parquet, and with a hash behind it where it is some years old.
 _SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?\.parquet")
-_BLOCK = 2**20
-"""Bytes that are read at once."""
-_JSON_ADVICE = "write one object per line, or one array of objects"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The columns of one split; `classes` are the class names that the format itself knows, by column.
-
-    `column` gives one of `columns` as it lies there; `values` and `strings` are what to ask for data.
-    """
-
-    where: str
-    columns: tuple[str, ...]
-    column: Callable[[str], Column[object]]
-    classes: Mapping[str, tuple[str, ...]]
-
-    def values(self, name: str) -> Column[object]:
-        """Raises DataError unless the column is there, once, and has rows."""
-        if not self.columns:
-            raise DataError(f"{self.where} has no rows")
-        count = self.columns.count(name)
-        if count != 1:
-            fault = "has no column" if count == 0 else "has more than one column"
-            raise DataError(
-                f"{self.where} {fault} {name!r}; its columns are {listed(self.columns)}: choose with --text and --label"
-            )
-        values = self.column(name)
-        if not values:
-            raise DataError(f"{self.where} has no rows")
-        return values
-
-    def strings(self, name: str) -> Column[str]:
-        """The values as text, "" for a null. Raises DataError for those that are none, such as lists."""
-        values = self.values(name)
-        for start, block in blocks(values):
-            if {*map(type, block)} & {list, dict, bytes}:
-                row, kind = next((row, type(v)) for row, v in enumerate(block, start + 1) if isinstance(v, (list, dict, bytes)))
-                raise DataError(f"{self.where}, row {row}: column {name!r} holds a {kind.__name__}, not a text")
-        return values.map(lambda some: ["" if value is None else str(value) for value in some])
 
 
 @dataclass(frozen=True)
@@ -143,10 +84,10 @@ def open_source(source: str, task: Task | None, text: Sequence[str], splits: Seq
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _open_saved(path, only)
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and _file_type(file)]
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and type_of_file(file)]
         whole = [_file_part(file, task, text) for file in files if not _SHARD.fullmatch(file.name)]
         return Source(source, (*whole, *_shard_parts([*files, *sorted((path / "data").glob("*.parquet"))])))
-    if source.startswith((".", "/", "~")) or _file_type(path):
+    if source.startswith((".", "/", "~")) or type_of_file(path):
         raise DataError(f"no such file or folder: {source}")
     return _open_hub(source)
 
@@ -162,13 +103,8 @@ def glue_task(source: str) -> Task | None:
 
 
 def _file_part(path: Path, task: Task | None, text: Sequence[str]) -> Part:
-    stem = path.name.removesuffix(".gz").removesuffix(f".{_file_type(path)}")
+    stem = path.name.removesuffix(".gz").removesuffix(f".{type_of_file(path)}")
     return Part(stem, str(path), lambda: read_file(path, task, text))
-
-
-def _file_type(path: Path) -> str | None:
-    extension = path.name.removesuffix(".gz").rpartition(".")[2]
-    return extension if extension in FILE_TYPES and extension != path.name else None
 
 
 def _shard_parts(files: Sequence[Path]) -> list[Part]:
@@ -211,7 +147,7 @@ def _open_saved(path: Path, only: str) -> Source:
     try:
         saved = hub.load_from_disk(str(path))
     except Exception as error:  # whatever the files' damage makes `datasets` raise
-        raise DataError(f"cannot read the saved data set {path}: {_one_line(error)}") from error
+        raise DataError(f"cannot read the saved data set {path}: {one_line(error)}") from error
     return _of_datasets(str(path), saved if isinstance(saved, hub.DatasetDict) else {only: saved})
 
 
@@ -227,7 +163,7 @@ def _open_hub(source: str) -> Source:
         loaded = cast(Any, datasets).load_dataset(name, config or None)
     except Exception as error:  # network, cache, unknown name, a script: each has its own class
         raise DataError(
-            f"no file or folder {source} here, and the hub's data set of that name cannot be loaded: {_one_line(error)}"
+            f"no file or folder {source} here, and the hub's data set of that name cannot be loaded: {one_line(error)}"
         ) from error
     return _of_datasets(source, loaded)
 
@@ -244,243 +180,3 @@ def _of_datasets(name: str, saved: Mapping[str, Any]) -> Source:
         return Part(split, where, lambda: Table(where, tuple(dataset.column_names), column, classes))
 
     return Source(name, tuple(part(split, dataset) for split, dataset in saved.items()))
-
-
-def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{words[:300]} ({type(error).__name__})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message."""
-    return ", ".join(names) if names else "none"
-
-
-# --- file types
-
-
-def read_file(path: Path, task: Task | None, text: Sequence[str]) -> Table:
-    """One of the FILE_TYPES, told by its name; `task` and `text` as in `open_source`."""
-    file_type = _file_type(path)
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if file_type is None:
-        raise DataError(f"{path}: unknown kind of file; those read are .{', .'.join(FILE_TYPES)}, each also .gz")
-    if file_type == "parquet":
-        return _read_parquet(path)
-    if file_type in ("json", "jsonl"):
-        return _read_json(path)
-    if file_type == "csv":
-        return _read_csv(path)
-    return _read_tsv(path, task, text)
-
-
-def _unpacked(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
-
-
-def _unpacked_bytes(path: Path) -> Iterator[bytes]:
-    with _reading(path):
-        file = _unpacked(path)
-    with file:
-        while True:
-            with _reading(path):
-                content = file.read(_BLOCK)
-            if not content:
-                return
-            yield content
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {_one_line(error)}") from error
-
-
-def _text_blocks(path: Path) -> Iterator[str]:
-    """The text of a file in blocks that end where a line does. Raises DataError for what is not UTF-8."""
-    encoding, n_lines = "utf-8-sig", 0
-    with _reading(path):
-        file = _unpacked(path)
-    with file:
-        while True:
-            with _reading(path):
-                content = file.read(_BLOCK) + file.readline()
-            if not content:
-                return
-            try:
-                decoded = content.decode(encoding)
-            except UnicodeDecodeError as error:
-                line = n_lines + content.count(b"\n", 0, error.start) + 1
-                raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
-            encoding, n_lines = "utf-8", n_lines + content.count(b"\n")
-            yield decoded
-
-
-def _lines(path: Path) -> Iterator[str]:
-    for block in _text_blocks(path):
-        # Not str.splitlines: it also splits at U+2028 and other characters that are part of a text.
-        yield from block.removesuffix("\n").split("\n") if block else ()
-
-
-def _read_tsv(path: Path, task: Task | None, text: Sequence[str]) -> Table:
-    lines = _lines(path)
-    first = next(lines, None)
-    if first is None:
-        return Table(str(path), (), _no_column, {})
-    if first.endswith("\r"):
-        first, lines = first.removesuffix("\r"), (line.removesuffix("\r") for line in lines)
-    columns = tuple(first.split("\t"))
-    widths: tuple[int, ...] = (len(columns),)
-    first_line = 2
-    if task is not None and task.name in _HEADERLESS and not {*task.text, *text} & {*columns}:
-        names, headerless_widths = _HEADERLESS[task.name]
-        if len(columns) in headerless_widths:
-            columns, widths, first_line, lines = names, headerless_widths, 1, chain([first], lines)
-    rows: Iterator[tuple[int, list[str]]] = enumerate((line.split("\t") for line in lines), start=first_line)
-    if len(columns) > 1:
-        rows = _without_blank_end(rows)
-    if task is not None and task.name in _TORN_ROWS:
-        rows = ((line, row) for line, row in rows if len(row) in widths)
-    return _of_rows(path, columns, widths, rows)
-
-
-def _without_blank_end(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    """Of blank lines, only the first of those that have rows behind them; in a single column a blank line is a row."""
-    blank: tuple[int, list[str]] | None = None
-    for line, row in rows:
-        if row == [""]:
-            blank = blank or (line, row)
-            continue
-        if blank is not None:
-            yield blank
-            blank = None
-        yield line, row
-
-
-def _read_csv(path: Path) -> Table:
-    old_limit = csv.field_size_limit(sys.maxsize)  # else a text of over 128 KiB is an error
-    lines = chain.from_iterable(io.StringIO(block, newline="") for block in _text_blocks(path))
-    reader = csv.reader(lines, strict=True)
-    try:
-        # A blank line is no row: an empty single column is written as "".
-        rows = ((reader.line_num, row) for row in reader if row)
-        columns = tuple(next(rows, (0, []))[1])
-        return _of_rows(path, columns, (len(columns),), rows)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; quotes in a quoted field are doubled") from error
-    finally:
-        csv.field_size_limit(old_limit)
-
-
-def _of_rows(path: Path, columns: tuple[str, ...], widths: tuple[int, ...], rows: Iterable[tuple[int, list[str]]]) -> Table:
-    """The table of rows with the numbers of their lines."""
-
-    def checked() -> Iterator[list[str]]:
-        for line, row in rows:
-            if len(row) not in widths:
-                allowed = " or ".join(map(str, widths))
-                raise DataError(
-                    f"{path}, line {line}: {len(row)} fields, where {allowed} are expected; "
-                    "a text may hold no tab in .tsv, and no bare comma or line break in .csv"
-                )
-            yield row
-
-    held: Sequence[Column[Any]] = spool_text(checked(), len(columns))
-    return Table(str(path), columns, lambda name: held[columns.index(name)], {})
-
-
-def _no_column(name: str) -> Column[object]:
-    raise KeyError(name)
-
-
-def _read_json(path: Path) -> Table:
-    lines = ((line, text) for line, text in enumerate(_lines(path), start=1) if text.strip())
-    first = next(lines, None)
-    if first is not None and first[1].lstrip().startswith("["):
-        return _read_json_array(path)
-    kinds: dict[str, set[type]] = {}
-
-    def objects() -> Iterator[tuple[str]]:
-        for number, (line, text) in enumerate(chain([first] if first else [], lines), start=1):
-            try:
-                value: Any = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"{path}, line {line}: not JSON; {_JSON_ADVICE}") from error
-            if not isinstance(value, dict):
-                raise DataError(f"{path}, row {number}: not a JSON object; {_JSON_ADVICE}")
-            for name, held in value.items():
-                kinds.setdefault(name, set()).add(type(held))
-            yield (text,)
-
-    (held,) = spool_text(objects(), 1)
-    return Table(str(path), tuple(kinds), cache(lambda name: _json_column(held, name, kinds[name])), {})
-
-
-def _json_column(lines: Column[str], name: str, kinds: set[type]) -> Column[object]:
-    """The values by one name. Those of one plain type are parsed once, others each time that they are read."""
-    import pyarrow as arrow
-
-    values: Column[object] = lines.map(lambda some: [json.loads(line).get(name) for line in some])
-    plain = {str: arrow.string(), bool: arrow.bool_(), int: arrow.int64(), float: arrow.float64()}
-    kind = kinds - {type(None)}
-    if len(kind) != 1 or not kind <= {*plain}:
-        return values
-    schema = arrow.schema([(name, plain[kind.pop()])])
-    batches = (arrow.record_batch([arrow.array(block, schema.types[0])], schema=schema) for _, block in blocks(values))
-    try:
-        return spool(schema, batches)[0]
-    except (ValueError, OverflowError):  # half a character, or an integer of more than 64 bits: nothing for Arrow
-        return values
-
-
-def _read_json_array(path: Path) -> Table:
-    try:
-        rows: Any = json.loads("".join(_text_blocks(path)))
-    except ValueError as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise DataError(f"{path}, line {line}: not JSON; {_JSON_ADVICE}") from error
-    for number, row in enumerate(cast(list[object], rows), start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number}: not a JSON object; {_JSON_ADVICE}")
-    columns = tuple(dict.fromkeys(chain.from_iterable(rows)))
-
-    def column(name: str) -> Column[object]:
-        return Column(len(rows), lambda start, stop: [row.get(name) for row in rows[start:stop]])
-
-    return Table(str(path), columns, column, {})
-
-
-def _read_parquet(path: Path) -> Table:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    broken = (arrow.ArrowException, OSError)
-    # It is read from its end, which a stream of gzip has only when it is unpacked.
-    place: Any = spool_bytes(_unpacked_bytes(path)) if path.name.endswith(".gz") else path
-
-    def batches(name: str, schema: Any) -> Iterator[Any]:
-        try:
-            # Buffered, else a whole column of a row group, which may be the whole file, is in memory at once.
-            with parquet.ParquetFile(place, buffer_size=_BLOCK) as file:
-                for batch in file.iter_batches(batch_size=SLICE, columns=[name]):
-                    yield arrow.record_batch([batch.column(0)], schema=schema)
-        except broken as error:
-            raise DataError(f"cannot read {path}: {_one_line(error)}") from error
-
-    try:
-        with parquet.ParquetFile(place) as file:
-            held = file.schema_arrow
-    except broken as error:
-        raise DataError(f"cannot read {path}: {_one_line(error)}") from error
-
-    def column(name: str) -> Column[object]:
-        schema = arrow.schema([held.field(name)])
-        return spool(schema, batches(name, schema))[0]
-
-    # `datasets` writes its features, ClassLabel names among them, beside the schema.
-    features = json.loads((held.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    classes = {name: tuple(f["names"]) for name, f in features.items() if isinstance(f, dict) and "names" in f}
-    return Table(str(path), tuple(held.names), cache(column), classes)

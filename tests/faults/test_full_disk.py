@@ -17,7 +17,8 @@ import obstore
 from hskstore.config import Keep
 from hskstore.errors import HskError, StoreError
 from hskstore.methods import Mud
-from hskstore.stage_two.distill import Overrides, distill
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.settings import Overrides
 from hskstore.store.commit import all_receipts, faults
 from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive

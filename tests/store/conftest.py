@@ -16,8 +16,9 @@ from hskstore.layers import layer_pairs
 from hskstore.stage_one.extract import extract
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.layout import KeptText, Split, plan_arrays
 from hskstore.store.objects import Objects
-from hskstore.store.plan import KeptText, Pass, Plan, Split, plan_arrays
+from hskstore.store.plan import Pass, Plan
 from hskstore.store.schema import ArraySpec, with_check
 from hskstore.store.shard import ABSENT, fingerprint, unit_fingerprints
 

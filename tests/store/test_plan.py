@@ -11,7 +11,8 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import StoreError
 from hskstore.layers import LayerPair
 from hskstore.store import open_store
-from hskstore.store.plan import KeptText, Pass, Plan, Split, plan_arrays, plan_unit_rows, stored_width
+from hskstore.store.layout import KeptText, Split, plan_arrays, plan_unit_rows, stored_width
+from hskstore.store.plan import Pass, Plan
 from hskstore.store.schema import FORMAT_VERSION, canonical_json
 from tests.store.conftest import make_plan
 

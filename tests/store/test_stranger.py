@@ -19,8 +19,8 @@ from hskstore.errors import StoreError
 from hskstore.explore.show import describe, describe_progress, ranked_row
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import Manifest
+from hskstore.store.layout import KeptText, plan_arrays
 from hskstore.store.objects import MAX_DOCUMENT_BYTES, MAX_OBJECT_BYTES, Objects
-from hskstore.store.plan import KeptText, plan_arrays
 from hskstore.store.schema import canonical_json, with_check
 from hskstore.store.verify import verify
 from hskstore.text.tokenizers import tokenizer_files, tokenizer_from_files

@@ -1,0 +1,198 @@
+"""What a number of bytes can buy: the paper's grid of configurations, the best of those that fit first."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
+from hskstore.errors import OptionError
+from hskstore.stage_one.calibration import calibrate
+from hskstore.stage_one.forecast import CALIBRATION_SECONDS, SAMPLE_BYTES, prepared, samples_of
+from hskstore.stage_one.planning import PassOptions, Prepared, store_files
+from hskstore.stage_one.sizes import (
+    N_KEPT_BYTES,
+    SampledRows,
+    encoded_bytes,
+    file_bytes,
+    input_sizes,
+    kept_tokens,
+    output_sizes,
+    ruled_vector_bytes,
+)
+from hskstore.store.layout import plan_unit_rows
+from hskstore.store.plan import Plan
+from hskstore.watch import Watch, unwatched
+
+LONGEST_IN_GRID, WIDTHS_IN_GRID = 50, 10
+CURVE = (1, 4, 16, 50)
+"""Lengths at which the bytes of a vector are measured; in between they are interpolated."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the grid, as --keep takes it: A^HSK as planned for a row, that of the data's rows on average, bytes on disk."""
+
+    keep: str
+    units_of_hsk: float
+    kept_units: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """The configurations that fit into `budget` bytes, of `grid` that there are; the best first, by the A^HSK of the data's rows.
+
+    `shared_bytes` are those that every store has: inputs, labels, logits, tokenizer. `measured`: on rows that the teacher ran
+    over.
+    """
+
+    teacher: str
+    data: str
+    budget: int
+    student_layers: int
+    shared_bytes: int
+    measured: bool
+    grid: int
+    configurations: list[Configuration]
+
+
+def within_budget(
+    teacher: str,
+    data: str,
+    *,
+    budget: int,
+    strategy: Strategy,
+    rate: float | None = None,
+    device: str | None = None,
+    seconds: float = CALIBRATION_SECONDS,
+    watch: Watch = unwatched,
+    **options: Unpack[PassOptions],
+) -> Affordable:
+    """The configurations of the paper's grid whose store takes at most `budget` bytes on disk, best first by A^HSK.
+
+    A^HSK is that of the data's rows, for which section 5.1 of the paper has N^L at most |x|: of a row of five tokens nine are
+    five. Bytes are measured on rows that the teacher runs over for at most `seconds`; with a `rate` it does not run, and they
+    follow from a rule. Raises OptionError where none fits, besides what `forecast` raises.
+    """
+    check_positive("--budget", budget)
+    deepest = strategy.student_layers + 1
+    keeps = [Keep(deepest, LONGEST_IN_GRID, step / WIDTHS_IN_GRID) for step in range(1, WIDTHS_IN_GRID + 1)]
+    with prepared(teacher, data, keeps, [strategy], rate, device, watch, options) as ready:
+        return _within_budget(teacher, data, ready, budget, rate, seconds)
+
+
+def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: float | None, seconds: float) -> Affordable:
+    plans = list(ready.plans.values())
+    train = ready.rows["train"]
+    found = None
+    if rate is None:
+        found = calibrate(
+            plans,
+            ready.teacher,
+            train,
+            seconds=seconds,
+            seed=plans[0].run.seed,
+            sample_bytes=3 * SAMPLE_BYTES,
+            sample_only=True,
+        )
+    samples = samples_of(plans, found)
+    inputs = input_sizes(plans[0], ready.rows)
+    kept = kept_tokens(plans[0], ready.rows_by_admitted)
+    logits = {path: size for path, size in output_sizes(plans[0], kept, samples[0]).items() if path.endswith("/logits")}
+    fixed, per_unit = file_bytes(plans[0], store_files(ready.teacher))
+    shared = fixed + sum(size.on_disk for size in (*inputs.values(), *logits.values()))
+    grid = list(_grid(plans, samples, ready.rows_by_admitted, per_unit))
+    configurations = [replace(each, bytes=each.bytes + shared) for each in grid]
+    fitting = [each for each in configurations if each.bytes <= budget]
+    if not fitting:
+        least = min(configurations, key=lambda each: each.bytes)
+        raise OptionError(
+            f"--budget of {budget:,} bytes: no configuration fits; the smallest, --keep {least.keep}, takes about"
+            f" {least.bytes:,}, and inputs, labels, logits and the tokenizer are {shared:,} of them"
+        )
+    return Affordable(
+        teacher=teacher,
+        data=data,
+        budget=budget,
+        student_layers=plans[0].strategy.student_layers,
+        shared_bytes=shared,
+        measured=samples[0] is not None,
+        grid=len(grid),
+        configurations=sorted(fitting, key=lambda each: (-each.kept_units, each.bytes)),
+    )
+
+
+def paper_grid(student_layers: int, longest: int) -> Iterator[tuple[int, int, int]]:
+    """The paper's search space (Marginal Utility Diminishes, section 5.2, Equation 8): N^D of 1 to L' + 1, N^L of 1 to 50, and
+    tenths of a vector, 1 to 10.
+
+    `longest` is the most tokens that a row of the data can keep: beyond it every N^L makes the same store.
+    """
+    for depth in range(1, student_layers + 2):
+        for length in range(1, min(LONGEST_IN_GRID, longest) + 1):
+            for tenths in range(1, WIDTHS_IN_GRID + 1):
+                yield depth, length, tenths
+
+
+def _grid(
+    plans: Sequence[Plan], samples: Sequence[SampledRows | None], rows_by_admitted: NDArray[np.int64], per_unit: Mapping[str, int]
+) -> Iterator[Configuration]:
+    """Every configuration of the grid, its bytes without what all stores share. `plans` are one a width, of all layers."""
+    first = plans[0]
+    rows, longest = first.splits["train"].rows, len(rows_by_admitted) - 1
+    tokens = [int((np.minimum(np.arange(longest + 1), length) * rows_by_admitted).sum()) for length in range(longest + 1)]
+    curves = [_curve(plan, sample) for plan, sample in zip(plans, samples, strict=True)]
+    for depth, length, tenths in paper_grid(first.strategy.student_layers, longest):
+        plan, curve = plans[tenths - 1], curves[tenths - 1]
+        vector = sum(np.interp(length, list(layer), list(layer.values())) for layer in curve[-depth:])
+        units = _units(plan, depth, length)
+        on_disk = tokens[length] * vector + rows * depth * N_KEPT_BYTES
+        on_disk += sum(count * per_unit[split] for split, count in units.items())
+        share = plan.width / plan.hidden_size
+        yield Configuration(
+            keep=str(Keep(depth, length, tenths / WIDTHS_IN_GRID)),
+            units_of_hsk=round(units_of_hsk(depth, length, tenths / WIDTHS_IN_GRID), 4),
+            kept_units=round(units_of_hsk(depth, tokens[length] / rows, share), 4),
+            bytes=round(on_disk),
+        )
+
+
+def _curve(plan: Plan, sample: SampledRows | None) -> list[dict[int, float]]:
+    """Bytes on disk of a kept vector, by layer, at some lengths: of a sample that is cut to each of them, or by the rule."""
+    if sample is None:
+        return [{1: sum(ruled_vector_bytes(plan).values())}] * len(plan.pairs)
+    curve: list[dict[int, float]] = [{} for _ in plan.pairs]
+    n_kept = sample.columns["train/hidden/n_kept"]
+    for length in sorted({min(length, plan.length) for length in CURVE}):
+        vectors = max(1, int(np.minimum(n_kept[:, 0], length).sum()))
+        for name in ("values", "mask", "token", "scale"):
+            spec = plan.arrays.get(f"train/hidden/{name}")
+            if spec is None:
+                continue
+            cut = np.ascontiguousarray(sample.columns[f"train/hidden/{name}"][:, :, :length])
+            for layer in range(len(plan.pairs)):
+                column = np.ascontiguousarray(cut[:, layer : layer + 1])
+                encoded = encoded_bytes(replace(spec, shape=(spec.shape[0], *column.shape[1:])), column)
+                curve[layer][length] = curve[layer].get(length, 0.0) + encoded / vectors
+    return curve
+
+
+def _units(plan: Plan, depth: int, length: int) -> dict[str, int]:
+    """How many units each split has at another depth and length."""
+    found: dict[str, int] = {}
+    for name, split in plan.splits.items():
+        rows = plan_unit_rows(
+            rows=split.rows,
+            longest=split.longest,
+            layers=depth if name == "train" else 0,
+            length=length,
+            width=plan.width,
+            hidden_size=plan.hidden_size,
+            values=plan.strategy.values,
+            text_bytes=0 if plan.text is None else plan.text.bytes[name],
+        )
+        found[name] = replace(split, unit_rows=rows).units
+    return found

@@ -1,0 +1,87 @@
+"""What came of a run, and the model card that tells it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hskstore.methods import Method
+from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
+from hskstore.stage_two.checkpoint import PhaseResult
+from hskstore.stage_two.scores import Scored
+from hskstore.store import Store
+
+MODULE_CARD = """
+It is a torch module, `{name}`: build it and give it the weights with `safetensors.torch.load_model`.
+"""
+PRUNED_CARD = """
+Its architecture is hskstore's: `import hskstore.pruned_bert` once, then transformers' Auto classes load it. What `hsk student
+export --onnx` makes of it runs without hskstore.
+"""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student: `scores` are those of its saved weights, by split of the store (validation; MNLI has two)."""
+
+    folder: str
+    digest: str
+    phases: list[PhaseResult]
+    scores: dict[str, Scored]
+    seconds: float
+    parameters: int
+    precision: str
+    loader: str
+
+
+def _code(text: object) -> str:
+    """Words of whatever origin for a card: one printable line that means nothing to Markdown."""
+    line = str(text)
+    line = line if line.isprintable() else ascii(line)
+    ticks = "`" * (_longest_ticks(line) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def model_card(distilled: Distilled, store: Store, method: Method, student: str, command: str | None, model: Any) -> str:
+    """The student's model card: what it learnt from, how, and how well."""
+    plan = store.plan
+    scores = "\n".join(
+        f"| {split} | {metric} | {value:.4f} | {scored.standard_error[metric]:.4f} |"
+        for split, scored in distilled.scores.items()
+        for metric, value in scored.score.items()
+    )
+    phases = "\n".join(f"- {phase.name}: {phase.steps} steps, {phase.seconds:.0f} s" for phase in distilled.phases)
+    library, loading = "library_name: transformers\npipeline_tag: text-classification\n", ""
+    if isinstance(model, PrunedBertForSequenceClassification):
+        loading = PRUNED_CARD
+    elif not isinstance(model, PreTrainedModel):
+        library, loading = "", MODULE_CARD.format(name=student)
+    fence = "`" * max(3, _longest_ticks(command or "") + 1)
+    how = f"\n{fence}\n{command}\n{fence}\n" if command else ""
+    return f"""---
+{library}tags: [distillation, hskstore]
+---
+
+# A student distilled from a hidden-state store
+
+It was trained by hskstore without its teacher, from the store with the digest
+`{distilled.digest}`.
+
+- task: {_code(plan.task["name"])}
+- teacher: {_code(plan.teacher.get("model_type"))}, {plan.teacher["layers"]} layers, {plan.teacher["hidden_size"]} wide;
+  sha256 of its weights {_code(plan.teacher["sha256"])}
+- kept of its hidden states: depth, length, width = {plan.keep}, {plan.strategy.values}
+- student at the start: {_code(student)}
+- parameters at the end: {distilled.parameters:,}
+- method: {_code(repr(method))}
+{phases}
+{loading}{how}
+| split | metric | score | standard error |
+|---|---|---|---|
+{scores}
+"""

@@ -1,0 +1,106 @@
+"""Scores of a model on rows, with a standard error."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+
+from hskstore.methods.batch import Batch
+from hskstore.models.onnx import OnnxClassifier
+from hskstore.models.run import put_back, run_model
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.rows import TrainingRows
+from hskstore.text.tasks import Task, compute_metrics
+from hskstore.watch import Watch, unwatched
+
+EVALUATION_BATCH = 64
+RESAMPLES = 200
+
+
+def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+    """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
+    order: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    done = 0
+    with put_back(model), torch.inference_mode():
+        model.eval()
+        for batch_rows in rows.in_length_order(EVALUATION_BATCH):
+            order.append(batch_rows)
+            logits.append(logits_of(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
+            done += len(batch_rows)
+            watch(stage, done, len(rows))
+    found = np.concatenate(logits)
+    found[np.concatenate(order)] = found.copy()
+    return found
+
+
+def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
+
+
+def standard_errors(
+    task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"], *, seed: int = 0
+) -> dict[str, float]:
+    """One standard error of each metric over the choice of rows: the spread over bootstrap resamples (Efron, 1979)."""
+    rng = np.random.default_rng(seed)
+    drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
+    return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
+
+
+def parameters(model: Any) -> int:
+    """Numbers that a model is made of; of an exported one they stand in its file."""
+    if isinstance(model, OnnxClassifier):
+        return model.num_parameters()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's metrics on some rows, with one standard error each."""
+
+    score: dict[str, float]
+    standard_error: dict[str, float]
+    rows: int
+
+
+def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> Scored:
+    """Logits against gold labels."""
+    return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
+
+
+def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
+    """Each split that has labels."""
+    return {
+        name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
+        for name, rows in splits.items()
+        if rows.label is not None
+    }
+
+
+def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
+    """The dev score of a learner's student; None where the validation rows have no labels."""
+    label = validation.label
+    if label is None:
+        return None
+
+    def score(learner: Learner) -> DevScore:
+        logits = predict(learner.student, validation, stage="dev score", watch=watch)
+        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
+
+    return score
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """A dev score: which metric decided, and all of them."""
+
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.values[self.metric]
