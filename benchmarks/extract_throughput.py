@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, 
         extraction(ready if device.type == "cuda" else one, scratch / "profile")
     if options.plain:
         rounds[0]["plain"] = plain(ready, options.plain, scratch / "plain")
-    tokens = sum(int(split.offsets[-1]) for split in ready.rows.values())
+    tokens = sum(int(split.bounds[-1]) for split in ready.rows.values())
     facts = {
         "rows": sum(map(len, ready.rows.values())),
         "tokens": tokens,

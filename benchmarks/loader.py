@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from hskstore.config import Loader
 from hskstore.methods import Mud
-from hskstore.stage_two.feed import Feed, Prefetched, Source, open_source
+from hskstore.stage_two.feed import Feed, Prefetched, Source, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
@@ -104,7 +104,7 @@ def rate(loader: Loader, store: str, seconds: float) -> dict[str, float]:
         began = time.perf_counter()
         opened = open_store(store)
         rows = opened.plan.splits["train"].rows
-        feed = Feed(open_source(opened, "train", loader=loader, layers=LAYERS), BATCH_SIZE, opened.digest, seed=0)
+        feed = Feed(open_supply(opened, "train", loader=loader, layers=LAYERS), BATCH_SIZE, opened.digest, seed=0)
         steps = Prefetched(feed.steps(hidden=True, start=0, stop=sys.maxsize))
         taken, first, now = 0, 0.0, 0.0
         for step in steps:
@@ -157,7 +157,7 @@ def step_times(small: str, big: str, steps: int, rounds: int) -> dict[tuple[str,
     """By loader and store, one a round."""
     stores = {"small": open_store(small), "big": open_store(big)}
     sources: dict[tuple[str, str], Source] = {
-        (loader, size): open_source(store, "train", loader=loader, layers=LAYERS)
+        (loader, size): open_supply(store, "train", loader=loader, layers=LAYERS)
         for loader in TARGETS
         for size, store in stores.items()
     }

@@ -53,7 +53,7 @@ from hskstore.methods.batch import Batch
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_two.dropout import FastDropout
-from hskstore.stage_two.feed import Feed, InMemory, open_source, steps_per_epoch
+from hskstore.stage_two.feed import Feed, InMemory, open_supply, steps_per_epoch
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
@@ -136,7 +136,7 @@ class Case:
 
 def case_of(student: str, store: str, **numbers: Any) -> Case:
     opened = open_store(store)
-    rows = open_source(opened, "train", loader="ram", layers=range(len(opened.plan.pairs)))
+    rows = open_supply(opened, "train", loader="ram", layers=range(len(opened.plan.pairs)))
     assert isinstance(rows, InMemory)
     return Case(load(student), opened, rows, **numbers)
 

@@ -1,6 +1,6 @@
 """What to keep of the teacher's hidden states, and by which strategy.
 
-A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens of each row, and units of each vector
+A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens of each row, and coordinates of each vector
 (Marginal Utility Diminishes, section 5.2). A strategy says which ones (section 4).
 """
 
@@ -52,7 +52,7 @@ FINETUNE_EPOCHS, FINETUNE_LR, FINETUNE_BATCH_SIZE = 3, 3e-5, 32
 
 @dataclass(frozen=True)
 class Keep:
-    """How many layers (`depth`), tokens (`length`) and units of a vector (`width`) are kept."""
+    """How many layers (`depth`), tokens (`length`) and coordinates of a vector (`width`) are kept."""
 
     depth: Amount
     length: Amount
@@ -75,7 +75,7 @@ class Keep:
             parts = ["all"] * 3
         if len(parts) != 3:
             raise OptionError(
-                f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, units of a vector), such as 1,9,0.1, or all"
+                f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all"
             )
         return cls(*(_parse_amount(part, text) for part in parts))
 
@@ -116,7 +116,7 @@ def resolve(amount: Amount, whole: int) -> int:
 
 @dataclass(frozen=True)
 class Strategy:
-    """Which layers, tokens and units are kept: section 4 of the paper; the defaults are those of its section 5.2.
+    """Which layers, tokens and coordinates are kept: section 4 of the paper; the defaults are those of its section 5.2.
 
     `student_layers` is L', the depth of the student the store is made for; `top_layer` is L_top, the teacher layer
     that guides the student's last one (None: round(10 L / 12), the paper's most stable choice).

@@ -244,7 +244,7 @@ def ragged(lengths: list[int]) -> Rows:
     return Rows(
         input_ids=np.arange(1, total + 1, dtype=np.int32),
         token_type_ids=(np.arange(total) % 2).astype(np.uint8),
-        offsets=np.cumsum([0, *lengths]),
+        bounds=np.cumsum([0, *lengths]),
         label=np.arange(len(lengths)) * 10,
         row_id=np.arange(len(lengths), dtype=np.int64),
     )
@@ -257,8 +257,8 @@ def test_take_moves_whole_rows(lengths, data):
     taken = rows.take(index)
     assert len(taken) == len(index)
     assert taken.n_tokens.tolist() == [lengths[i] for i in index]
-    for i, start, end in zip(index, taken.offsets[:-1], taken.offsets[1:], strict=True):
-        source = slice(rows.offsets[:-1][i], rows.offsets[1:][i])
+    for i, start, end in zip(index, taken.bounds[:-1], taken.bounds[1:], strict=True):
+        source = slice(rows.bounds[:-1][i], rows.bounds[1:][i])
         assert taken.input_ids[start:end].tolist() == rows.input_ids[source].tolist()
         assert taken.token_type_ids[start:end].tolist() == rows.token_type_ids[source].tolist()
     assert taken.row_id.tolist() == rows.row_id[index].tolist() if index else len(taken.row_id) == 0
@@ -273,7 +273,7 @@ def test_padded_holds_every_token_once_and_padding_elsewhere(lengths):
     assert input_ids.shape == token_type_ids.shape == (len(lengths), max(lengths, default=0))
     assert (input_ids.dtype, token_type_ids.dtype) == (np.int32, np.uint8)
     for i, n in enumerate(lengths):
-        assert input_ids[i].tolist() == rows.input_ids[rows.offsets[i] :][:n].tolist() + [-7] * (input_ids.shape[1] - n)
+        assert input_ids[i].tolist() == rows.input_ids[rows.bounds[i] :][:n].tolist() + [-7] * (input_ids.shape[1] - n)
         assert not token_type_ids[i, n:].any()
     assert token_type_ids.sum() == rows.token_type_ids.sum()
 
@@ -309,7 +309,7 @@ def test_tokens_are_neither_padded_nor_cut_shorter_than_asked():
     rows = tokenise(examples, tiny_tokenizer(), 8, watch=lambda stage, rows, total, note="": done.append(rows))
     assert rows.n_tokens.tolist() == [4, 2, 8]
     assert rows.input_ids.tolist() == [2, 4, 5, 3, 2, 3, 2, 6, 6, 6, 6, 6, 6, 3]
-    assert (rows.input_ids.dtype, rows.token_type_ids.dtype, rows.offsets.dtype) == (np.int32, np.uint8, np.int64)
+    assert (rows.input_ids.dtype, rows.token_type_ids.dtype, rows.bounds.dtype) == (np.int32, np.uint8, np.int64)
     assert (rows.label.tolist(), rows.row_id.tolist(), done) == ([1, 0, 1], [0, 1, 2], [3])
 
 

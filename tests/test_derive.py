@@ -199,7 +199,7 @@ REFUSALS = [
     ("magnitude-f16", "1,4,0.25", "1,5,0.25", r"which keeps 1,4,0.25: row \d+ would keep 5 tokens and has only 4$"),
     ("magnitude-f16", "2,9,0.5", "2,0.9,0.5", r"row \d+ would keep 1\d tokens and has only 9$"),
     ("magnitude-f16", "2,0.5,0.3", "2,3,0.3", r"row \d+ would keep 3 tokens and has only [12]$"),
-    ("magnitude-f16", "1,4,0.25", "1,4,9", "it has 8 units of a vector, not 9$"),
+    ("magnitude-f16", "1,4,0.25", "1,4,9", "it has 8 coordinates of a vector, not 9$"),
     ("magnitude-f16", "1,4,0.25", "1,4,33", "33 is more than the teacher's 32"),
     ("magnitude-q8", "all,all,0.5", "all,all,0.25", r"quantised values \(q8\) were masked before they were rounded"),
     ("random-q4-sep", "all,9,7", "all,9,6", r"quantised values \(q4\) were masked before they were rounded"),

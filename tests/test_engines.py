@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.engines import Place, run_inline, run_procs, static_jobs, static_place
+from hskstore.engines import ProcessRank, run_inline, run_procs, static_jobs, static_rank
 from hskstore.engines.ledger import Ledger, why_of
 from hskstore.errors import EngineError, ModelError, OptionError
 
@@ -198,9 +198,9 @@ def test_an_interrupt_stops_the_jobs_under_way_and_leaves_nobody(engine: str, tm
 @pytest.mark.parametrize(
     ("environment", "place"),
     [
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, Place(0, 1, None)),
-        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, Place(2, 4, None)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(3, 8, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ProcessRank(0, 1, None)),
+        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, ProcessRank(2, 4, None)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "5",
@@ -208,9 +208,9 @@ def test_an_interrupt_stops_the_jobs_under_way_and_leaves_nobody(engine: str, tm
                 "SLURM_ARRAY_TASK_MIN": "1",
                 "SLURM_ARRAY_TASK_STEP": "2",
             },
-            Place(2, 3, None),
+            ProcessRank(2, 3, None),
         ),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"}, Place(5, 16, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"}, ProcessRank(5, 16, 1)),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "1",
@@ -219,13 +219,13 @@ def test_an_interrupt_stops_the_jobs_under_way_and_leaves_nobody(engine: str, tm
                 "SLURM_NTASKS": "4",
                 "SLURM_LOCALID": "3",
             },
-            Place(7, 8, 3),
+            ProcessRank(7, 8, 3),
         ),
-        ({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}, Place(1, 2, None)),
+        ({"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}, ProcessRank(1, 2, None)),
     ],
 )
-def test_a_launcher_tells_the_place(environment: dict[str, str], place: Place) -> None:
-    assert static_place(environment) == place
+def test_a_launcher_tells_the_place(environment: dict[str, str], place: ProcessRank) -> None:
+    assert static_rank(environment) == place
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,11 @@ def test_a_launcher_tells_the_place(environment: dict[str, str], place: Place) -
 )
 def test_a_place_that_cannot_be_is_refused(environment: dict[str, str], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        static_place(environment)
+        static_rank(environment)
 
 
 @given(st.integers(0, 50), st.integers(1, 12))
 def test_the_processes_of_a_static_engine_share_all_jobs_without_overlap(jobs: int, world: int) -> None:
-    shares = [static_jobs(range(jobs), Place(rank, world, None)) for rank in range(world)]
+    shares = [static_jobs(range(jobs), ProcessRank(rank, world, None)) for rank in range(world)]
     assert sorted(itertools.chain(*shares)) == list(range(jobs))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

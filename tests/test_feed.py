@@ -18,15 +18,15 @@ from hskstore.errors import StoreError
 from hskstore.methods.batch import Batch
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.feed import (
-    Blocks,
     Feed,
     InMemory,
+    InWindows,
     Prefetched,
     Share,
     Step,
     Window,
     group_by_length,
-    open_source,
+    open_supply,
     steps_per_epoch,
 )
 from hskstore.stage_two.rows import TrainingRows, bytes_per_row, rows_from_store
@@ -141,7 +141,7 @@ def store(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
 
 def test_blocks_read_the_very_rows_of_the_store(store: Store) -> None:
     whole = rows_from_store(store, "train", layers=(1,))
-    source = Blocks(store, "train", {"layers": (1,)})
+    source = InWindows(store, "train", {"layers": (1,)})
     (window,) = source.windows(np.random.default_rng(0), 16)
     found = source.read(window)
     starts = np.cumsum([0, *(store.plan.splits["train"].rows_of(unit) for unit in range(store.plan.splits["train"].units))])
@@ -157,7 +157,7 @@ def test_blocks_read_the_very_rows_of_the_store(store: Store) -> None:
 
 
 def test_windows_hold_whole_units_up_to_their_bytes_and_at_least_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, split = Blocks(store, "train", {}), store.plan.splits["train"]
+    source, split = InWindows(store, "train", {}), store.plan.splits["train"]
     monkeypatch.setattr(hskstore.stage_two.feed, "WINDOW_BYTES", 1)
     windows = source.windows(np.random.default_rng(0), 16)
     assert [len(window.units) for window in windows] == [1] * split.units
@@ -176,16 +176,16 @@ def test_the_loader_is_chosen_by_memory_unless_it_is_named(
 ) -> None:
     needed = store.plan.splits["train"].rows * bytes_per_row(store, "train", (0,))
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": needed / share})())
-    assert open_source(store, "train", loader=loader, layers=(0,)).name == chosen
+    assert open_supply(store, "train", loader=loader, layers=(0,)).name == chosen
     if chosen == "ram" and loader == "auto":
-        assert open_source(store, "train", loader=loader, layers=(0,), processes=2).name == "blocks"
+        assert open_supply(store, "train", loader=loader, layers=(0,), processes=2).name == "blocks"
 
 
 def test_a_damaged_shard_is_named_when_its_window_is_read(store: Store, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(store.root, tmp_path / "store")
-    source = Blocks(open_store(tmp_path / "store"), "train", {"layers": (0,)})
+    source = InWindows(open_store(tmp_path / "store"), "train", {"layers": (0,)})
     shard = tmp_path / "store" / "train" / "logits" / "c" / "0" / "0"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1

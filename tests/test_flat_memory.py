@@ -92,13 +92,13 @@ def test_slices_blocks_and_lengths_are_those_of_the_rows(
     start = data.draw(st.integers(0, len(found)))
     stop = data.draw(st.integers(start, len(found)))
     same(found.slice(start, stop), found.take(np.arange(start, stop)))
-    blocks = list(found.blocks())
+    blocks = list(found.in_runs())
     assert sum(map(len, blocks)) == len(found)
     assert np.concatenate([block.row_id for block in blocks]).tolist() == list(range(len(found)))
     assert np.concatenate([block.input_ids for block in blocks]).tolist() == found.input_ids.tolist()
     assert found.longest == found.n_tokens.max()
     separators = [int(found.input_ids[-1]), 7]
-    own = [found.input_ids[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+    own = [found.input_ids[a:b].tolist() for a, b in zip(found.bounds[:-1], found.bounds[1:], strict=True)]
     admitted = [sum(token not in separators for token in row) for row in own]
     for strategy, counts in ((Strategy(2), admitted), (Strategy(2, rank="left"), list(map(len, own)))):
         assert count_admitted(found, separators, strategy).tolist() == np.bincount(counts).tolist()
@@ -111,12 +111,12 @@ def test_the_hash_is_of_names_dtypes_shapes_and_bytes() -> None:
     found = Rows(
         input_ids=np.array([2, 5, 3, 2, 3], dtype=np.int32),
         token_type_ids=np.array([0, 0, 1, 0, 0], dtype=np.uint8),
-        offsets=np.array([0, 3, 5]),
+        bounds=np.array([0, 3, 5]),
         label=None,
         row_id=np.array([1, 0]),
     )
     written = b"input_ids <i4 (5,)\n" + found.input_ids.tobytes() + b"token_type_ids |u1 (5,)\n" + b"\0\0\1\0\0"
-    written += b"offsets <i8 (3,)\n" + found.offsets.tobytes() + b"label none\n" + b"row_id <i8 (2,)\n" + found.row_id.tobytes()
+    written += b"offsets <i8 (3,)\n" + found.bounds.tobytes() + b"label none\n" + b"row_id <i8 (2,)\n" + found.row_id.tobytes()
     assert found.sha256() == hashlib.sha256(written).hexdigest()
     assert found.take([]).sha256()
 

@@ -236,33 +236,33 @@ def kept_units(seed: int) -> torch.Tensor:
     return order[..., :KEPT].sort(dim=-1).values
 
 
-def dense(values: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def dense(values: torch.Tensor, coordinate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """M * h and M."""
     empty = torch.zeros(SHAPE, dtype=values.dtype)
-    return empty.scatter(-1, unit, values), empty.bool().scatter(-1, unit, True)
+    return empty.scatter(-1, coordinate, values), empty.bool().scatter(-1, coordinate, True)
 
 
 def test_kept_hidden_mse_equals_the_value_by_hand():
-    # One layer, two tokens, width 3, of which one unit is kept: 5 at unit 2 of the first token, -1 at unit 0 of the second.
+    # One layer, two tokens, width 3, of which one coordinate is kept: 5 at 2 of the first token, -1 at 0 of the second.
     student = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 0.0, 1.0]]]])
-    values, unit = torch.tensor([[[[5.0], [-1.0]]]]), torch.tensor([[[[2], [0]]]])
+    values, coordinate = torch.tensor([[[[5.0], [-1.0]]]]), torch.tensor([[[[2], [0]]]])
     both, first = kept_tokens([[True, True]]), kept_tokens([[True, False]])
     # As zero: (1 + 4 + 4) + (25 + 0 + 1) over 2 tokens x 3. Ignored: 4 + 25 over 2 tokens x 1.
-    assert kept_hidden_mse(student, values, unit, token_kept=both).value.item() == pytest.approx(35 / 6)
-    assert kept_hidden_mse(student, values, unit, token_kept=both, targets="ignore").value.item() == pytest.approx(29 / 2)
-    assert kept_hidden_mse(student, values, unit, token_kept=first).value.item() == pytest.approx(9 / 3)
-    assert kept_hidden_mse(student, values, unit, token_kept=first, targets="ignore").value.item() == pytest.approx(4)
+    assert kept_hidden_mse(student, values, coordinate, token_kept=both).value.item() == pytest.approx(35 / 6)
+    assert kept_hidden_mse(student, values, coordinate, token_kept=both, targets="ignore").value.item() == pytest.approx(29 / 2)
+    assert kept_hidden_mse(student, values, coordinate, token_kept=first).value.item() == pytest.approx(9 / 3)
+    assert kept_hidden_mse(student, values, coordinate, token_kept=first, targets="ignore").value.item() == pytest.approx(4)
 
 
 @pytest.mark.parametrize("targets", ["zero", "ignore"])
 @given(st.integers(0, 10**6))
 def test_kept_hidden_mse_is_hidden_mse_of_the_dense_target_in_value_and_gradient(targets, seed):
-    values, unit = normal(*SHAPE[:3], KEPT, seed=seed), kept_units(seed + 1)
+    values, coordinate = normal(*SHAPE[:3], KEPT, seed=seed), kept_units(seed + 1)
     token_kept = random_mask(*SHAPE[:3], seed=seed + 2)
-    teacher, width_kept = dense(values, unit)
+    teacher, width_kept = dense(values, coordinate)
     one, other = (normal(*SHAPE, seed=seed + 3, grad=True) for _ in range(2))
     expected = hidden_mse(one, teacher, token_kept=token_kept, width_kept=width_kept if targets == "ignore" else None).value
-    found = kept_hidden_mse(other, values, unit, token_kept=token_kept, targets=targets).value
+    found = kept_hidden_mse(other, values, coordinate, token_kept=token_kept, targets=targets).value
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     for loss in (expected, found):
         loss.backward()
@@ -274,26 +274,29 @@ def test_kept_hidden_mse_with_every_unit_kept_is_hidden_mse():
     expected = hidden_mse(student, teacher, token_kept=token_kept).value
     every = torch.arange(SHAPE[-1]).expand(SHAPE)
     for targets in ("zero", "ignore"):
-        for unit in (None, every):
+        for coordinate in (None, every):
             torch.testing.assert_close(
-                kept_hidden_mse(student, teacher, unit, token_kept=token_kept, targets=targets).value, expected, rtol=1e-6, atol=0
+                kept_hidden_mse(student, teacher, coordinate, token_kept=token_kept, targets=targets).value,
+                expected,
+                rtol=1e-6,
+                atol=0,
             )
 
 
 def test_kept_hidden_mse_of_a_student_that_is_the_masked_teacher_is_zero():
-    values, unit, token_kept = normal(*SHAPE[:3], KEPT, seed=1), kept_units(2), random_mask(*SHAPE[:3], seed=3)
-    assert kept_hidden_mse(dense(values, unit)[0], values, unit, token_kept=token_kept).value.item() == 0
+    values, coordinate, token_kept = normal(*SHAPE[:3], KEPT, seed=1), kept_units(2), random_mask(*SHAPE[:3], seed=3)
+    assert kept_hidden_mse(dense(values, coordinate)[0], values, coordinate, token_kept=token_kept).value.item() == 0
 
 
 @pytest.mark.parametrize("targets", ["zero", "ignore"])
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
 def test_what_a_token_mask_drops_cannot_spoil_kept_hidden_mse(targets, poison):
-    token_kept, unit = random_mask(*SHAPE[:3], seed=3), kept_units(4)
+    token_kept, coordinate = random_mask(*SHAPE[:3], seed=3), kept_units(4)
     found = []
     for value in (0.0, poison):
         student = torch.where(token_kept[..., None], normal(*SHAPE, seed=1), value).requires_grad_()
         values = torch.where(token_kept[..., None], normal(*SHAPE[:3], KEPT, seed=2), value)
-        loss = kept_hidden_mse(student, values, unit, token_kept=token_kept, targets=targets).value
+        loss = kept_hidden_mse(student, values, coordinate, token_kept=token_kept, targets=targets).value
         loss.backward()
         found.append((loss, student.grad))
     assert torch.equal(found[0][0], found[1][0])
@@ -363,7 +366,12 @@ def test_masks_are_left_as_they_were():
 def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
     """Every loss on some of the three rows of a batch, and the students' numbers that it is a loss of."""
     logits, score, hidden = (normal(*shape, seed=1)[rows].requires_grad_() for shape in ((3, 4), (3, 1), (3, 2, 4, 5)))
-    states, target, values, unit = hidden.transpose(0, 1), normal(*SHAPE, seed=2), normal(*SHAPE[:3], KEPT, seed=2), kept_units(5)
+    states, target, values, coordinate = (
+        hidden.transpose(0, 1),
+        normal(*SHAPE, seed=2),
+        normal(*SHAPE[:3], KEPT, seed=2),
+        kept_units(5),
+    )
     token_kept, width_kept = random_mask(*SHAPE[:3], seed=3)[:, rows], random_mask(*SHAPE, seed=4)[:, rows]
     terms = {
         "soft_cross_entropy": soft_cross_entropy(logits, normal(3, 4, seed=2)[rows], temperature=3.0),
@@ -373,7 +381,7 @@ def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
         "hidden_mse, width": hidden_mse(states, target[:, rows], token_kept=token_kept, width_kept=width_kept),
     }
     for name, targets in (("kept_hidden_mse", "zero"), ("kept_hidden_mse, ignore", "ignore")):
-        terms[name] = kept_hidden_mse(states, values[:, rows], unit[:, rows], token_kept=token_kept, targets=targets)
+        terms[name] = kept_hidden_mse(states, values[:, rows], coordinate[:, rows], token_kept=token_kept, targets=targets)
     return terms, [logits, score, hidden]
 
 

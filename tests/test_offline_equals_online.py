@@ -12,7 +12,7 @@ from hskstore.methods import Mud
 from hskstore.methods.batch import Batch, HiddenTargets
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_two.feed import Feed, open_source
+from hskstore.stage_two.feed import Feed, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.settings import Overrides, phase_settings
 from hskstore.stage_two.student import load_student, match_layers
@@ -41,7 +41,7 @@ def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
     """Losses of 20 steps, half on hidden states, half on predictions; without dropout, so that only targets differ."""
     model, _ = load_student(student, store, seed=0)
     layers, places = match_layers(store.plan, model.config.num_hidden_layers)
-    source = open_source(store, "train", layers=places)
+    source = open_supply(store, "train", layers=places)
     torch.manual_seed(0)
     learner = Learner(model, layers=layers, own=model.config.hidden_size, width=store.plan.hidden_size).eval()
     method = Mud()

@@ -118,7 +118,7 @@ def places(rows: Rows, row: int) -> list[tuple[int, int, int] | None]:
     """Column, first character and the one behind the last, counted in the column, of each token of a row."""
     assert rows.text is not None
     before = int(rows.text.n_chars[row, 0]) if rows.text.n_chars.shape[1] == 2 else 2**31
-    spans = rows.text.offsets[rows.offsets[row] : rows.offsets[row + 1]].tolist()
+    spans = rows.text.offsets[rows.bounds[row] : rows.bounds[row + 1]].tolist()
     found: list[tuple[int, int, int] | None] = []
     for start, end in spans:
         column = int(start >= before)
@@ -172,7 +172,7 @@ def test_tokens_align_where_they_are_the_same_characters_and_nowhere_else(
     for row in range(len(teacher)):
         theirs, ours = places(teacher, row), places(student, row)
         for position, place in enumerate(theirs):
-            aligned = int(found[teacher.offsets[row] + position])
+            aligned = int(found[teacher.bounds[row] + position])
             if place is None:
                 assert aligned == (0 if position == 0 and ours[0] is None else -1)
                 continue
@@ -194,7 +194,7 @@ def test_a_tokenizer_aligns_with_itself_token_by_token(columns: tuple[list[str],
         return  # cut, perhaps within a word, which by itself may be other tokens
     assert rows.text is not None
     again = tokens(rows.text.columns(), name)
-    own = np.arange(len(rows.text.offsets)) - np.repeat(rows.offsets[:-1], rows.n_tokens)
+    own = np.arange(len(rows.text.offsets)) - np.repeat(rows.bounds[:-1], rows.n_tokens)
     found = align(rows, again)
     covered = rows.text.offsets[:, 0] >= 0
     np.testing.assert_array_equal(found[covered], own[covered])
@@ -361,7 +361,9 @@ def test_a_student_of_another_tokenizer_learns_where_it_has_the_teachers_tokens(
             start, end = encoded["offset_mapping"][ours]
             assert text[start:end].strip() == (text[slice(*offsets[row, theirs])] if theirs else "")
             assert (targets.values[layer, row, slot] == before.values[layer, row, slot]).all()
-            assert targets.unit is None or (targets.unit[layer, row, slot] == before.unit[layer, row, slot]).all()
+            assert (
+                targets.coordinate is None or (targets.coordinate[layer, row, slot] == before.coordinate[layer, row, slot]).all()
+            )
 
 
 def test_a_store_read_in_blocks_is_tokenised_anew_piece_by_piece(stores: list[Store]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hskstore.errors import DataError
 from hskstore.text.dataset import read_dataset
-from hskstore.text.spool import SLICE, ArrayFile, Column, blocks, joined, open_array, spool_text
+from hskstore.text.spool import SLICE, ArrayFile, Column, in_slices, joined, open_array, spool_text
 from tests.test_data import write
 
 values = st.lists(st.text(max_size=3), max_size=12)
@@ -48,7 +48,7 @@ def test_text_is_read_back_from_disk_in_blocks_of_any_size() -> None:
     rows = [(f"row {i}", "x" * (i % 700), "left out") for i in range(2 * SLICE + 5)]
     first, second = spool_text(rows, 2)
     assert (first, second) == ([row[0] for row in rows], [row[1] for row in rows])
-    assert [(start, len(block)) for start, block in blocks(first)] == [(0, SLICE), (SLICE, SLICE), (2 * SLICE, 5)]
+    assert [(start, len(block)) for start, block in in_slices(first)] == [(0, SLICE), (SLICE, SLICE), (2 * SLICE, 5)]
     assert first[SLICE - 2 : SLICE + 2] == [row[0] for row in rows[SLICE - 2 : SLICE + 2]]
     assert spool_text([], 2) == ([], [])
 

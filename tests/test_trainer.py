@@ -18,7 +18,7 @@ from hskstore.methods import Finetune, Kd, Mud
 from hskstore.methods.batch import HiddenTargets
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.checkpoint import RunState
-from hskstore.stage_two.feed import InMemory, open_source, steps_per_epoch
+from hskstore.stage_two.feed import InMemory, open_supply, steps_per_epoch
 from hskstore.stage_two.journal import Journal
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
@@ -277,7 +277,7 @@ def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
     monkeypatch.setattr(hskstore.stage_two.feed, "WINDOW_BYTES", 1)
     extract(teacher_folder, data_folder, out=tmp_path / "stores", keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
     store = open_store(tmp_path / "stores" / "d1-l3-w8")
-    source = open_source(store, "train", loader="blocks", layers=(0,))
+    source = open_supply(store, "train", loader="blocks", layers=(0,))
     options: dict[str, Any] = {"key": store.digest, "seed": 0, "score": None, "precision": "fp32", "device": "cpu"}
 
     def fresh() -> Learner:
@@ -294,7 +294,7 @@ def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
     with pytest.raises(KeyboardInterrupt):
         train(broken, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", watch=stop, **options)
     with pytest.raises(OptionError, match="loader"):
-        ram = open_source(store, "train", loader="ram", layers=(0,))
+        ram = open_supply(store, "train", loader="ram", layers=(0,))
         train(fresh(), ram, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
     train(resumed, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
     assert equal(whole.state_dict(), resumed.state_dict())

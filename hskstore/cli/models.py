@@ -83,7 +83,7 @@ def student_new(
         typer.Argument(metavar="PRESET", help="tinybert-4l-312d, bert-mini, rosita-6, ...; or give the four numbers."),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Layers.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Units of a vector: a multiple of --heads.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of a vector: a multiple of --heads.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads of each layer.")] = None,
     ffn: Annotated[int | None, typer.Option(help="Units between a layer's two dense parts.")] = None,
     vocab_from: Annotated[

@@ -32,7 +32,7 @@ LayerMapOpt = Annotated[config.LayerMap, typer.Option(help="g: round (l L_top / 
 RankOpt = Annotated[config.Rank, typer.Option(help="Tokens by attention, attention-with-sep, left or random.")]
 RankLayerOpt = Annotated[config.RankLayer, typer.Option(help="Attention of the aligned layer (L_top = last), or the same as g.")]
 ScoreOpt = Annotated[config.Score, typer.Option(help="Attention probability, or raw score before softmax.")]
-MaskOpt = Annotated[config.Mask, typer.Option(help="Units by magnitude, uniform or random.")]
+MaskOpt = Annotated[config.Mask, typer.Option(help="Coordinates of a vector by magnitude, uniform or random.")]
 ValuesOpt = Annotated[config.Values, typer.Option(help="Stored as f16, f32, q8 (int8) or q4 (4 bits).")]
 BatchTokensOpt = Annotated[int, typer.Option(help="Padded tokens of a teacher's batch.")]
 PrecisionOpt = Annotated[config.Precision, typer.Option(help="The teacher's; bf16 and fp16 by autocast.")]

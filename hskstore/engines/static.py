@@ -7,7 +7,7 @@ from hskstore.engines.contract import JobT
 from hskstore.errors import OptionError
 
 
-class Place(NamedTuple):
+class ProcessRank(NamedTuple):
     """This process' number `rank`, from 0, among `world`; `local` is that among the processes of its machine, if known."""
 
     rank: int
@@ -15,7 +15,7 @@ class Place(NamedTuple):
     local: int | None
 
 
-def static_place(environment: Mapping[str, str]) -> Place:
+def static_rank(environment: Mapping[str, str]) -> ProcessRank:
     """This process' place, as its launcher's environment tells: torchrun and the like (RANK, WORLD_SIZE), a Slurm array, srun, or
     SkyPilot. Raises OptionError where none of them does, or one says what cannot be.
 
@@ -32,8 +32,8 @@ def static_place(environment: Mapping[str, str]) -> Place:
         tasks = _number(environment, "SLURM_ARRAY_TASK_COUNT")
         if offset or not 0 <= task < tasks:
             raise OptionError("--engine static: the array's indexes have gaps; use a plain one such as --array=0-7")
-        inner = srun or Place(0, 1, None)
-        return Place(task * inner.world + inner.rank, tasks * inner.world, inner.local)
+        inner = srun or ProcessRank(0, 1, None)
+        return ProcessRank(task * inner.world + inner.rank, tasks * inner.world, inner.local)
     if srun is not None:
         return srun
     if "SKYPILOT_NODE_RANK" in environment:
@@ -44,16 +44,16 @@ def static_place(environment: Mapping[str, str]) -> Place:
     )
 
 
-def static_jobs(jobs: Sequence[JobT], place: Place) -> list[JobT]:
+def static_jobs(jobs: Sequence[JobT], place: ProcessRank) -> list[JobT]:
     """The jobs of this process. `jobs` must be all of the pass, done or not: every process must count the same ones."""
     return list(jobs[place.rank :: place.world])
 
 
-def _place(environment: Mapping[str, str], rank: str, world: str, *, local: str | None) -> Place:
+def _place(environment: Mapping[str, str], rank: str, world: str, *, local: str | None) -> ProcessRank:
     here, size = _number(environment, rank), _number(environment, world)
     if not 0 <= here < size:
         raise OptionError(f"--engine static: {rank} is {here} and {world} is {size}; ranks are 0 to {size - 1}")
-    return Place(here, size, _number(environment, local) if local is not None and local in environment else None)
+    return ProcessRank(here, size, _number(environment, local) if local is not None and local in environment else None)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -33,22 +33,22 @@ def hidden_mse(
 def kept_hidden_mse(
     student: Float[Tensor, "layer batch token width"],
     values: Float[Tensor, "layer batch token kept"],
-    unit: Int[Tensor, "layer batch token kept"] | None,
+    coordinate: Int[Tensor, "layer batch token kept"] | None,
     *,
     token_kept: Bool[Tensor, "layer batch token"],
     targets: Targets = "zero",
 ) -> Term:
-    """`hidden_mse` from the kept numbers alone: `values` of the teacher at the distinct coordinates `unit`, None for all.
+    """`hidden_mse` from the kept numbers alone: `values` of the teacher at the distinct coordinates `coordinate`, None for all.
 
     `targets` says what the other coordinates are: targets of zero, or ignored. The dense target M * h is never built, which
     is 2 to 5 times faster forward and backward.
     """
     values = values.to(student.dtype)
-    if unit is None:
+    if coordinate is None:
         return hidden_mse(student, values, token_kept=token_kept)
     if targets == "ignore":
-        return hidden_mse(student.gather(-1, unit.long()), values, token_kept=token_kept)
-    squares: Tensor = _SquaresToMaskedTarget.apply(student, values, unit.long(), token_kept)  # type: ignore[no-untyped-call]
+        return hidden_mse(student.gather(-1, coordinate.long()), values, token_kept=token_kept)
+    squares: Tensor = _SquaresToMaskedTarget.apply(student, values, coordinate.long(), token_kept)  # type: ignore[no-untyped-call]
     return Term(squares, token_kept.sum(dim=(1, 2)) * student.shape[-1])
 
 
@@ -56,9 +56,9 @@ class _SquaresToMaskedTarget(torch.autograd.Function):
     """Sum of squares [layer] of student - M * h: the kept values are subtracted where they are, from one copy of the student."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, values: Tensor, unit: Tensor, token_kept: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, values: Tensor, coordinate: Tensor, token_kept: Tensor) -> Tensor:
         difference = torch.where(token_kept[..., None], student, 0)
-        difference.scatter_add_(-1, unit, torch.where(token_kept[..., None], -values, 0))
+        difference.scatter_add_(-1, coordinate, torch.where(token_kept[..., None], -values, 0))
         ctx.save_for_backward(difference)
         return difference.square().sum(dim=(1, 2, 3))
 

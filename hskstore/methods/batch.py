@@ -13,25 +13,25 @@ from torch import Tensor
 class HiddenTargets:
     """The teacher's kept hidden states, as few numbers as the store has of them.
 
-    `values` are the kept units of each vector and `unit` says which they are, lowest first; None: all of `width`. Where
-    `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32.
+    `values` are the kept coordinates of each vector and `coordinate` says which they are, lowest first; None: all of `width`.
+    Where `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32.
     """
 
     position: Int[Tensor, "layer batch token"]
     token_kept: Bool[Tensor, "layer batch token"]
     values: Float[Tensor, "layer batch token kept"]
-    unit: Int[Tensor, "layer batch token kept"] | None
+    coordinate: Int[Tensor, "layer batch token kept"] | None
     width: int
 
     def scattered(self) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
         """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
         values = self.values.float()
         kept = self.token_kept[..., None].expand_as(values)
-        if self.unit is None:
+        if self.coordinate is None:
             return values, kept
         empty = values.new_zeros((*values.shape[:-1], self.width))
-        unit = self.unit.long()
-        return empty.scatter(-1, unit, values), empty.bool().scatter(-1, unit, kept)
+        coordinate = self.coordinate.long()
+        return empty.scatter(-1, coordinate, values), empty.bool().scatter(-1, coordinate, kept)
 
 
 @dataclass(frozen=True)

@@ -43,5 +43,7 @@ class Mud:
             return prediction_terms(student, batch, temperature=self.temperature, regression_target=self.regression_target)
         targets = batch.hidden
         assert student.hidden is not None and targets is not None
-        term = kept_hidden_mse(student.hidden, targets.values, targets.unit, token_kept=targets.token_kept, targets=self.targets)
+        term = kept_hidden_mse(
+            student.hidden, targets.values, targets.coordinate, token_kept=targets.token_kept, targets=self.targets
+        )
         return {"hidden_mse": term}

@@ -94,7 +94,7 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
             ready.teacher,
             train,
             seconds=seconds,
-            seed=plans[0].run.seed,
+            seed=plans[0].pass_.seed,
             sample_bytes=3 * SAMPLE_BYTES,
             sample_only=True,
         )

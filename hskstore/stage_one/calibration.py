@@ -89,9 +89,9 @@ def calibrate(
         return room > 0 or not sample_only
 
     with TeacherPass(plans, teacher) as passing:
-        trial = _Trial(passing, rows, first, seed)
+        trial = _Rehearsal(passing, rows, first, seed)
         share = 1 if sample_only else 1 - SECONDS_OF_ANOTHER_SIZE * len(OTHER_SIZES)
-        speed = trial.measure(first.run.batch_tokens, began + share * seconds - time.monotonic(), keep)
+        speed = trial.measure(first.pass_.batch_tokens, began + share * seconds - time.monotonic(), keep)
         host_bytes = peak_bytes()
         device_bytes = torch.cuda.max_memory_allocated(teacher.device) if on_gpu else None
         compared = speed.error is not None and not sample_only
@@ -124,14 +124,14 @@ def _first_rows(rows: Rows) -> Rows:
     return rows.take(np.arange(min(PROBE_ROWS, len(rows))))
 
 
-class _Trial:
+class _Rehearsal:
     """Sizes of batches on one teacher and one train split."""
 
     def __init__(self, passing: TeacherPass, rows: Rows, plan: Plan, seed: int) -> None:
         self._pass = passing
         self._rows = rows
         self._n_tokens = rows.n_tokens
-        self._run = plan.run
+        self._pass_plan = plan.pass_
         self._seed = seed
         self._guess = self._warm_up()
 
@@ -148,7 +148,7 @@ class _Trial:
 
         The first is cut to what fits into the seconds; a later one that would not fit ends the run.
         """
-        batches = list(_batches(self._n_tokens, self._run.block_rows, batch_tokens))
+        batches = list(_batches(self._n_tokens, self._pass_plan.block_rows, batch_tokens))
         order = np.random.default_rng(self._seed).permutation(len(batches))
         streams = self._pass.streams
         given: list[np.ndarray] = []
@@ -181,10 +181,10 @@ class _Trial:
 
         None where that is not worth telling, or may be chance.
         """
-        own = self._seconds_of_all(self._run.batch_tokens, asked)
+        own = self._seconds_of_all(self._pass_plan.batch_tokens, asked)
         found: list[tuple[int, float]] = []
         for size in OTHER_SIZES:
-            batch_tokens = int(size * self._run.batch_tokens)
+            batch_tokens = int(size * self._pass_plan.batch_tokens)
             if batch_tokens < self._n_tokens.max():
                 continue
             try:
@@ -200,7 +200,7 @@ class _Trial:
         return best if best[1] >= WORTH_TELLING else None
 
     def _seconds_of_all(self, batch_tokens: int, speed: Speed) -> float:
-        _, tokens = padded_tokens(self._n_tokens, self._run.block_rows, batch_tokens)
+        _, tokens = padded_tokens(self._n_tokens, self._pass_plan.block_rows, batch_tokens)
         return tokens / speed.padded_tokens_per_second
 
 

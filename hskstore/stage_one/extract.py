@@ -13,7 +13,7 @@ from typing import Unpack, get_args
 import torch
 
 from hskstore.config import Engine, Keep, Strategy, check_choice, check_count
-from hskstore.engines import Place, require_ray, run_inline, run_procs, run_ray, static_jobs, static_place
+from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, run_ray, static_jobs, static_rank
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
@@ -67,7 +67,7 @@ def extract(
     check_choice("--engine", engine, get_args(Engine))
     check_count("--workers", workers)
     began = time.monotonic()
-    place = static_place(os.environ) if engine == "static" else None
+    place = static_rank(os.environ) if engine == "static" else None
     devices = _devices(engine, device, workers, address, place)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
         # Only here does the teacher work in this process; elsewhere each worker loads its own.
@@ -97,7 +97,7 @@ def extract(
 
 
 def _devices(
-    engine: Engine, device: str | None, workers: int | None, address: str | None, place: Place | None
+    engine: Engine, device: str | None, workers: int | None, address: str | None, place: ProcessRank | None
 ) -> list[str | None]:
     """The device of each worker; None is whatever is best where it is. Raises OptionError for options that do not fit."""
     if workers is not None and engine not in ("procs", "ray"):

@@ -160,7 +160,7 @@ def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seco
     train = ready.rows["train"]
     found = None
     if rate is None:
-        found = calibrate(plans, ready.teacher, train, seconds=seconds, seed=plans[0].run.seed, sample_bytes=SAMPLE_BYTES)
+        found = calibrate(plans, ready.teacher, train, seconds=seconds, seed=plans[0].pass_.seed, sample_bytes=SAMPLE_BYTES)
     splits = {name: _split(rows.n_tokens, plans[0]) for name, rows in ready.rows.items()}
     inputs = input_sizes(plans[0], ready.rows)
     files = store_files(ready.teacher)
@@ -178,7 +178,7 @@ def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seco
         teacher=teacher,
         data=data,
         device=_device_name(ready.teacher.device) if found else "",
-        batch_tokens=plans[0].run.batch_tokens,
+        batch_tokens=plans[0].pass_.batch_tokens,
         splits=splits,
         stores=stores,
         memory=MemoryForecast(
@@ -229,7 +229,7 @@ def samples_of(plans: Sequence[Plan], found: Calibration | None) -> list[Sampled
 
 
 def _split(n_tokens: np.ndarray, plan: Plan) -> SplitForecast:
-    batches, padded = padded_tokens(n_tokens, plan.run.block_rows, plan.run.batch_tokens)
+    batches, padded = padded_tokens(n_tokens, plan.pass_.block_rows, plan.pass_.batch_tokens)
     return SplitForecast(len(n_tokens), int(n_tokens.sum()), batches, padded)
 
 

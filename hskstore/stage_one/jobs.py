@@ -53,7 +53,7 @@ class Job:
 def make_jobs(plans: Sequence[Plan]) -> Iterator[Job]:
     """Every job of a pass; they follow from the plans alone, whatever of them is done."""
     for split, first in plans[0].splits.items():
-        size = max(plans[0].run.block_rows, *(plan.splits[split].unit_rows for plan in plans))
+        size = max(plans[0].pass_.block_rows, *(plan.splits[split].unit_rows for plan in plans))
         for start in range(0, first.rows, size):
             yield Job(split, start, min(start + size, first.rows))
 

@@ -106,10 +106,10 @@ def prepare(
     dataset = read_dataset(data, task=task, text=text, label=label, validation=validation, classes=classes)
     dataset = fit_labels(dataset, loaded)
     length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
-    run = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
-    rows = stored_rows(dataset, loaded, run, keep_offsets=keep_offsets, folder=folder, watch=watch)
+    pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
+    rows = stored_rows(dataset, loaded, pass_, keep_offsets=keep_offsets, folder=folder, watch=watch)
     rows_by_admitted = count_admitted(rows["train"], _separators(loaded), strategies[0])
-    plans = make_plans(keeps, strategies, run, dataset, loaded, rows, most_admitted=len(rows_by_admitted) - 1)
+    plans = make_plans(keeps, strategies, pass_, dataset, loaded, rows, most_admitted=len(rows_by_admitted) - 1)
     return Prepared(loaded, rows, rows_by_admitted, plans)
 
 
@@ -131,7 +131,7 @@ def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
 def stored_rows(
     dataset: Dataset,
     teacher: Teacher,
-    run: Pass,
+    pass_: Pass,
     *,
     keep_offsets: bool,
     folder: Path | None = None,
@@ -147,14 +147,14 @@ def stored_rows(
         rows[name] = tokenise(
             examples,
             teacher.tokenizer,
-            run.max_length,
+            pass_.max_length,
             offsets=keep_offsets,
             split=name,
             watch=watch,
             folder=folder and folder / (name if name != "train" else _UNORDERED),
         )
     check_length(teacher.model, teacher.name, max(split.longest for split in rows.values()))
-    order = np.random.default_rng(run.seed).permutation(len(rows["train"]))
+    order = np.random.default_rng(pass_.seed).permutation(len(rows["train"]))
     rows["train"] = rows["train"].reordered(order, folder and folder / "train")
     if folder is not None:
         shutil.rmtree(folder / _UNORDERED)
@@ -165,7 +165,7 @@ def stored_rows(
 def make_plans(
     keeps: Sequence[Keep],
     strategies: Sequence[Strategy],
-    run: Pass,
+    pass_: Pass,
     dataset: Dataset,
     teacher: Teacher,
     rows: Mapping[str, Rows],
@@ -179,7 +179,7 @@ def make_plans(
     label = rows["train"].label
     plan_one = partial(
         make_plan,
-        run=run,
+        pass_=pass_,
         splits={name: Split(len(split), len(split.input_ids), split.longest, split.sha256()) for name, split in rows.items()},
         most_admitted=most_admitted,
         teacher={
@@ -221,9 +221,9 @@ def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:
 def count_admitted(rows: Rows, separators: Sequence[int], strategy: Strategy) -> Int[np.ndarray, " count"]:
     """How many rows have 0, 1, 2, ... tokens that a rank may choose among, up to the most that a row has."""
     found = np.zeros(rows.longest + 1, dtype=np.int64)
-    for block in rows.blocks():
+    for block in rows.in_runs():
         choices = is_admitted(block.input_ids, separators, strategy)
-        found += np.bincount(np.add.reduceat(choices, block.offsets[:-1], dtype=np.int64), minlength=len(found))
+        found += np.bincount(np.add.reduceat(choices, block.bounds[:-1], dtype=np.int64), minlength=len(found))
     return np.trim_zeros(found, "b")
 
 

@@ -19,7 +19,7 @@ TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 1e-1}
 """What two machines may differ by, relative to the largest number of the row, by the precision of the pass."""
 
 FEWEST_SAME = 0.5
-"""Of a row's tokens, and of their units: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
+"""Of a row's tokens, and of their coordinates: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
 
 COMPARED = ("train/logits", "train/hidden/")
 """The arrays that are the teacher's word; the others are its inputs."""
@@ -53,7 +53,7 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
     check_count("--replay", rows)
     store = open_store(root)
     plan = store.plan
-    loaded = load_teacher(teacher, device=choose_device(device), precision=plan.run.precision)
+    loaded = load_teacher(teacher, device=choose_device(device), precision=plan.pass_.precision)
     if loaded.sha256 != plan.teacher["sha256"]:
         raise ModelError(f"{teacher} is not the teacher of {store.root}: its weights have another sha256 than the plan names")
     n_tokens = np.concatenate([store.read("train/n_tokens", unit) for unit in range(plan.splits["train"].units)])
@@ -66,10 +66,10 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
             compared.append(_compare(plan, columns, {path: again[path] for path in again if path.startswith(COMPARED)}))
             watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
     whole = _Compared(*(np.concatenate([getattr(one, name) for one in compared]) for name in _Compared.__annotations__))
-    tolerance = TOLERANCE[plan.run.precision] + QUANTISED_STEP[plan.strategy.values]
+    tolerance = TOLERANCE[plan.pass_.precision] + QUANTISED_STEP[plan.strategy.values]
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
-    good = (whole.logits <= TOLERANCE[plan.run.precision]) & (whole.hidden <= tolerance)
-    good &= (whole.tokens >= FEWEST_SAME) & (whole.units >= FEWEST_SAME)
+    good = (whole.logits <= TOLERANCE[plan.pass_.precision]) & (whole.hidden <= tolerance)
+    good &= (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
     return Replayed(
         rows=len(whole.equal),
         equal=int(whole.equal.sum()),
@@ -83,24 +83,24 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
 
 @dataclass(frozen=True)
 class _Compared:
-    """Per row [rows]: equal to the last bit; largest relative differences; the shares of tokens, and of the units of these,
+    """Per row [rows]: equal to the last bit; largest relative differences; the shares of tokens, and of the coordinates of these,
     that were chosen again."""
 
     equal: np.ndarray
     logits: np.ndarray
     hidden: np.ndarray
     tokens: np.ndarray
-    units: np.ndarray
+    coordinates: np.ndarray
 
 
 def _sample(plan: Plan, n_tokens: np.ndarray, rows: int, seed: int) -> list[np.ndarray]:
     """Whole batches of the pass, from blocks in random order, until they have enough rows."""
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
-    cut = list(blocks(0, len(n_tokens), plan.run.block_rows))
+    cut = list(blocks(0, len(n_tokens), plan.pass_.block_rows))
     for place in rng.permutation(len(cut)):
         block = np.arange(cut[place].start, cut[place].stop)
-        batches = list(length_batches(n_tokens[block], block, plan.run.batch_tokens))
+        batches = list(length_batches(n_tokens[block], block, plan.pass_.batch_tokens))
         for index in rng.permutation(len(batches)):
             if sum(map(len, found)) >= rows:
                 return found
@@ -123,7 +123,7 @@ def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
     return Rows(
         input_ids=stored["train/input_ids"][real],
         token_type_ids=stored["train/token_type_ids"][real],
-        offsets=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
+        bounds=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
         label=None,
         row_id=stored["train/row_id"],
     )
@@ -136,7 +136,7 @@ def _compare(plan: Plan, stored: dict[str, np.ndarray], again: dict[str, np.ndar
         equal &= (column == stored[path]).reshape(rows, -1).all(axis=1)
     logits = _relative(stored["train/logits"] - again["train/logits"], stored["train/logits"])
     before, after = (_by_token(plan, columns) for columns in (stored, again))
-    hidden, tokens, units = np.zeros(rows), np.ones(rows), np.ones(rows)
+    hidden, tokens, coordinates = np.zeros(rows), np.ones(rows), np.ones(rows)
     # How many tokens a row keeps follows from its words alone: another number is no matter of rounding.
     counts = (stored["train/hidden/n_kept"] == again["train/hidden/n_kept"]).all(axis=1)
     for row in range(rows):
@@ -149,12 +149,12 @@ def _compare(plan: Plan, stored: dict[str, np.ndarray], again: dict[str, np.ndar
             both = old_kept & new_kept
             same, kept = same + int(both.sum()), kept + int(new_kept.sum())
             hidden[row] = np.maximum(hidden[row], _relative((old - new)[None, both], old[None])[0])
-        units[row] = same / max(1, kept)
-    return _Compared(equal, logits, hidden, tokens, units)
+        coordinates[row] = same / max(1, kept)
+    return _Compared(equal, logits, hidden, tokens, coordinates)
 
 
 def _by_token(plan: Plan, columns: dict[str, np.ndarray]) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
-    """Of each row: the hidden vector [d], and which of its units are kept, by layer and position."""
+    """Of each row: the hidden vector [d], and which of its coordinates are kept, by layer and position."""
     hidden = {name: columns.get(f"train/hidden/{name}") for name in ("values", "mask", "scale", "token")}
     values, mask, token = (hidden[name] for name in ("values", "mask", "token"))
     assert values is not None and mask is not None and token is not None

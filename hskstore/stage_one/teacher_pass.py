@@ -27,7 +27,7 @@ from hskstore.text.rows import Rows
 GPU_STREAMS = 2
 """Host threads that queue batches on a GPU: while one pads and copies, the other launches kernels."""
 
-Batch = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
+Inputs = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
 """`input_ids`, `token_type_ids` and `attention_mask` (True = real token), all [batch, token]."""
 
 Columns = dict[str, Shaped[np.ndarray, "_row ..."]]
@@ -88,7 +88,7 @@ class TeacherPass:
         first = self._plans[0]
         ids, types, mask = batch = padded(rows, first.tokenizer["pad_token_id"])
         device = self._teacher.device
-        on_device: Batch = (_to(ids, device), _to(types, device), _to(mask, device))
+        on_device: Inputs = (_to(ids, device), _to(types, device), _to(mask, device))
         ranked = split == "train" and first.strategy.rank.startswith("attention")
         layers = {pair.rank for index in wanted for pair in self._plans[index].pairs} if ranked else set[int]()
         features = self._teacher.forward(*on_device, rank_layers=frozenset(layers), score=first.strategy.score)
@@ -135,7 +135,7 @@ class _Landing:
 
     split: str
     rows: Rows
-    batch: Batch
+    batch: Inputs
     plans: list[Plan]
     indexes: Sequence[int]
     copy: _Copy
@@ -176,7 +176,7 @@ def length_batches(
             start = end
 
 
-def padded(rows: Rows, pad_token_id: int) -> Batch:
+def padded(rows: Rows, pad_token_id: int) -> Inputs:
     """The rows as one batch, padded to the longest."""
     ids, types = rows.padded(pad_token_id)
     real = np.arange(ids.shape[1]) < rows.n_tokens[:, None]
@@ -188,7 +188,7 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dict[str, Shaped[Tensor, "batch layer ..."]]:
+def kept_hidden(plan: Plan, features: Features, batch: Inputs, rows: Rows) -> dict[str, Shaped[Tensor, "batch layer ..."]]:
     """The `train/hidden` arrays of one batch, [batch, layer, ...], as they are stored, on the teacher's device; and `finite`
     [batch, layer], whether a row's kept vectors are. `batch` is `rows` on that device.
 
@@ -204,7 +204,7 @@ def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dic
             admitted = admitted & (ids != separator)
     tokens = ids.shape[1]
     if strategy.rank == "random":
-        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.run.seed)
+        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.pass_.seed)
         score = torch.from_numpy(drawn).to(device)[:, None]
     elif strategy.rank == "left":
         score = -torch.arange(tokens, device=device, dtype=torch.float32).expand(len(ids), 1, tokens)
@@ -222,7 +222,7 @@ def kept_hidden(plan: Plan, features: Features, batch: Batch, rows: Rows) -> dic
     if strategy.mask == "magnitude" or plan.width == plan.hidden_size:
         kept = magnitude_mask(vectors, plan.width)
     else:
-        static = static_mask(strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.run.seed)
+        static = static_mask(strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
         kept = torch.from_numpy(static).to(device).expand(vectors.shape)
     packed = pack(vectors, kept, width=plan.width, encoding=strategy.values)
     empty = positions < 0
@@ -259,7 +259,7 @@ def _check_finite(finite: np.ndarray, row_ids: np.ndarray, plan: Plan) -> None:
     )
 
 
-def _input_columns(rows: Rows, batch: Batch, logits: np.ndarray) -> dict[str, np.ndarray]:
+def _input_columns(rows: Rows, batch: Inputs, logits: np.ndarray) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {
         "input_ids": batch[0].numpy().astype(np.int32),
         "token_type_ids": batch[1].numpy().astype(np.uint8),

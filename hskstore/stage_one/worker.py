@@ -35,7 +35,7 @@ WRITERS = 4
 
 PROBE_ROWS = 8
 
-Unit = tuple[int, int]
+StoreUnit = tuple[int, int]
 """Index of the store, number of the unit."""
 
 
@@ -101,7 +101,7 @@ class UnitWorker:
         except BaseException as error:
             self._on_rows(-done)
             if isinstance(error, torch.OutOfMemoryError):
-                most = self._stores[0][1].run.batch_tokens
+                most = self._stores[0][1].pass_.batch_tokens
                 raise ModelError(
                     f"{self._teacher.device} has no memory for a batch of {most} tokens: free some, or start anew with a smaller"
                     " --batch-tokens"
@@ -111,13 +111,13 @@ class UnitWorker:
             wait(writes)
         self._on_rows(job.rows - done)
 
-    def _run(self, job: Job, missing: Sequence[Unit], writes: list[Future[None]]) -> Iterator[int]:
+    def _run(self, job: Job, missing: Sequence[StoreUnit], writes: list[Future[None]]) -> Iterator[int]:
         """Rows that are through the teacher, batch by batch; units that are whole go to the writers."""
         began = time.monotonic()
         wanted, lacking = sorted({index for index, _ in missing}), frozenset(missing)
         cut = list(self._blocks(job, missing))
         rows = (self._rows[job.split].take(batch) for batches, _ in cut for batch in batches)
-        units: dict[Unit, Columns] = {}
+        units: dict[StoreUnit, Columns] = {}
         with closing(self._pass.run(job.split, rows, wanted)) as passed:
             for batches, finished in cut:
                 for batch, found in zip(batches, passed, strict=False):
@@ -131,17 +131,17 @@ class UnitWorker:
                     columns = units.pop((index, unit))
                     writes.append(self._writers.submit(self._commit, index, job.split, unit, columns, seconds))
 
-    def _blocks(self, job: Job, missing: Sequence[Unit]) -> Iterator[tuple[list[np.ndarray], list[Unit]]]:
+    def _blocks(self, job: Job, missing: Sequence[StoreUnit]) -> Iterator[tuple[list[np.ndarray], list[StoreUnit]]]:
         """The blocks that hold rows of a missing unit: their batches, and the missing units whose last row is among theirs."""
-        run = self._stores[0][1].run
+        pass_ = self._stores[0][1].pass_
         inside = [(self._rows_of(job.split, unit), unit) for unit in missing]
-        for block in blocks(job.start, job.stop, run.block_rows):
+        for block in blocks(job.start, job.stop, pass_.block_rows):
             if any(rows.start < block.stop and block.start < rows.stop for rows, _ in inside):
-                n_tokens = np.diff(self._rows[job.split].offsets[block.start : block.stop + 1])
-                batches = list(length_batches(n_tokens, np.arange(block.start, block.stop), run.batch_tokens))
+                n_tokens = np.diff(self._rows[job.split].bounds[block.start : block.stop + 1])
+                batches = list(length_batches(n_tokens, np.arange(block.start, block.stop), pass_.batch_tokens))
                 yield batches, [unit for rows, unit in inside if block.start < rows.stop <= block.stop]
 
-    def _rows_of(self, split: str, unit: Unit) -> range:
+    def _rows_of(self, split: str, unit: StoreUnit) -> range:
         """The stored rows of a unit."""
         index, number = unit
         shape = self._stores[index][1].splits[split]
@@ -153,8 +153,8 @@ class UnitWorker:
         index: int,
         batch: np.ndarray,
         columns: Columns,
-        lacking: frozenset[Unit],
-        units: dict[Unit, Columns],
+        lacking: frozenset[StoreUnit],
+        units: dict[StoreUnit, Columns],
     ) -> None:
         """Lay the rows of a batch into the missing units that they belong to."""
         plan = self._stores[index][1]
@@ -203,7 +203,7 @@ def recruit(
     transformers.logging.disable_progress_bar()
     stores = [(Objects(root), read_plan(Objects(root))) for root in roots]
     plan, rows = stores[0][1], open_rows()
-    loaded = load_teacher(teacher, device=choose_device(device), precision=plan.run.precision)
+    loaded = load_teacher(teacher, device=choose_device(device), precision=plan.pass_.precision)
     if loaded.sha256 != plan.teacher["sha256"]:
         raise ModelError(f"{teacher} is another teacher on {platform.node()} than where the stores were planned")
     probe(loaded, plan.strategy, rows["train"])

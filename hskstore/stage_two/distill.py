@@ -27,7 +27,7 @@ from hskstore.models.pruning import GradualPruning, as_pruned_bert
 from hskstore.models.run import shape_of
 from hskstore.stage_two.card import Distilled, model_card
 from hskstore.stage_two.checkpoint import forget_checkpoint
-from hskstore.stage_two.feed import first_rows, open_source
+from hskstore.stage_two.feed import first_rows, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
@@ -116,12 +116,12 @@ def distill(
             )
         student_layers, stored_layers = match_layers(plan, shape.layers)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    source = open_source(store, "train", loader=loader, processes=beside, watch=watch, layers=stored_layers, **reading)
+    supply = open_supply(store, "train", loader=loader, processes=beside, watch=watch, layers=stored_layers, **reading)
     if reading:
-        tell_alignment(first_rows(source), name)
+        tell_alignment(first_rows(supply), name)
     else:
         check_rows(model, name, plan.splits["train"].longest)
-    settings = phase_settings(method, task.recipe, source, overrides or Overrides())
+    settings = phase_settings(method, task.recipe, supply, overrides or Overrides())
     pruning = None
     if prune_to is not None:
         model = as_pruned_bert(model, name)
@@ -140,7 +140,7 @@ def distill(
         take_published_projection(learner.projection, student)
     results = train(
         learner,
-        source,
+        supply,
         method,
         settings,
         key=_key(store, reading),
@@ -161,7 +161,7 @@ def distill(
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(model),
         precision=precision,
-        loader=source.name,
+        loader=supply.name,
     )
     if not is_main():
         return distilled

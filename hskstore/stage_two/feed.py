@@ -35,7 +35,7 @@ AHEAD = 4
 Item = TypeVar("Item")
 
 
-class Source(Protocol):
+class Supply(Protocol):
     """Rows to train on, in windows: rows of one window are shuffled together, and may be read while another one trains."""
 
     @property
@@ -71,7 +71,7 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class InWindows:
     """Rows of a store's split that are read anew in every epoch, some units at a time.
 
     `reading` is what `rows_from_store` takes.
@@ -97,9 +97,9 @@ class Blocks:
         return rows
 
 
-def open_source(
+def open_supply(
     store: Store, split: str, *, loader: Loader = "auto", processes: int = 1, watch: Watch = unwatched, **reading: Any
-) -> InMemory | Blocks:
+) -> InMemory | InWindows:
     """A split of a store to train on: in memory ("ram") or in windows ("blocks").
 
     "auto" is `ram` where all rows fit into 40 % of the memory that is free, with each of `processes` on this machine having
@@ -107,18 +107,18 @@ def open_source(
     """
     needed = store.plan.splits[split].rows * bytes_per_row(store, split, reading.get("layers", ()))
     if loader == "blocks" or (loader == "auto" and not rows_fit(needed, processes)):
-        return Blocks(store, split, reading)
+        return InWindows(store, split, reading)
     return InMemory(rows_from_store(store, split, **reading, watch=watch))
 
 
-def first_rows(source: Source) -> TrainingRows:
+def first_rows(supply: Supply) -> TrainingRows:
     """The rows of one window: all of them, or a sample."""
-    return source.read(source.windows(np.random.default_rng(0), 1)[0])
+    return supply.read(supply.windows(np.random.default_rng(0), 1)[0])
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(supply: Supply, batch_size: int) -> int:
     """Batches of an epoch; the last one of a window may be small."""
-    windows = source.windows(np.random.default_rng(0), batch_size)
+    windows = supply.windows(np.random.default_rng(0), batch_size)
     return sum(math.ceil(window.rows / batch_size) for window in windows)
 
 
@@ -169,7 +169,7 @@ class Feed:
     The order is a pure function of `key` (the store's digest in hexadecimal), `seed`, the epoch and the batch size.
     """
 
-    source: Source
+    supply: Supply
     batch_size: int
     key: str
     seed: int
@@ -178,16 +178,16 @@ class Feed:
     def epoch(self, number: int, *, hidden: bool, start: int = 0) -> Generator[Step]:
         """An epoch's steps from its step `start` on; windows that were trained on before are not read."""
         seed = [int(self.key[:16], 16), self.seed, number]
-        windows = self.source.windows(np.random.default_rng(seed), self.batch_size)
+        windows = self.supply.windows(np.random.default_rng(seed), self.batch_size)
         counts = [math.ceil(window.rows / self.batch_size) for window in windows]
         ends = np.cumsum(counts)
         ahead = [index for index in range(len(windows)) if ends[index] > start]
         with ThreadPoolExecutor(1, "reads-windows") as reader:
-            coming = [reader.submit(self.source.read, windows[index]) for index in ahead[:1]]
+            coming = [reader.submit(self.supply.read, windows[index]) for index in ahead[:1]]
             for place, index in enumerate(ahead):
                 rows = coming.pop().result()
                 if place + 1 < len(ahead):
-                    coming.append(reader.submit(self.source.read, windows[ahead[place + 1]]))
+                    coming.append(reader.submit(self.supply.read, windows[ahead[place + 1]]))
                 first = int(ends[index]) - counts[index]
                 batches = group_by_length(rows.n_tokens, self.batch_size, np.random.default_rng([*seed, index]))
                 for step, batch in enumerate(batches, first):
@@ -197,7 +197,7 @@ class Feed:
 
     def steps(self, *, hidden: bool, start: int, stop: int) -> Generator[Step]:
         """The steps `start` to `stop` of a run, epoch after epoch, numbered through."""
-        length = steps_per_epoch(self.source, self.batch_size)
+        length = steps_per_epoch(self.supply, self.batch_size)
         while start < stop:
             epoch, at = divmod(start, length)
             for step in self.epoch(epoch, hidden=hidden, start=at):

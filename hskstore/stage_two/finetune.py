@@ -94,11 +94,11 @@ def finetune(
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
     precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
     method = Finetune()
-    source = InMemory(rows)
-    settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(source, batch_size) * epochs)
+    supply = InMemory(rows)
+    settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(supply, batch_size) * epochs)
     (result,) = train(
         Learner(classifier),
-        source,
+        supply,
         method,
         [settings],
         key=tokenised["train"].sha256(),

@@ -48,7 +48,7 @@ def retokenise(
             own = arrays["hidden/token"][rows]
             if (own < -1).any() or (own >= teacher.n_tokens[rows, None, None]).any():
                 raise _wrong(store, "the positions of the kept tokens", split)
-            found = position[teacher.offsets[:-1][rows, None, None] + np.maximum(own, 0)]
+            found = position[teacher.bounds[:-1][rows, None, None] + np.maximum(own, 0)]
             token[rows] = np.where(own >= 0, found, -1)
     return anew
 

@@ -60,21 +60,21 @@ class HiddenRows:
             values = unpack_values(values, self.scale[rows, :, :length], self.encoding, self.width)
         whole = bool(kept.all())  # as a rule; then nothing need be blanked
         mask = self.mask[rows, :, :length]
-        unit = None
+        coordinate = None
         if self.width < self.hidden_size:
-            unit = self._units(mask).reshape(values.shape) if whole else np.zeros(values.shape, dtype=np.int64)
+            coordinate = self._coordinates(mask).reshape(values.shape) if whole else np.zeros(values.shape, dtype=np.int64)
             if not whole:
-                unit[kept] = self._units(mask[kept])
+                coordinate[kept] = self._coordinates(mask[kept])
         return HiddenTargets(
             position=_by_layer((token if whole else np.where(kept, token, 0)).astype(np.int64)),
             token_kept=_by_layer(kept),
             values=_by_layer(values if whole else np.where(kept[..., None], values, 0)),
-            unit=None if unit is None else _by_layer(unit),
+            coordinate=None if coordinate is None else _by_layer(coordinate),
             width=self.hidden_size,
         )
 
-    def _units(self, mask: np.ndarray) -> np.ndarray:
-        """The kept units [vector, K], from masks' bits [..., octets]."""
+    def _coordinates(self, mask: np.ndarray) -> np.ndarray:
+        """The kept coordinates [vector, K], from masks' bits [..., octets]."""
         where = np.flatnonzero(unpack_mask(mask, self.hidden_size))
         vectors = math.prod(mask.shape[:-1])
         if len(where) != vectors * self.width:
@@ -158,7 +158,7 @@ def rows_from_store(
         done = rows.stop
         watch(f"read {split}", done, total)
     if tokenizer is not None:
-        length = max_length or min(store.plan.run.max_length, tokenizer.model_max_length)
+        length = max_length or min(store.plan.pass_.max_length, tokenizer.model_max_length)
         arrays |= retokenise(store, split, units, arrays, tokenizer, length, watch)
     hidden = None
     if layers:
@@ -213,7 +213,7 @@ def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
     """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
     if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
         return {}
-    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.run.max_length)}
+    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.pass_.max_length)}
 
 
 def telling_rows(

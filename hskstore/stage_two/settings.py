@@ -12,7 +12,7 @@ from hskstore.config import (
 )
 from hskstore.errors import OptionError
 from hskstore.methods import Method, Phase
-from hskstore.stage_two.feed import Source, steps_per_epoch
+from hskstore.stage_two.feed import Supply, steps_per_epoch
 from hskstore.text.tasks import Recipe
 
 
@@ -44,13 +44,13 @@ class Overrides:
         check_share("--warmup", self.warmup)
 
 
-def phase_settings(method: Method, recipe: Recipe, source: Source, overrides: Overrides) -> list[PhaseSettings]:
+def phase_settings(method: Method, recipe: Recipe, supply: Supply, overrides: Overrides) -> list[PhaseSettings]:
     """Each phase's numbers: the recipe's, the user's where given."""
     phases = method.phases
     epochs = _per_phase("--epochs", overrides.epochs, [phase.numbers(recipe).epochs for phase in phases])
     rates = _per_phase("--lr", overrides.lr, [phase.numbers(recipe).lr for phase in phases])
     sizes = _per_phase("--batch-size", overrides.batch_size, [phase.numbers(recipe).batch_size for phase in phases])
-    steps = [steps_per_epoch(source, size) * count for size, count in zip(sizes, epochs, strict=True)]
+    steps = [steps_per_epoch(supply, size) * count for size, count in zip(sizes, epochs, strict=True)]
     if overrides.max_steps is not None and sum(steps) > overrides.max_steps:
         if overrides.max_steps < len(steps):
             raise OptionError(f"--max-steps {overrides.max_steps}: the method has {len(steps)} phases, of at least a step each")

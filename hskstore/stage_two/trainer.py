@@ -26,7 +26,7 @@ from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
 from hskstore.stage_two.checkpoint import Checkpoint, Ended, PhaseResult, RunState
 from hskstore.stage_two.dropout import FastDropout
-from hskstore.stage_two.feed import Feed, Prefetched, Share, Source
+from hskstore.stage_two.feed import Feed, Prefetched, Share, Supply
 from hskstore.stage_two.journal import Journal, mean_losses, open_log
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
@@ -45,7 +45,7 @@ CHECKPOINT_SECONDS = 60
 
 def train(
     learner: Learner,
-    source: Source,
+    supply: Supply,
     method: Method,
     phases: Sequence[PhaseSettings],
     *,
@@ -77,7 +77,7 @@ def train(
         "data": key,
         "seed": seed,
         "precision": precision,
-        "loader": source.name,
+        "loader": supply.name,
         "processes": accelerator.num_processes,
         "method": repr(method),
         "phases": [asdict(phase) for phase in phases],
@@ -92,7 +92,7 @@ def train(
         checkpoint.restore_weights(state, learner)
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
-    loop = Loop(learner, source, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
+    loop = Loop(learner, supply, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
     with processes.interrupts() as held:
         for number in range(state.phase, len(phases)):
             loop.run(number, held)
@@ -105,7 +105,7 @@ class Loop:
     """One run: what its phases share."""
 
     learner: Learner
-    source: Source
+    supply: Supply
     method: Method
     phases: Sequence[PhaseSettings]
     key: str
@@ -127,7 +127,7 @@ class Loop:
             self.checkpoint.restore_optimizer(state, optimizer)
         learner.train()
         share = Share(rank, self.accelerator.num_processes)
-        steps = Feed(self.source, run.batch_size, self.key, self.seed, share).steps(
+        steps = Feed(self.supply, run.batch_size, self.key, self.seed, share).steps(
             hidden=hidden, start=state.step, stop=run.steps
         )
         made = (replace(step, batch=step.batch.pinned()) for step in steps) if device.type == "cuda" else steps

@@ -1,6 +1,6 @@
 """A smaller configuration cut from a sealed store, without the teacher.
 
-Kept layers, tokens and units are nested where the strategy nests them, so the cut is bit for bit what an extraction with the
+Kept layers, tokens and coordinates are nested where the strategy nests them, so the cut is bit for bit what an extraction with the
 smaller --keep would have written, down to the digest.
 """
 
@@ -113,7 +113,7 @@ def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[dict[str, np.ndarray]]
 
 
 def _cut_hidden(cut: _Cut, hidden: dict[str, np.ndarray], n_kept: np.ndarray) -> dict[str, np.ndarray]:
-    """The hidden arrays [rows, layer, slot, ...] of fewer layers, tokens and units; `n_kept` [rows] are those to keep."""
+    """The hidden arrays [rows, layer, slot, ...] of fewer layers, tokens and coordinates; `n_kept` [rows] are those to keep."""
     slots = cut.plan.length
     found = {path.removeprefix("train/hidden/"): array for path, array in hidden.items()}
     for name in ("token", "scale", "n_kept"):  # their chunks hold all layers
@@ -134,7 +134,7 @@ def _cut_hidden(cut: _Cut, hidden: dict[str, np.ndarray], n_kept: np.ndarray) ->
 
 
 def _narrow(cut: _Cut, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fewer units of vectors: `values` [M, K] and `mask` bits [M, octets] of those that stay. Ties go to the lower index."""
+    """Fewer coordinates of vectors: `values` [M, K] and `mask` bits [M, octets] of those that stay. Ties go to the lower index."""
     plan = cut.plan
     bits = np.unpackbits(mask, axis=-1, count=plan.hidden_size).astype(bool)
     if plan.strategy.mask == "magnitude":
@@ -144,7 +144,7 @@ def _narrow(cut: _Cut, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray
         narrow = np.zeros_like(bits)
         narrow[bits] = stays.ravel()
     else:
-        static = static_mask(plan.strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.run.seed)
+        static = static_mask(plan.strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
         narrow = np.broadcast_to(static, bits.shape)
         stays = narrow[bits].reshape(values.shape)
     return values[stays].reshape(len(values), plan.width), np.packbits(narrow, axis=-1)
@@ -158,7 +158,7 @@ def _plan_cut(store: Store, keep: Keep) -> _Cut:
     plan = make_plan(
         keep,
         old.strategy,
-        old.run,
+        old.pass_,
         splits=old.splits,
         most_admitted=int(admitted.max()),
         teacher=old.teacher,
@@ -186,22 +186,22 @@ def _plan_cut(store: Store, keep: Keep) -> _Cut:
 
 
 def _check_width(old: Plan, plan: Plan, refusal: str) -> None:
-    """Raise OptionError unless the units to keep are among those that are kept, exactly as they are stored."""
+    """Raise OptionError unless the coordinates to keep are among those that are kept, exactly as they are stored."""
     if plan.width == old.width:
         return
     if plan.width > old.width:
-        raise OptionError(f"{refusal}it has {old.width} units of a vector, not {plan.width}")
+        raise OptionError(f"{refusal}it has {old.width} coordinates of a vector, not {plan.width}")
     if old.strategy.values in ("q8", "q4"):
         raise OptionError(
             f"{refusal}quantised values ({old.strategy.values}) were masked before they were rounded; only their depth and"
             " length can be cut: extract this width, or keep a store of f16 or f32 to cut from"
         )
     if old.strategy.mask != "magnitude" and old.width < old.hidden_size:
-        sizes = {"hidden_size": old.hidden_size, "seed": old.run.seed}
+        sizes = {"hidden_size": old.hidden_size, "seed": old.pass_.seed}
         has, wants = (static_mask(old.strategy.mask, kept=width, **sizes) for width in (old.width, plan.width))
         if (wants & ~has).any():
             raise OptionError(
-                f"{refusal}its {old.strategy.mask} mask of {old.width} units does not contain that of {plan.width}:"
+                f"{refusal}its {old.strategy.mask} mask of {old.width} coordinates does not contain that of {plan.width}:"
                 " extract this width, or cut it from a store of width all"
             )
 

@@ -38,7 +38,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """A store's content. `length` token slots per row and layer, `width` units per vector of `hidden_size`.
+    """A store's content. `length` token slots per row and layer, `width` coordinates per vector of `hidden_size`.
 
     `teacher`, `tokenizer` and `task` are plain JSON: hashes, sizes, label names, metrics. No path, device or library
     version stands here: where a run goes on, and with how many threads, is free. The last bits of a state may follow both.
@@ -50,7 +50,7 @@ class Plan:
     length: int
     width: int
     hidden_size: int
-    run: Pass
+    pass_: Pass
     teacher: dict[str, Any]
     tokenizer: dict[str, Any]
     task: dict[str, Any]
@@ -96,7 +96,7 @@ class Plan:
                 "width": self.width,
                 "hidden_size": self.hidden_size,
             },
-            "pass": asdict(self.run),
+            "pass": asdict(self.pass_),
             "teacher": self.teacher,
             "tokenizer": self.tokenizer,
             "task": self.task,
@@ -132,7 +132,7 @@ class Plan:
                 length=hidden["length"],
                 width=hidden["width"],
                 hidden_size=hidden["hidden_size"],
-                run=_known(Pass, document["pass"]),
+                pass_=_known(Pass, document["pass"]),
                 teacher=document["teacher"],
                 tokenizer=document["tokenizer"],
                 task=document["task"],
@@ -153,17 +153,17 @@ class Plan:
         """Raise ValueError, TypeError or KeyError unless the numbers are numbers, and the arrays those that they make."""
         numbers = [self.length, self.width, self.hidden_size, self.teacher["layers"], self.teacher["hidden_size"]]
         numbers += [n for split in self.splits.values() for n in (split.rows, split.tokens, split.longest, split.unit_rows)]
-        numbers += [self.run.max_length, self.run.batch_tokens, self.run.block_rows]
+        numbers += [self.pass_.max_length, self.pass_.batch_tokens, self.pass_.block_rows]
         numbers += [spec.chunk for spec in self.arrays.values()]
         if self.text is not None:
             numbers += [self.text.columns, *self.text.bytes.values()]
             if self.text.columns not in (1, 2) or self.text.bytes.keys() != self.splits.keys():
                 raise ValueError("its text is of no columns, or of other splits")
-        others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.strategy.top_layer, self.run.seed]
+        others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.strategy.top_layer, self.pass_.seed]
         others += [number for pair in self.pairs for number in asdict(pair).values()]
         if not all(type(number) is int for number in (*numbers, *others)) or not all(0 < number < 2**63 for number in numbers):
             raise ValueError("a number is none, or beyond all numbers")
-        for text in (self.teacher["sha256"], self.task["name"], self.run.precision):
+        for text in (self.teacher["sha256"], self.task["name"], self.pass_.precision):
             str.encode(text)  # that it is text, and can be printed
         if "train" not in self.splits or "files" in self.splits or not all(map(SPLIT.fullmatch, self.splits)):
             raise ValueError("a split has no name for a folder")
@@ -217,7 +217,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def make_plan(
     keep: Keep,
     strategy: Strategy,
-    run: Pass,
+    pass_: Pass,
     *,
     splits: Mapping[str, Split],
     most_admitted: int,
@@ -231,7 +231,7 @@ def make_plan(
 
     `strategy` has its `top_layer`; `most_admitted` is the most tokens of a train row that a rank may choose among;
     `labels` is the label's dtype or None; `text` is None where only the tokens are kept. Raises OptionError where the teacher
-    has no such layers or units.
+    has no such layers or coordinates.
     """
     assert strategy.top_layer is not None
     hidden_size, outputs = int(teacher["hidden_size"]), len(teacher["labels"])
@@ -245,7 +245,7 @@ def make_plan(
     )
     width = resolve(keep.width, hidden_size)
     if width > hidden_size:
-        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} units")
+        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
     length = min(resolve(keep.length, most_admitted), most_admitted)
     units = {
         name: plan_unit_rows(
@@ -268,7 +268,7 @@ def make_plan(
         length=length,
         width=width,
         hidden_size=hidden_size,
-        run=run,
+        pass_=pass_,
         teacher=teacher,
         tokenizer=tokenizer,
         task=task,

@@ -17,7 +17,7 @@ from hskstore.text.tokenizers import load_tokenizer
 
 @dataclass(frozen=True)
 class Shape:
-    """A BERT's layers, units of a vector, heads and FFN units of each layer.
+    """A BERT's layers, width, heads and FFN units of each layer.
 
     `head_size` (None: hidden / heads) and `embedding_rank` (None: one table) are those of a PrunedBert. Raises OptionError for
     a number that is none of these.

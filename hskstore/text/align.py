@@ -24,7 +24,7 @@ def align(teacher: Rows, student: Rows) -> Int32[np.ndarray, " token"]:
     """
     assert teacher.text is not None and student.text is not None and len(teacher) == len(student)
     found = np.full(len(teacher.text.offsets), -1, dtype=np.int32)
-    first = [rows.offsets[:-1] for rows in (teacher, student)]
+    first = [rows.bounds[:-1] for rows in (teacher, student)]
     found[first[0][(teacher.text.offsets[first[0], 0] < 0) & (student.text.offsets[first[1], 0] < 0)]] = 0
     n_chars = [rows.text.n_chars for rows in (teacher, student) if rows.text is not None]
     longest = 1 + max(int(counts.sum(axis=1).max(initial=0)) for counts in n_chars)
@@ -40,8 +40,8 @@ def align(teacher: Rows, student: Rows) -> Int32[np.ndarray, " token"]:
         _, nth = gather(at[here], count[here])
         _, other_nth = gather(other_at[there], count[here])
         matched = other[other_nth]
-        row = np.searchsorted(student.offsets, matched, side="right") - 1
-        found[token[nth]] = matched - student.offsets[row]
+        row = np.searchsorted(student.bounds, matched, side="right") - 1
+        found[token[nth]] = matched - student.bounds[row]
     return found
 
 
@@ -49,8 +49,8 @@ def _spans(rows: Rows, n_chars: NDArray[np.int64], start: int, stop: int, longes
     """The tokens of some rows that have characters, sorted by these; one number for each run of the same characters, where
     the run begins, and how many tokens it has."""
     assert rows.text is not None
-    token = np.arange(rows.offsets[start], rows.offsets[stop])
-    row = np.repeat(np.arange(stop - start), np.diff(rows.offsets[start : stop + 1]))
+    token = np.arange(rows.bounds[start], rows.bounds[stop])
+    row = np.repeat(np.arange(stop - start), np.diff(rows.bounds[start : stop + 1]))
     real = rows.text.offsets[token, 0] >= 0
     token, row = token[real], row[real]
     first, last = rows.text.offsets[token].astype(np.int64).T

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hskstore.errors import DataError, OptionError
 from hskstore.text.files import Table, listed, read_file
 from hskstore.text.sources import Part, glue_task, open_source
-from hskstore.text.spool import SLICE, ArrayFile, Column, blocks, spool_text
+from hskstore.text.spool import SLICE, ArrayFile, Column, in_slices, spool_text
 from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
@@ -273,7 +273,7 @@ def _label_names(table: Table, column: str, known: Sequence[str] = ()) -> Column
     names = values.map(named)
     if "-1" not in known and all(name in _HIDDEN for name in _distinct(names)):
         raise DataError(_no_labels(table))
-    for start, block in blocks(names):
+    for start, block in in_slices(names):
         if "" in block:
             row = start + block.index("") + 1
             raise DataError(f"{table.where}, row {row}: column {column!r} holds no label; remove such rows")
@@ -282,7 +282,7 @@ def _label_names(table: Table, column: str, known: Sequence[str] = ()) -> Column
 
 def _distinct(names: Column[str]) -> Iterator[str]:
     """Every name, at most once a slice."""
-    for _, block in blocks(names):
+    for _, block in in_slices(names):
         yield from {*block}
 
 
@@ -306,7 +306,7 @@ def _label_ids(table: Table, names: Column[str], task: Task) -> NDArray[Any]:
         return score if math.isfinite(score) and low <= score <= high else None
 
     label = ArrayFile(np.float32 if task.kind == "score" else np.int64)
-    for start, block in blocks(names):
+    for start, block in in_slices(names):
         found = list(map(value, block))
         if None in found:
             at = found.index(None)

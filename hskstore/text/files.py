@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from hskstore.errors import DataError
-from hskstore.text.spool import SLICE, Column, blocks, spool, spool_bytes, spool_text
+from hskstore.text.spool import SLICE, Column, in_slices, spool, spool_bytes, spool_text
 from hskstore.text.tasks import Task
 
 FILE_TYPES = ("tsv", "txt", "csv", "jsonl", "json", "parquet")
@@ -65,7 +65,7 @@ class Table:
     def strings(self, name: str) -> Column[str]:
         """The values as text, "" for a null. Raises DataError for those that are none, such as lists."""
         values = self.values(name)
-        for start, block in blocks(values):
+        for start, block in in_slices(values):
             if {*map(type, block)} & {list, dict, bytes}:
                 row, kind = next((row, type(v)) for row, v in enumerate(block, start + 1) if isinstance(v, (list, dict, bytes)))
                 raise DataError(f"{self.where}, row {row}: column {name!r} holds a {kind.__name__}, not a text")
@@ -260,7 +260,7 @@ def _json_column(lines: Column[str], name: str, kinds: set[type]) -> Column[obje
     if len(kind) != 1 or not kind <= {*plain}:
         return values
     schema = arrow.schema([(name, plain[kind.pop()])])
-    batches = (arrow.record_batch([arrow.array(block, schema.types[0])], schema=schema) for _, block in blocks(values))
+    batches = (arrow.record_batch([arrow.array(block, schema.types[0])], schema=schema) for _, block in in_slices(values))
     try:
         return spool(schema, batches)[0]
     except (ValueError, OverflowError):  # half a character, or an integer of more than 64 bits: nothing for Arrow

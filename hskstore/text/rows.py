@@ -83,14 +83,14 @@ class Text:
 class Rows:
     """One split of N rows, tokenised; ragged, so that a million rows stay small. The arrays may be mapped from files.
 
-    `input_ids` [total] int32 and `token_type_ids` [total] uint8 hold row i at `offsets[i]:offsets[i + 1]`; `offsets` is
+    `input_ids` [total] int32 and `token_type_ids` [total] uint8 hold row i at `bounds[i]:bounds[i + 1]`; `bounds` is
     [N + 1] int64; `label` [N] or None; `row_id` [N] int64 is the row's number, from 0, in the split it was made from; `text`
     is None where only the tokens were asked for.
     """
 
     input_ids: Int32[np.ndarray, " token"]
     token_type_ids: UInt8[np.ndarray, " token"]
-    offsets: Int64[np.ndarray, " bound"]
+    bounds: Int64[np.ndarray, " bound"]
     label: Shaped[np.ndarray, " row"] | None
     row_id: Int64[np.ndarray, " row"]
     text: Text | None = None
@@ -101,26 +101,26 @@ class Rows:
     @property
     def n_tokens(self) -> Int32[np.ndarray, " row"]:
         """Special tokens counted. Of some rows of many: `slice(start, stop).n_tokens`."""
-        return np.diff(self.offsets).astype(np.int32)
+        return np.diff(self.bounds).astype(np.int32)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row; 0 where there are no rows."""
-        return _longest(self.offsets)
+        return _longest(self.bounds)
 
     def slice(self, start: int, stop: int) -> Rows:
         """The rows from `start` to the one before `stop`, of which little is read before it is asked for."""
-        offsets = self.offsets[start : stop + 1]
-        tokens = slice(int(offsets[0]), int(offsets[-1]))
+        bounds = self.bounds[start : stop + 1]
+        tokens = slice(int(bounds[0]), int(bounds[-1]))
         text = self.text
         if text is not None:
-            bounds = text.bounds[start : stop + 1]
-            utf8 = text.utf8[bounds[0] : bounds[-1]]
-            text = Text(utf8, bounds - bounds[0], text.n_bytes[start:stop], text.offsets[tokens])
+            of_bytes = text.bounds[start : stop + 1]
+            utf8 = text.utf8[of_bytes[0] : of_bytes[-1]]
+            text = Text(utf8, of_bytes - of_bytes[0], text.n_bytes[start:stop], text.offsets[tokens])
         return Rows(
             input_ids=self.input_ids[tokens],
             token_type_ids=self.token_type_ids[tokens],
-            offsets=offsets - offsets[0],
+            bounds=bounds - bounds[0],
             label=None if self.label is None else self.label[start:stop],
             row_id=self.row_id[start:stop],
             text=text,
@@ -131,17 +131,17 @@ class Rows:
         positions = np.asarray(index)
         assert positions.dtype != np.bool_, "a mask is no index: np.flatnonzero makes one"
         positions = positions.astype(np.int64)
-        starts, ends = self.offsets[:-1][positions], self.offsets[1:][positions]
-        offsets, token = gather(starts, ends - starts)
+        starts, ends = self.bounds[:-1][positions], self.bounds[1:][positions]
+        bounds, token = gather(starts, ends - starts)
         text = self.text
         if text is not None:
             n_bytes = text.n_bytes[positions]
-            bounds, byte = gather(text.bounds[:-1][positions], n_bytes.sum(axis=1, dtype=np.int64))
-            text = Text(text.utf8[byte], bounds, n_bytes, text.offsets[token])
+            of_bytes, byte = gather(text.bounds[:-1][positions], n_bytes.sum(axis=1, dtype=np.int64))
+            text = Text(text.utf8[byte], of_bytes, n_bytes, text.offsets[token])
         return Rows(
             input_ids=self.input_ids[token],
             token_type_ids=self.token_type_ids[token],
-            offsets=offsets,
+            bounds=bounds,
             label=None if self.label is None else self.label[positions],
             row_id=self.row_id[positions],
             text=text,
@@ -153,17 +153,17 @@ class Rows:
         growing = GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
         for start in range(0, len(index), _BLOCK_ROWS):
             positions = index[start : start + _BLOCK_ROWS]
-            sizes = self.offsets[1:][positions] - self.offsets[:-1][positions]
+            sizes = self.bounds[1:][positions] - self.bounds[:-1][positions]
             if self.text is not None:
                 sizes = np.maximum(sizes, self.text.bounds[1:][positions] - self.text.bounds[:-1][positions])
             for at in _runs(sizes, _BLOCK_SIZE):
                 growing.append(self.take(positions[at]))
         return growing.done()
 
-    def blocks(self) -> Iterator[Rows]:
+    def in_runs(self) -> Iterator[Rows]:
         """All rows, some after the other, none in memory before it is asked for."""
         for start in range(0, len(self), _BLOCK_ROWS):
-            sizes = np.diff(self.offsets[start : start + _BLOCK_ROWS + 1])
+            sizes = np.diff(self.bounds[start : start + _BLOCK_ROWS + 1])
             for at in _runs(sizes, _BLOCK_SIZE):
                 yield self.slice(start + at.start, start + at.stop)
 
@@ -182,6 +182,7 @@ class Rows:
         """Hex digest of all arrays with their names, dtypes and shapes."""
         digest = hashlib.sha256()
         for name, array in self.arrays().items():
+            name = "offsets" if name == "bounds" else name  # as it was called when the first stores were planned
             if array is None:
                 digest.update(f"{name} none\n".encode())
             else:
@@ -212,7 +213,7 @@ class GrowingRows:
         kinds: dict[str, tuple[Any, tuple[int, ...]]] = {
             "input_ids": (np.int32, ()),
             "token_type_ids": (np.uint8, ()),
-            "offsets": (np.int64, ()),
+            "bounds": (np.int64, ()),
             "label": (label, ()),
             "row_id": (np.int64, ()),
         }
@@ -229,7 +230,7 @@ class GrowingRows:
             name: None if dtype is None else ArrayFile(dtype, shape, None if folder is None else folder / name)
             for name, (dtype, shape) in kinds.items()
         }
-        self._ends = {name: 0 for name in ("offsets", "text.bounds") if name in kinds}
+        self._ends = {name: 0 for name in ("bounds", "text.bounds") if name in kinds}
         for name in self._ends:
             self._append(name, np.zeros(1, dtype=np.int64))
 

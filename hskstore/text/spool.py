@@ -52,7 +52,7 @@ class Column(Sequence[T]):
         return self._read(places.start, places.stop) if places else []
 
     def __iter__(self) -> Iterator[T]:
-        for _, block in blocks(self):
+        for _, block in in_slices(self):
             yield from block
 
     def __eq__(self, other: object) -> bool:
@@ -68,7 +68,7 @@ class Column(Sequence[T]):
         return Column(self._length, lambda start, stop: convert(self._read(start, stop)))
 
 
-def blocks(column: Sequence[T], size: int = SLICE) -> Iterator[tuple[int, Sequence[T]]]:
+def in_slices(column: Sequence[T], size: int = SLICE) -> Iterator[tuple[int, Sequence[T]]]:
     """A column in slices, each with the number of its first value."""
     for start in range(0, len(column), size):
         yield start, column[start : start + size]

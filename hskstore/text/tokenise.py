@@ -77,7 +77,7 @@ def tokenise(
                     if types is None
                     else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
                 ),
-                offsets=np.cumsum([0, *lengths]),
+                bounds=np.cumsum([0, *lengths]),
                 label=None if examples.label is None else examples.label[start:stop],
                 row_id=np.arange(start, stop),
                 text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,

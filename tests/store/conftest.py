@@ -47,7 +47,7 @@ def make_plan(
         length=LENGTH,
         width=WIDTH,
         hidden_size=HIDDEN_SIZE,
-        run=Pass(seed=seed, precision="fp32", max_length=64, batch_tokens=8192),
+        pass_=Pass(seed=seed, precision="fp32", max_length=64, batch_tokens=8192),
         teacher={"sha256": "5e", "layers": 6, "hidden_size": HIDDEN_SIZE, "labels": ["no", "yes"]},
         tokenizer={"sha256": "70", "pad_token_id": 0, "separators": [3]},
         task={"name": "tiny", "labels": ["no", "yes"]},
