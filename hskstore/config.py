@@ -75,7 +75,7 @@ class Keep:
             parts = ["all"] * 3
         if len(parts) != 3:
             raise OptionError(
-                f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all"
+                f"--keep {text}: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates), such as 1,9,0.1, or all"
             )
         return cls(*(_parse_amount(part, text) for part in parts))
 

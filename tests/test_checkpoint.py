@@ -240,7 +240,8 @@ def test_ctrl_c_while_a_model_is_saved_leaves_none_that_would_be_refused(
         move(*given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", stop)
+        for name in ("replace", "rename"):
+            patch.setattr(os, name, stop)
         save_model(make_bert(), make_tokenizer(), tmp_path, card="card")
     assert len(list(tmp_path.iterdir())) == at
     refuse_existing_model(tmp_path)

@@ -84,15 +84,15 @@ def test_integers_are_counts_and_decimals_are_fractions(text, keep):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "--keep : expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all"),
-        ("1,9", "--keep 1,9: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all"),
+        ("", "--keep : expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates), such as 1,9,0.1, or all"),
+        ("1,9", "--keep 1,9: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates), such as 1,9,0.1, or all"),
         (
             "1,2,3,4",
-            "--keep 1,2,3,4: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all",
+            "--keep 1,2,3,4: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates), such as 1,9,0.1, or all",
         ),
         (
             "all,all",
-            "--keep all,all: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates of a vector), such as 1,9,0.1, or all",
+            "--keep all,all: expected DEPTH,LENGTH,WIDTH (layers, tokens, coordinates), such as 1,9,0.1, or all",
         ),
         ("1,nine,0.1", "--keep 1,nine,0.1: 'nine' is neither a count (9), a fraction (0.1) nor 'all'"),
         ("1,,0.1", "--keep 1,,0.1: '' is neither a count (9), a fraction (0.1) nor 'all'"),

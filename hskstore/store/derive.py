@@ -1,7 +1,7 @@
 """A smaller configuration cut from a sealed store, without the teacher.
 
-Kept layers, tokens and coordinates are nested where the strategy nests them, so the cut is bit for bit what an extraction with the
-smaller --keep would have written, down to the digest.
+Kept layers, tokens and coordinates are nested where the strategy nests them, so the cut is bit for bit what an extraction with
+the smaller --keep would have written, down to the digest.
 """
 
 import time
@@ -134,7 +134,7 @@ def _cut_hidden(cut: _Cut, hidden: dict[str, np.ndarray], n_kept: np.ndarray) ->
 
 
 def _narrow(cut: _Cut, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fewer coordinates of vectors: `values` [M, K] and `mask` bits [M, octets] of those that stay. Ties go to the lower index."""
+    """Fewer coordinates: `values` [M, K] and `mask` bits [M, octets] of those that stay. Ties go to the lower index."""
     plan = cut.plan
     bits = np.unpackbits(mask, axis=-1, count=plan.hidden_size).astype(bool)
     if plan.strategy.mask == "magnitude":
