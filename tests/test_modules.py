@@ -16,12 +16,12 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from hskstore.config import Keep, Strategy
 from hskstore.errors import HskError, OptionError
 from hskstore.methods import Kd, Method, Mud
-from hskstore.models.anatomy import describe_module
+from hskstore.models.anatomy import cpu_latency, describe_module
 from hskstore.models.run import accepted_inputs, put_back, shape_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.evaluate import cpu_latency, evaluate
-from hskstore.stage_two.rows import rows_from_store, telling_rows
+from hskstore.stage_two.evaluate import evaluate
+from hskstore.stage_two.rows import rows_from_store, single_rows, telling_rows
 from hskstore.stage_two.scores import predict
 from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
@@ -189,7 +189,7 @@ def test_the_bilstm_program_learns_from_a_store(store: Store, tmp_path: Path) ->
 LOOKS: dict[str, Callable[[nn.Module, Store], Any]] = {
     "evaluate": lambda module, store: evaluate(module, store.root),
     "predict": lambda module, store: predict(module, rows_from_store(store, "validation")),
-    "cpu_latency": lambda module, store: cpu_latency(module, rows_from_store(store, "validation"), examples=2),
+    "cpu_latency": lambda module, store: cpu_latency(module, single_rows(rows_from_store(store, "validation"), 2)),
     "describe_module": lambda module, store: describe_module(module, "it"),
     "shape_of": lambda module, store: shape_of(module, *telling_rows(rows_from_store(store, "validation")), hidden=False),
 }

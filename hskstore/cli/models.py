@@ -142,6 +142,7 @@ def student_prune(
     from hskstore.cli import console, progress
 
     quiet_libraries()
+    from hskstore.models.pruning import PruneTo
     from hskstore.students import prune_teacher
 
     with progress.bars() as watch:
@@ -150,7 +151,7 @@ def student_prune(
             data,
             out=out,
             layers=layers,
-            to=config.PruneTo.parse(to, "--to"),
+            to=PruneTo.parse(to, "--to"),
             task=task,
             text=text or (),
             label=label,
@@ -172,7 +173,8 @@ def student_show(
     from hskstore.cli import console
 
     quiet_libraries()
-    from hskstore.models.anatomy import describe_model, describe_teacher
+    from hskstore.explore.stored_teacher import describe_teacher
+    from hskstore.models.anatomy import describe_model
 
     result = [describe_model(model), *([describe_teacher(teacher)] if teacher else [])]
     if as_json:
@@ -263,6 +265,7 @@ def distill(
 
     quiet_libraries()
     from hskstore.methods import make_method
+    from hskstore.models.pruning import PruneTo
     from hskstore.stage_two.distill import distill as run
     from hskstore.stage_two.settings import Overrides
 
@@ -284,7 +287,7 @@ def distill(
             method=chosen,
             out=out,
             overrides=overrides,
-            prune_to=None if prune_to is None else config.PruneTo.parse(prune_to),
+            prune_to=None if prune_to is None else PruneTo.parse(prune_to),
             prune_share=prune_share,
             seed=seed,
             precision=precision,

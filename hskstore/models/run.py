@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hskstore.errors import ModelError
-from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+Inputs = tuple[Int[Tensor, "_batch _token"], Int[Tensor, "_batch _token"], Bool[Tensor, "_batch _token"]]
+"""A padded batch: `input_ids`, `token_type_ids` and `attention_mask` (True = real token)."""
 
 
 class Outputs(NamedTuple):

@@ -11,19 +11,12 @@ from typing import Any, get_args
 from torch import nn
 from transformers import set_seed
 
-from hskstore.config import (
-    DEFAULT_PRUNE_SHARE,
-    Loader,
-    Projection,
-    PruneTo,
-    TrainPrecision,
-    check_choice,
-    check_seed,
-)
+from hskstore.config import DEFAULT_PRUNE_SHARE, Loader, Projection, TrainPrecision, check_choice, check_seed
 from hskstore.errors import ModelError, OptionError
 from hskstore.methods import Method
+from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
-from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.models.pruning import GradualPruning, PruneTo, as_pruned_bert
 from hskstore.models.run import shape_of
 from hskstore.stage_two.card import Distilled, model_card
 from hskstore.stage_two.checkpoint import forget_checkpoint
@@ -32,7 +25,7 @@ from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.rows import reading_options, rows_from_store, telling_rows
-from hskstore.stage_two.scores import dev_score, parameters, score_splits
+from hskstore.stage_two.scores import dev_score, score_splits
 from hskstore.stage_two.settings import Overrides, phase_settings
 from hskstore.stage_two.student import (
     check_requirements,

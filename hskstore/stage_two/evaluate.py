@@ -1,10 +1,7 @@
 """What a model is worth: its score with a standard error, its parameters, its bytes, its CPU latency."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +9,14 @@ import torch
 
 from hskstore.config import check_count
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
-from hskstore.methods.batch import Batch
+from hskstore.models.anatomy import cpu_latency, parameters, weight_bytes
 from hskstore.models.device import choose_device
-from hskstore.models.folder import ONNX_FILE, is_onnx
+from hskstore.models.folder import is_onnx
 from hskstore.models.load import label_names, load_classifier
 from hskstore.models.onnx import load_onnx_classifier
 from hskstore.models.run import check_length, hugging_face_config, put_back, shape_of, usual_length
-from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, telling_rows
-from hskstore.stage_two.scores import Scored, logits_of, parameters, predict, score_rows
+from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, single_rows, telling_rows
+from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
 from hskstore.store.places import is_store
 from hskstore.text.dataset import label_ids, read_dataset
@@ -29,30 +26,6 @@ from hskstore.text.tokenizers import load_tokenizer
 from hskstore.watch import Watch, unwatched
 
 LATENCY_EXAMPLES = 50
-
-
-def weight_bytes(folder: str) -> int | None:
-    """Bytes of a local model folder's weights; None for a model on the hub."""
-    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
-    return sum(file.stat().st_size for file in files) or None
-
-
-def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMPLES) -> float:
-    """Median milliseconds of one example at its own length on the CPU, after a warm-up, with all threads torch uses.
-
-    The model is then on the device and in the mode that it was in before.
-    """
-    chosen = np.linspace(0, len(rows) - 1, min(examples, len(rows))).astype(int)
-    batches: list[Batch] = [rows.batch(np.array([row]), hidden=False) for row in chosen]
-    times: list[float] = []
-    with put_back(model):
-        model.to("cpu").eval()
-        with torch.inference_mode():
-            for batch in batches[:5] + batches:
-                began = time.perf_counter()
-                logits_of(model, batch)
-                times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times[len(batches[:5]) :])
 
 
 @dataclass(frozen=True)
@@ -142,7 +115,7 @@ def evaluate(
         by_split={name: score_rows(known, logits[name], gold[name]) for name in rows} if len(rows) > 1 else {splits[0]: together},
         parameters=parameters(classifier),
         bytes=weight_bytes(model) if isinstance(model, str) else None,
-        latency_ms=round(cpu_latency(classifier, rows[splits[0]]), 3) if latency else None,
+        latency_ms=round(cpu_latency(classifier, single_rows(rows[splits[0]], LATENCY_EXAMPLES)), 3) if latency else None,
     )
 
 

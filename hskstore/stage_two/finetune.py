@@ -19,6 +19,7 @@ from hskstore.config import (
 )
 from hskstore.errors import DataError, ModelError
 from hskstore.methods import Finetune
+from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import load_classifier
 from hskstore.models.run import check_length, usual_length
@@ -28,7 +29,7 @@ from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.rows import rows_from_data, telling_rows
-from hskstore.stage_two.scores import Scored, dev_score, parameters, score_splits
+from hskstore.stage_two.scores import Scored, dev_score, score_splits
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.text.dataset import read_dataset

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from hskstore.errors import StoreError
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch, HiddenTargets
-from hskstore.models.run import usual_length
+from hskstore.models.run import Inputs, usual_length
 from hskstore.stage_two.retokenise import retokenise
 from hskstore.store import Store
 from hskstore.store.values import unpack_mask, unpack_values
@@ -216,9 +215,12 @@ def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
     return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.pass_.max_length)}
 
 
-def telling_rows(
-    rows: TrainingRows,
-) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+def telling_rows(rows: TrainingRows) -> Inputs:
     """A batch to see what a model makes of: the longest row, and one with the largest token id."""
-    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
-    return batch.input_ids, batch.token_type_ids, batch.attention_mask
+    return rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False).inputs
+
+
+def single_rows(rows: TrainingRows, most: int) -> list[Inputs]:
+    """At most so many rows from all over the split, each as a batch of its own length."""
+    chosen = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
+    return [rows.batch(np.array([row]), hidden=False).inputs for row in chosen]

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Shaped
 
 from hskstore.methods.batch import Batch
-from hskstore.models.onnx import OnnxClassifier
 from hskstore.models.run import put_back, run_model
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.rows import TrainingRows
@@ -39,7 +38,7 @@ def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watc
 
 
 def logits_of(model: Any, batch: Batch) -> torch.Tensor:
-    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
+    return run_model(model, *batch.inputs).logits
 
 
 def standard_errors(
@@ -49,13 +48,6 @@ def standard_errors(
     rng = np.random.default_rng(seed)
     drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
     return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
-
-
-def parameters(model: Any) -> int:
-    """Numbers that a model is made of; of an exported one they stand in its file."""
-    if isinstance(model, OnnxClassifier):
-        return model.num_parameters()
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)

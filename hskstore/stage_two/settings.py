@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hskstore.config import (
-    DEFAULT_WARMUP,
-    check_count,
-    check_positive,
-    check_share,
-)
+from hskstore.config import DEFAULT_WARMUP, check_count, check_positive, check_share
 from hskstore.errors import OptionError
 from hskstore.methods import Method, Phase
 from hskstore.stage_two.feed import Supply, steps_per_epoch
