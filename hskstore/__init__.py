@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hskstore.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from hskstore.config import Keep, Strategy
     from hskstore.stage_one.extract import extract
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from hskstore.stage_two.finetune import finetune
     from hskstore.store import open_store
 
-__version__ = "0.1.0"
 __all__ = ["Keep", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
 
 _HOMES = {

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hskstore import __version__
 from hskstore.cli import models, stores
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
+from hskstore.version import __version__
 
 app = typer.Typer(
     name="hsk",
