@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from torch import nn
 
 from hskstore.methods.batch import Batch
 from hskstore.models.onnx import OnnxClassifier
@@ -21,7 +21,9 @@ EVALUATION_BATCH = 64
 RESAMPLES = 200
 
 
-def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+def predict(
+    model: nn.Module, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched
+) -> Float[np.ndarray, "row class"]:
     """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
     order: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -38,7 +40,7 @@ def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watc
     return found
 
 
-def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
 
 
@@ -51,7 +53,7 @@ def standard_errors(
     return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
 
 
-def parameters(model: Any) -> int:
+def parameters(model: nn.Module) -> int:
     """Numbers that a model is made of; of an exported one they stand in its file."""
     if isinstance(model, OnnxClassifier):
         return model.num_parameters()
@@ -72,7 +74,7 @@ def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
-def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
+def score_splits(task: Task, model: nn.Module, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
     """Each split that has labels."""
     return {
         name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
