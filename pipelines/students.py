@@ -23,7 +23,8 @@ from transformers import AutoConfig
 
 from hskstore.config import Keep, Strategy
 from hskstore.methods import Finetune, Kd, Method, Mud
-from hskstore.models.anatomy import describe_model, describe_module, weight_bytes
+from hskstore.models.anatomy import describe_model, describe_module
+from hskstore.models.folder import weight_bytes
 from hskstore.models.pruning import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hskstore.errors import ModelError
-from hskstore.models.folder import ONNX_FILE
 from hskstore.models.load import load_classifier
 from hskstore.models.onnx import OnnxClassifier
 from hskstore.models.run import Inputs, hugging_face_config, model_inputs, put_back, run_model, usable_positions
@@ -191,12 +189,6 @@ class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket not in self._formulas and (weighs or fused):
             self.names.add(name)
         return func(*args, **kwargs)
-
-
-def weight_bytes(folder: str) -> int | None:
-    """Bytes of a local model folder's weights; None for a model on the hub."""
-    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
-    return sum(file.stat().st_size for file in files) or None
 
 
 def cpu_latency(model: Any, batches: Sequence[Inputs]) -> float:

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from torch import nn
 
 from hskstore.methods.batch import Batch
 from hskstore.models.run import put_back, run_model
@@ -20,7 +20,9 @@ EVALUATION_BATCH = 64
 RESAMPLES = 200
 
 
-def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+def predict(
+    model: nn.Module, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched
+) -> Float[np.ndarray, "row class"]:
     """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
     order: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -37,7 +39,7 @@ def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watc
     return found
 
 
-def logits_of(model: Any, batch: Batch) -> torch.Tensor:
+def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return run_model(model, *batch.inputs).logits
 
 
@@ -64,7 +66,7 @@ def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
-def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
+def score_splits(task: Task, model: nn.Module, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
     """Each split that has labels."""
     return {
         name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
