@@ -81,6 +81,18 @@ def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], wat
     }
 
 
+@dataclass(frozen=True)
+class DevScore:
+    """A dev score: which metric decided, and all of them."""
+
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.values[self.metric]
+
+
 def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
     """The dev score of a learner's student; None where the validation rows have no labels."""
     label = validation.label
@@ -92,15 +104,3 @@ def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) ->
         return DevScore(task.metrics[0], compute_metrics(task, logits, label))
 
     return score
-
-
-@dataclass(frozen=True)
-class DevScore:
-    """A dev score: which metric decided, and all of them."""
-
-    metric: str
-    values: dict[str, float]
-
-    @property
-    def value(self) -> float:
-        return self.values[self.metric]
