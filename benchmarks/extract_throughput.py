@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -47,8 +48,8 @@ from hskstore.engines import run_inline
 from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
-from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches, padded
-from hskstore.stage_one.worker import UnitWorker, probe
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, padded, probe
+from hskstore.stage_one.worker import UnitWorker
 from hskstore.store.commit import begin, seal
 from hskstore.store.objects import Objects
 
@@ -89,7 +90,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, 
     began = time.monotonic()
     ready = ready_for(THREE, teacher, data, scratch, device, options)
     planning = time.monotonic() - began
-    one = Prepared(ready.teacher, ready.rows, {name: plan for name, plan in ready.plans.items() if str(plan.keep) == ONE[0]})
+    one = replace(ready, plans={name: plan for name, plan in ready.plans.items() if str(plan.keep) == ONE[0]})
     probe(ready.teacher, Strategy(STUDENT_LAYERS), ready.rows["train"])
     batches = list(batches_of(ready))
     streams = TeacherPass(list(ready.plans.values()), ready.teacher).streams
@@ -143,12 +144,10 @@ def ready_for(
 
 def batches_of(ready: Prepared) -> Iterator[tuple[torch.Tensor, ...]]:
     """Every batch of the pass, padded."""
-    run = next(iter(ready.plans.values())).run
+    pass_ = next(iter(ready.plans.values())).pass_
     for rows in ready.rows.values():
-        n_tokens = rows.n_tokens
-        for block in blocks(0, len(rows), run.block_rows):
-            inside = n_tokens[block.start : block.stop]
-            for batch in length_batches(inside, np.arange(block.start, block.stop), run.batch_tokens):
+        for _, batches in block_batches(rows.n_tokens, pass_.block_rows, pass_.batch_tokens):
+            for batch in batches:
                 yield padded(rows.take(batch), ready.teacher.tokenizer.pad_token_id)
 
 

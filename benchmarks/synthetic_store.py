@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from hskstore.config import Keep, Strategy
-from hskstore.layers import default_top_layer
+from hskstore.layers import plan_strategy
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
-from hskstore.store.layout import Split
+from hskstore.store.layout import SplitRows
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows, canonical_json
@@ -103,10 +103,10 @@ def plan_of(
     task = get_task("sst2")
     return make_plan(
         Keep.parse(keep),
-        Strategy(student_layers, top_layer=default_top_layer(TEACHER_LAYERS)),
+        plan_strategy(Strategy(student_layers), TEACHER_LAYERS),
         Pass(seed, "fp32", LONGEST, 4096, block_rows(rows)),
         splits={
-            split: Split(rows=len(n_tokens), tokens=int(n_tokens.sum()), longest=longest[split], sha256=f"{seed:064x}")
+            split: SplitRows(rows=len(n_tokens), tokens=int(n_tokens.sum()), longest=longest[split], sha256=f"{seed:064x}")
             for split, n_tokens in lengths.items()
         },
         most_admitted=longest["train"] - 1,

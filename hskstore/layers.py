@@ -1,9 +1,9 @@
 """Which teacher layer guides which student layer. Layer 0 is the embedding output, on both sides."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
-from hskstore.config import Amount, LayerMap, RankLayer, resolve
+from hskstore.config import Amount, LayerMap, RankLayer, Strategy, resolve
 from hskstore.errors import OptionError
 
 
@@ -14,6 +14,21 @@ class LayerPair:
     student: int
     teacher: int
     rank: int
+
+
+@dataclass(frozen=True)
+class PlannedStrategy(Strategy):
+    """A strategy for one teacher, whose `top_layer` is decided: what a plan holds."""
+
+    top_layer: int = field()  # else dataclass would take the default that it has in `Strategy`
+
+
+def plan_strategy(strategy: Strategy, teacher_layers: int) -> PlannedStrategy:
+    """The strategy for a teacher of so many layers. Raises OptionError for a `top_layer` that the teacher has not."""
+    top = default_top_layer(teacher_layers) if strategy.top_layer is None else strategy.top_layer
+    if not 1 <= top <= teacher_layers:
+        raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher_layers}")
+    return PlannedStrategy(**asdict(strategy) | {"top_layer": top})
 
 
 def default_top_layer(teacher_layers: int) -> int:

@@ -12,11 +12,12 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import DataError, HskError, ModelError, OptionError, PlanError
-from hskstore.stage_one import planning
+from hskstore.stage_one import facts
 from hskstore.stage_one.extract import ExtractedStore, extract
 from hskstore.stage_one.forecast import forecast
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_one.worker import UnitWorker, length_batches
+from hskstore.stage_one.teacher_pass import length_batches
+from hskstore.stage_one.worker import UnitWorker
 from hskstore.store import Store, open_store
 from hskstore.text.dataset import read_dataset
 from hskstore.text.tokenise import tokenise
@@ -240,7 +241,7 @@ def test_what_the_stores_of_a_pass_share_is_found_once_however_many_they_are(
 
         return counted
 
-    monkeypatch.setattr(planning, "tokenizer_sha256", counting("tokenizer", planning.tokenizer_sha256))
+    monkeypatch.setattr(facts, "tokenizer_sha256", counting("tokenizer", facts.tokenizer_sha256))
     monkeypatch.setattr(np, "isin", counting("tokens", np.isin))
     monkeypatch.setattr("hskstore.stage_one.extract.probe", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -420,7 +421,7 @@ def test_units_smaller_and_bigger_than_a_block_hold_the_same_rows(
 ) -> None:
     """Many units in a block for a big configuration, several blocks in a unit for a small one, in one pass."""
     expected = run(teacher_folder, data_folder, tmp_path / "usual", "1,2,4", "all")
-    monkeypatch.setattr("hskstore.store.plan.unit_rows", lambda bytes_per_row, rows: 64 if bytes_per_row > 500 else 1024)
+    monkeypatch.setattr("hskstore.store.layout.unit_rows", lambda bytes_per_row, rows: 64 if bytes_per_row > 500 else 1024)
     found = run(teacher_folder, data_folder, tmp_path / "unusual", "1,2,4", "all")
     assert [open_store(store.root).plan.splits["train"].unit_rows for store in found] == [1024, 64]
     for one, two in zip(expected, found, strict=True):
@@ -432,7 +433,7 @@ def test_units_smaller_and_bigger_than_a_block_hold_the_same_rows(
 def test_only_the_missing_units_are_made_again(
     teacher_folder: str, data_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hskstore.store.plan.unit_rows", lambda bytes_per_row, rows: 64)
+    monkeypatch.setattr("hskstore.store.layout.unit_rows", lambda bytes_per_row, rows: 64)
     (made,) = run(teacher_folder, data_folder, tmp_path, "1,2,4")
     before = sealed_tree(Path(made.root))
     (Path(made.root) / "units" / "train-000009.json").unlink()

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hskstore.config import Keep, Strategy
-from hskstore.stage_one import forecast, planning, sizes
-from hskstore.stage_one.planning import Prepared, count_admitted, make_plans, stored_rows
+from hskstore.stage_one import budget, forecast, sizes
+from hskstore.stage_one.facts import facts_of
+from hskstore.stage_one.planning import Prepared, count_admitted, make_plans
 from hskstore.stage_one.teacher import Teacher
 from hskstore.store.plan import Pass
 from hskstore.text import rows
+from hskstore.text import tokenise as tokenising
 from hskstore.text.dataset import Dataset, Examples
 from hskstore.text.rows import Rows, open_rows, save_index
 from hskstore.text.tasks import TASKS
-from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenise import stored_rows, tokenise
 from tests.conftest import make_bert, make_tokenizer, sentences
 from tests.test_offsets import columns_of_text
 
@@ -43,12 +44,7 @@ def dataset(columns: tuple[list[str], ...], label: bool) -> Dataset:
     return Dataset(TASKS["sst2"], {"train": examples, "validation": examples}, {"train": 0, "validation": 0})
 
 
-TEACHER = SimpleNamespace(tokenizer=make_tokenizer(), model=None, name="teacher")
-
-
-@pytest.fixture(autouse=True)
-def a_teacher_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "check_length", lambda *_: None)
+TOKENIZER = make_tokenizer()
 
 
 @pytest.fixture(params=[(1, 1), (3, 9), (16384, 2**18)])
@@ -56,7 +52,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     most_rows, size = request.param
     monkeypatch.setattr(rows, "_BLOCK_ROWS", most_rows)
     monkeypatch.setattr(rows, "_BLOCK_SIZE", size)
-    monkeypatch.setattr(rows, "_TOKENISE_BATCH", 2 if most_rows == 3 else 4096)
+    monkeypatch.setattr(tokenising, "_TOKENISE_BATCH", 2 if most_rows == 3 else 4096)
 
 
 @pytest.mark.usefixtures("block")
@@ -65,13 +61,13 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_stored_rows_are_the_tokenised_ones_in_their_order_wherever_they_lie(
     columns: tuple[list[str], ...], offsets: bool, label: bool, seed: int
 ) -> None:
-    data, run = dataset(columns, label), Pass(seed, "fp32", 64, 4096)
-    plain = tokenise(data.splits["train"], TEACHER.tokenizer, 64, offsets=offsets)
+    data = dataset(columns, label)
+    plain = tokenise(data.splits["train"], TOKENIZER, 64, offsets=offsets)
     order = np.random.default_rng(seed).permutation(len(plain))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        same(tokenise(data.splits["train"], TEACHER.tokenizer, 64, offsets=offsets, folder=folder / "tokens"), plain)
-        stored = stored_rows(data, TEACHER, run, keep_offsets=offsets, folder=folder / "rows")
+        same(tokenise(data.splits["train"], TOKENIZER, 64, offsets=offsets, folder=folder / "tokens"), plain)
+        stored = stored_rows(data.splits, TOKENIZER, 64, seed=seed, offsets=offsets, folder=folder / "rows")
         same(stored["train"], plain.take(order))
         same(stored["validation"], plain)
         again = open_rows(folder / "rows")
@@ -79,7 +75,7 @@ def test_stored_rows_are_the_tokenised_ones_in_their_order_wherever_they_lie(
         for split in stored:
             same(again[split], stored[split])
         assert {path.name for path in (folder / "rows").iterdir()} == {"rows.json", "train", "validation"}
-        for split, unnamed in stored_rows(data, TEACHER, run, keep_offsets=offsets).items():
+        for split, unnamed in stored_rows(data.splits, TOKENIZER, 64, seed=seed, offsets=offsets).items():
             same(unnamed, stored[split])
 
 
@@ -88,7 +84,7 @@ def test_stored_rows_are_the_tokenised_ones_in_their_order_wherever_they_lie(
 def test_slices_blocks_and_lengths_are_those_of_the_rows(
     columns: tuple[list[str], ...], offsets: bool, data: st.DataObject
 ) -> None:
-    found = tokenise(Examples(columns, None), TEACHER.tokenizer, 64, offsets=offsets)
+    found = tokenise(Examples(columns, None), TOKENIZER, 64, offsets=offsets)
     start = data.draw(st.integers(0, len(found)))
     stop = data.draw(st.integers(start, len(found)))
     same(found.slice(start, stop), found.take(np.arange(start, stop)))
@@ -122,7 +118,7 @@ def test_the_hash_is_of_names_dtypes_shapes_and_bytes() -> None:
 
 
 def test_rows_in_files_cannot_be_written_over(tmp_path: Path) -> None:
-    found = tokenise(Examples((["the cat"],), np.array([1])), TEACHER.tokenizer, 64, folder=tmp_path / "train")
+    found = tokenise(Examples((["the cat"],), np.array([1])), TOKENIZER, 64, folder=tmp_path / "train")
     save_index({"train": found}, tmp_path)
     for one in (found, open_rows(tmp_path)["train"]):
         with pytest.raises(ValueError, match="read-only"):
@@ -136,13 +132,12 @@ def test_rows_in_files_cannot_be_written_over(tmp_path: Path) -> None:
 MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
-from types import SimpleNamespace
 from tests.conftest import make_tokenizer
 from hskstore.stage_one import planning
 from hskstore.config import Strategy
 from hskstore.text.dataset import read_dataset
 from hskstore.text.rows import open_rows
-from hskstore.store.plan import Pass
+from hskstore.text.tokenise import stored_rows
 
 def anonymous():
     status = Path("/proc/self/status").read_text()
@@ -155,13 +150,12 @@ def watch():
         peak = max(peak, anonymous())
 
 data, folder, few, options = sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-planning.check_length = lambda *_: None
-teacher = SimpleNamespace(tokenizer=make_tokenizer(), model=None, name="teacher")
+tokenizer = make_tokenizer()
 keep = options.pop("keep_offsets", False)
 
 def prepare(data, folder):
     dataset = read_dataset(data, **options).with_label_order(["negative", "positive"])
-    rows = planning.stored_rows(dataset, teacher, Pass(0, "fp32", 64, 4096), keep_offsets=keep, folder=folder)
+    rows = stored_rows(dataset.splits, tokenizer, 64, seed=0, offsets=keep, folder=folder)
     rows = open_rows(folder)
     planning.count_admitted(rows["train"], [3], Strategy(2))
     return [len(rows["train"]), rows["train"].longest, rows["train"].sha256()]
@@ -224,19 +218,18 @@ def test_a_forecast_of_ten_times_the_rows_takes_the_same_memory(asked: str, monk
     monkeypatch.setattr(sizes, "SAMPLED_ROWS", 64)
     teacher = Teacher(make_bert(), make_tokenizer(), name="teacher", device=torch.device("cpu"))
     keeps = [Keep(3, 50, step / 10) for step in range(1, 11)]
-    run = Pass(0, "fp32", 64, 4096)
-    data = dataset((["the cat"],), label=True)
+    facts, run = facts_of(teacher), Pass(0, "fp32", 64, 4096)
 
     def peak(train: Rows) -> int:
         both = {"train": train, "validation": train.slice(0, 64)}
         tracemalloc.start()
         counts = count_admitted(train, [3], Strategy(2))
-        plans = make_plans(keeps, [Strategy(2)], run, data, teacher, both, most_admitted=len(counts) - 1)
-        ready = Prepared(teacher, both, counts, plans)
+        plans = make_plans(keeps, [Strategy(2)], run, TASKS["sst2"], facts, both, most_admitted=len(counts) - 1)
+        ready = Prepared(teacher, facts, both, counts, plans)
         if asked == "forecast":
             forecast._forecast("teacher", "data", ready, rate=1.0, seconds=1.0, preparation=0.0)
         else:
-            forecast._within_budget("teacher", "data", ready, budget=2**40, rate=1.0, seconds=1.0)
+            budget._within_budget("teacher", "data", ready, budget=2**40, rate=1.0, seconds=1.0)
         for plan in plans.values():
             sizes.most_bytes(plan, both, counts)
         _, most = tracemalloc.get_traced_memory()

@@ -14,7 +14,7 @@ from hskstore.cli.forecast import _bytes
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError
 from hskstore.stage_one.budget import Affordable, paper_grid, within_budget
-from hskstore.stage_one.calibration import Speed, _speed, _Trial, padded_tokens
+from hskstore.stage_one.calibration import Speed, _Rehearsal, _speed, padded_tokens
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.forecast import Forecast, forecast
 from hskstore.stage_one.teacher import Teacher
@@ -147,10 +147,10 @@ def test_a_rate_is_that_of_the_steps_after_the_first() -> None:
 def test_another_size_of_batches_is_told_where_it_is_faster(
     speeds: tuple[int, int], best: tuple[int, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = object.__new__(_Trial)
+    trial = object.__new__(_Rehearsal)
     trial.__dict__ |= {"_n_tokens": np.full(64, 10), "_run": type("Run", (), {"batch_tokens": 200, "block_rows": 64})()}
     by_size = {50: speeds[0], 800: speeds[1]}
-    monkeypatch.setattr(_Trial, "measure", lambda _, size, *__: Speed(by_size[size], 0.01, 9, 9, 1.0))
+    monkeypatch.setattr(_Rehearsal, "measure", lambda _, size, *__: Speed(by_size[size], 0.01, 9, 9, 1.0))
     assert trial.better_size(Speed(100, 0.01, 9, 9, 1.0), 1.0) == best
 
 

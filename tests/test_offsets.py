@@ -19,7 +19,7 @@ from hskstore.errors import DataError, PlanError, StoreError
 from hskstore.explore.show import describe
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.replay import replay
-from hskstore.stage_two.feed import Blocks
+from hskstore.stage_two.feed import InWindows
 from hskstore.stage_two.rows import HiddenRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.copy import copy_store
@@ -369,7 +369,7 @@ def test_a_student_of_another_tokenizer_learns_where_it_has_the_teachers_tokens(
 def test_a_store_read_in_blocks_is_tokenised_anew_piece_by_piece(stores: list[Store]) -> None:
     store, tokenizer = stores[1], byte_level(trim=True)
     reading: dict[str, Any] = {"layers": (0, 1), "tokenizer": tokenizer, "max_length": 12}
-    whole, source = rows_from_store(store, "train", **reading), Blocks(store, "train", reading)
+    whole, source = rows_from_store(store, "train", **reading), InWindows(store, "train", reading)
     split = store.plan.splits["train"]
     for window in source.windows(np.random.default_rng(0), 4):
         rows = np.concatenate(

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hskstore.config import Keep, Rank, Strategy
+from hskstore.config import Keep, Rank
+from hskstore.layers import PlannedStrategy
 from hskstore.stage_one.planning import count_admitted
 from hskstore.stage_one.select import (
     QUANTISED_MAX,
@@ -29,7 +30,7 @@ from hskstore.stage_one.select import (
 from hskstore.stage_one.teacher import Features
 from hskstore.stage_one.teacher_pass import kept_hidden, padded
 from hskstore.store.derive import _admitted
-from hskstore.store.layout import VALUE_DTYPES, VALUE_FILLS, Split, stored_width
+from hskstore.store.layout import VALUE_DTYPES, VALUE_FILLS, SplitRows, stored_width
 from hskstore.store.plan import Pass, make_plan
 from hskstore.store.values import unpack_mask, unpack_nibbles, unpack_values
 from hskstore.text.rows import Rows
@@ -146,7 +147,7 @@ def test_a_smaller_length_is_a_prefix(batch, length, more):
 )
 def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows, separators, rank):
     """Rows as they are planned, as they are stored, and as a batch on the teacher's device."""
-    strategy = Strategy(1, top_layer=1, rank=rank)
+    strategy = PlannedStrategy(1, top_layer=1, rank=rank)
     own = [[at for at, token in enumerate(ids) if rank != "attention" or token not in separators] for ids in rows]
     bounds = np.cumsum([0, *map(len, rows)])
     flat = np.array([token for ids in rows for token in ids], dtype=np.int32)
@@ -157,7 +158,7 @@ def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows,
         Keep("all", "all", "all"),
         strategy,
         Pass(0, "fp32", 64, 4096),
-        splits={"train": Split(len(rows), len(flat), ragged.longest, "0")},
+        splits={"train": SplitRows(len(rows), len(flat), ragged.longest, "0")},
         most_admitted=len(counts) - 1,
         teacher={"layers": 1, "hidden_size": 8, "labels": ["a", "b"]},
         tokenizer={"pad_token_id": 0, "separators": separators},

@@ -80,7 +80,8 @@ def plan(
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
     quiet_libraries()
     from hskstore.stage_one.budget import within_budget
-    from hskstore.stage_one.forecast import CALIBRATION_SECONDS, forecast
+    from hskstore.stage_one.calibration import CALIBRATION_SECONDS
+    from hskstore.stage_one.forecast import forecast
     from hskstore.stage_one.planning import PassOptions
 
     options = PassOptions(

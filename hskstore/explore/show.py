@@ -8,6 +8,7 @@ from hskstore.config import units_of_hsk
 from hskstore.errors import StoreError
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
+from hskstore.store.layout import Unit
 from hskstore.store.places import place_of
 from hskstore.store.reader import read_plan
 from hskstore.text.tokenizers import tokenizer_from_files
@@ -164,7 +165,7 @@ def _planned_units(plan: Plan, kept: float) -> float:
     return units_of_hsk(len(plan.pairs), length, width)
 
 
-def _provenance(plan: Plan, made: dict[tuple[str, int], Receipt]) -> dict[str, Any]:
+def _provenance(plan: Plan, made: dict[Unit, Receipt]) -> dict[str, Any]:
     """Who made the units, by the receipts. The seal does not cover them: what is not as we write it is left out."""
     finished = {time: receipt.made for receipt in made.values() if (time := _finished(receipt)) is not None}
     known: dict[str, Any] = {"teacher_sha256": _plain(plan.teacher["sha256"])}

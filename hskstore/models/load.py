@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from hskstore.errors import ModelError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 from hskstore.models.folder import is_onnx
+from hskstore.text.tokenizers import load_tokenizer
 
 CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
 
@@ -33,6 +34,14 @@ def load_classifier(name: str, **options: Any) -> tuple[PreTrainedModel, bool]:
     if encoder:
         raise ModelError(f"{name}: its weights lack {len(encoder)} tensors of its own encoder, such as {encoder[0]}")
     return model, not missing
+
+
+def load_trained(name: str) -> tuple[Any, Any]:
+    """A fine-tuned classifier and its tokenizer. Raises ModelError as `load_classifier` does, and for an untrained head."""
+    model, trained = load_classifier(name)
+    if not trained:
+        raise ModelError(f"{name} has no trained classification head: fine-tune it first with hsk finetune")
+    return model, load_tokenizer(name)
 
 
 def label_names(model: Any) -> tuple[str, ...]:

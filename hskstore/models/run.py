@@ -160,6 +160,10 @@ def usual_length(model: nn.Module, tokenizer: Tokenizer, wanted: int) -> int:
 
 def check_length(model: nn.Module, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
     """Raise ModelError where a row of `longest` tokens has more tokens than the model has positions."""
-    positions = usable_positions(model)
+    check_positions(usable_positions(model), name, longest, advice=advice)
+
+
+def check_positions(positions: int | None, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
+    """Raise ModelError where a row of `longest` tokens has more tokens than there are `positions`; None is no limit."""
     if positions is not None and positions < longest:
         raise ModelError(f"{name} has positions for {positions} tokens; a row has {longest}: {advice.format(positions)}")

@@ -1,7 +1,9 @@
 """What a number of bytes can buy: the paper's grid of configurations, the best of those that fit first."""
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -9,9 +11,8 @@ from numpy.typing import NDArray
 
 from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
 from hskstore.errors import OptionError
-from hskstore.stage_one.calibration import calibrate
-from hskstore.stage_one.forecast import CALIBRATION_SECONDS, SAMPLE_BYTES, prepared, samples_of
-from hskstore.stage_one.planning import PassOptions, Prepared, store_files
+from hskstore.stage_one.calibration import CALIBRATION_SECONDS, SAMPLE_BYTES, calibrate, device_of_trial, samples_of
+from hskstore.stage_one.planning import PassOptions, Prepared, prepare
 from hskstore.stage_one.sizes import (
     N_KEPT_BYTES,
     SampledRows,
@@ -22,11 +23,14 @@ from hskstore.stage_one.sizes import (
     output_sizes,
     ruled_vector_bytes,
 )
-from hskstore.store.layout import plan_unit_rows
+from hskstore.store.layout import in_units
 from hskstore.store.plan import Plan
 from hskstore.watch import Watch, unwatched
 
 LONGEST_IN_GRID, WIDTHS_IN_GRID = 50, 10
+SAMPLE_BYTES_OF_GRID = 3 * SAMPLE_BYTES
+"""For ten widths."""
+
 CURVE = (1, 4, 16, 50)
 """Lengths at which the bytes of a vector are measured; in between they are interpolated."""
 
@@ -80,7 +84,9 @@ def within_budget(
     check_positive("--budget", budget)
     deepest = strategy.student_layers + 1
     keeps = [Keep(deepest, LONGEST_IN_GRID, step / WIDTHS_IN_GRID) for step in range(1, WIDTHS_IN_GRID + 1)]
-    with prepared(teacher, data, keeps, [strategy], rate, device, watch, options) as ready:
+    on = device_of_trial(device, rate)
+    with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
+        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=[strategy], device=on, watch=watch, **options)
         return _within_budget(teacher, data, ready, budget, rate, seconds)
 
 
@@ -95,14 +101,14 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
             train,
             seconds=seconds,
             seed=plans[0].pass_.seed,
-            sample_bytes=3 * SAMPLE_BYTES,
+            sample_bytes=SAMPLE_BYTES_OF_GRID,
             sample_only=True,
         )
     samples = samples_of(plans, found)
     inputs = input_sizes(plans[0], ready.rows)
     kept = kept_tokens(plans[0], ready.rows_by_admitted)
     logits = {path: size for path, size in output_sizes(plans[0], kept, samples[0]).items() if path.endswith("/logits")}
-    fixed, per_unit = file_bytes(plans[0], store_files(ready.teacher))
+    fixed, per_unit = file_bytes(plans[0], ready.facts.files)
     shared = fixed + sum(size.on_disk for size in (*inputs.values(), *logits.values()))
     grid = list(_grid(plans, samples, ready.rows_by_admitted, per_unit))
     configurations = [replace(each, bytes=each.bytes + shared) for each in grid]
@@ -182,17 +188,6 @@ def _curve(plan: Plan, sample: SampledRows | None) -> list[dict[int, float]]:
 
 def _units(plan: Plan, depth: int, length: int) -> dict[str, int]:
     """How many units each split has at another depth and length."""
-    found: dict[str, int] = {}
-    for name, split in plan.splits.items():
-        rows = plan_unit_rows(
-            rows=split.rows,
-            longest=split.longest,
-            layers=depth if name == "train" else 0,
-            length=length,
-            width=plan.width,
-            hidden_size=plan.hidden_size,
-            values=plan.strategy.values,
-            text_bytes=0 if plan.text is None else plan.text.bytes[name],
-        )
-        found[name] = replace(split, unit_rows=rows).units
-    return found
+    kept = {"layers": depth, "length": length, "width": plan.width, "hidden_size": plan.hidden_size}
+    splits = in_units(plan.splits, **kept, values=plan.strategy.values, text=plan.text)
+    return {name: split.units for name, split in splits.items()}

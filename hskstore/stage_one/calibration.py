@@ -12,11 +12,18 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from hskstore.config import check_positive
+from hskstore.models.device import choose_device
+from hskstore.stage_one.sizes import LEAST_SAMPLED_ROWS, SampledRows
 from hskstore.stage_one.teacher import Teacher
-from hskstore.stage_one.teacher_pass import Columns, TeacherPass, blocks, length_batches
-from hskstore.stage_one.worker import PROBE_ROWS, probe
+from hskstore.stage_one.teacher_pass import PROBE_ROWS, TeacherPass, block_batches, probe
+from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.text.rows import Rows
+
+CALIBRATION_SECONDS = 20.0
+SAMPLE_BYTES = 64 * 2**20
+"""Of what the plans keep, before compression, that is encoded."""
 
 OTHER_SIZES = (0.25, 4)
 """Of batches, as a share of --batch-tokens, that are tried too."""
@@ -55,6 +62,13 @@ class Calibration:
     host_bytes: int
     device_bytes: int | None
     better_batches: tuple[int, float] | None
+
+
+def device_of_trial(device: str | None, rate: float | None) -> torch.device:
+    """Where the teacher is tried. One that is not, because its `rate` is given, stays off the GPU. Raises OptionError."""
+    check_positive("--rate", rate)
+    chosen = choose_device(device)
+    return chosen if rate is None else torch.device("cpu")
 
 
 def calibrate(
@@ -99,6 +113,15 @@ def calibrate(
     return Calibration(speed, sample, host_bytes, device_bytes, better)
 
 
+def samples_of(plans: Sequence[Plan], found: Calibration | None) -> list[SampledRows | None]:
+    """What each plan keeps of the trial's rows; None where there was no trial, or one of too few rows."""
+    rows = plans[0].splits["train"].rows
+    if found is None or sum(len(batch) for batch, _ in found.sample) < min(LEAST_SAMPLED_ROWS, rows):
+        return [None] * len(plans)
+    batches = [batch for batch, _ in found.sample]
+    return [SampledRows.joined(plan, batches, [kept[index] for _, kept in found.sample]) for index, plan in enumerate(plans)]
+
+
 def padded_tokens(n_tokens: Int[np.ndarray, " row"], block_rows: int, batch_tokens: int) -> tuple[int, int]:
     """How many batches a split's rows of `n_tokens` [N] make, and the tokens in them, padding counted."""
     sizes = [_padded(n_tokens[batch]) for batch in _batches(n_tokens, block_rows, batch_tokens)]
@@ -116,8 +139,8 @@ def _padded(n_tokens: np.ndarray) -> int:
 
 
 def _batches(n_tokens: np.ndarray, block_rows: int, batch_tokens: int) -> Iterator[np.ndarray]:
-    for block in blocks(0, len(n_tokens), block_rows):
-        yield from length_batches(n_tokens[block.start : block.stop], np.arange(block.start, block.stop), batch_tokens)
+    for _, batches in block_batches(n_tokens, block_rows, batch_tokens):
+        yield from batches
 
 
 def _first_rows(rows: Rows) -> Rows:

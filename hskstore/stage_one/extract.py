@@ -17,9 +17,10 @@ from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, ru
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare, store_files
+from hskstore.stage_one.planning import PassOptions, Prepared, prepare
 from hskstore.stage_one.sizes import most_bytes
-from hskstore.stage_one.worker import UnitWorker, probe, recruit
+from hskstore.stage_one.teacher_pass import probe
+from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store.commit import begin, condemned_digest, examine, seal
 from hskstore.text.rows import open_rows
 from hskstore.watch import Watch, unwatched
@@ -85,10 +86,9 @@ def extract(
             jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
         if jobs:
             probe(ready.teacher, strategies[0], ready.rows["train"])
-        files = store_files(ready.teacher)
         for store in stores:
             if store.digest is None:
-                begin(store.objects, store.plan, files)
+                begin(store.objects, store.plan, ready.facts.files)
         if jobs:
             _run(
                 engine, jobs, ready, [store for store in stores if store.missing], devices, Path(folder), address, workers, watch

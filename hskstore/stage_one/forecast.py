@@ -1,4 +1,4 @@
-"""What an extraction will cost, before any money is spent: bytes, memory and time; and what a number of bytes can buy.
+"""What an extraction will cost, before any money is spent: bytes, memory and time.
 
 Rows, tokens and the padding of the teacher's batches are exact. A few seconds of the real pass say how fast this device is and
 how well what is kept compresses; a known rate stands in for them, and then the teacher never runs.
@@ -6,22 +6,29 @@ how well what is kept compresses; a known rate stands in for them, and then the 
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
 
-from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
-from hskstore.models.device import choose_device
-from hskstore.stage_one.calibration import Calibration, calibrate, padded_tokens, peak_bytes
-from hskstore.stage_one.jobs import make_jobs
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare, store_files
+from hskstore.config import Keep, Strategy, units_of_hsk
+from hskstore.stage_one.calibration import (
+    CALIBRATION_SECONDS,
+    SAMPLE_BYTES,
+    Calibration,
+    Speed,
+    calibrate,
+    device_of_trial,
+    padded_tokens,
+    peak_bytes,
+    samples_of,
+)
+from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, make_jobs
+from hskstore.stage_one.planning import PassOptions, Prepared, prepare
 from hskstore.stage_one.sizes import (
-    LEAST_SAMPLED_ROWS,
     ArraySize,
     SampledRows,
     decoded_bytes,
@@ -30,13 +37,8 @@ from hskstore.stage_one.sizes import (
     kept_tokens,
     output_sizes,
 )
-from hskstore.stage_one.worker import WRITERS, UnitWorker
-from hskstore.store.plan import Plan
+from hskstore.store.plan import Pass, Plan
 from hskstore.watch import Watch, unwatched
-
-CALIBRATION_SECONDS = 20.0
-SAMPLE_BYTES = 64 * 2**20
-"""Of what the plans keep, before compression, that the calibration encodes; three times as many for the grid's ten widths."""
 
 CHECKED = 1.5
 """Seconds of a unit encoded, decoded again, compared and hashed, to those of encoding alone."""
@@ -150,87 +152,61 @@ def forecast(
     stays. Raises DataError, ModelError or OptionError.
     """
     began = time.monotonic()
-    with prepared(teacher, data, keeps, strategies, rate, device, watch, options) as ready:
+    on = device_of_trial(device, rate)
+    with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
+        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=strategies, device=on, watch=watch, **options)
         preparation = time.monotonic() - began
         return _forecast(teacher, data, ready, rate, seconds, preparation)
 
 
 def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seconds: float, preparation: float) -> Forecast:
-    plans = list(ready.plans.values())
-    train = ready.rows["train"]
+    plans, train = list(ready.plans.values()), ready.rows["train"]
+    first, device = plans[0].pass_, ready.teacher.device
     found = None
     if rate is None:
-        found = calibrate(plans, ready.teacher, train, seconds=seconds, seed=plans[0].pass_.seed, sample_bytes=SAMPLE_BYTES)
-    splits = {name: _split(rows.n_tokens, plans[0]) for name, rows in ready.rows.items()}
-    inputs = input_sizes(plans[0], ready.rows)
-    files = store_files(ready.teacher)
+        found = calibrate(plans, ready.teacher, train, seconds=seconds, seed=first.seed, sample_bytes=SAMPLE_BYTES)
+    splits = {name: _split(rows.n_tokens, first) for name, rows in ready.rows.items()}
     samples = samples_of(plans, found)
     began = time.monotonic()
-    stores = [
-        _store(name, plan, ready, inputs, files, sample)
-        for (name, plan), sample in zip(ready.plans.items(), samples, strict=True)
-    ]
+    stores = _stores(ready, samples)
     compression = None
     if samples[0] is not None:
         compression = CHECKED * (time.monotonic() - began) * len(train) / samples[0].rows
-    in_flight = _in_flight_bytes(plans)
     return Forecast(
         teacher=teacher,
         data=data,
-        device=_device_name(ready.teacher.device) if found else "",
-        batch_tokens=plans[0].pass_.batch_tokens,
+        device=_device_name(device) if found else "",
+        batch_tokens=first.batch_tokens,
         splits=splits,
         stores=stores,
-        memory=MemoryForecast(
-            host_bytes=(found.host_bytes if found else peak_bytes()) + in_flight,
-            in_flight_bytes=in_flight,
-            device_bytes=found.device_bytes if found else None,
-            measured=found is not None,
-        ),
-        time=_time(splits, found, rate, compression, preparation, ready.teacher.device),
+        memory=_memory(plans, found),
+        time=_time(splits, found, rate, compression, preparation, device),
         trial=_trial(found),
     )
 
 
-@contextmanager
-def prepared(
-    teacher: str,
-    data: str,
-    keeps: Sequence[Keep],
-    strategies: Sequence[Strategy],
-    rate: float | None,
-    device: str | None,
-    watch: Watch,
-    options: PassOptions,
-) -> Iterator[Prepared]:
-    """What an extraction begins with. A teacher that is not run stays off the GPU."""
-    check_positive("--rate", rate)
-    on = choose_device(device)
-    with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
-        yield prepare(
-            teacher,
-            data,
-            Path(folder),
-            keeps=keeps,
-            strategies=strategies,
-            device=on if rate is None else torch.device("cpu"),
-            watch=watch,
-            **options,
-        )
+def _memory(plans: Sequence[Plan], found: Calibration | None) -> MemoryForecast:
+    in_flight = _in_flight_bytes(plans)
+    return MemoryForecast(
+        host_bytes=(found.host_bytes if found else peak_bytes()) + in_flight,
+        in_flight_bytes=in_flight,
+        device_bytes=found.device_bytes if found else None,
+        measured=found is not None,
+    )
 
 
-def samples_of(plans: Sequence[Plan], found: Calibration | None) -> list[SampledRows | None]:
-    """What each plan keeps of the trial's rows; None where there was no trial, or one of too few rows."""
-    rows = plans[0].splits["train"].rows
-    if found is None or sum(len(batch) for batch, _ in found.sample) < min(LEAST_SAMPLED_ROWS, rows):
-        return [None] * len(plans)
-    batches = [batch for batch, _ in found.sample]
-    return [SampledRows.joined(plan, batches, [kept[index] for _, kept in found.sample]) for index, plan in enumerate(plans)]
-
-
-def _split(n_tokens: np.ndarray, plan: Plan) -> SplitForecast:
-    batches, padded = padded_tokens(n_tokens, plan.pass_.block_rows, plan.pass_.batch_tokens)
+def _split(n_tokens: np.ndarray, pass_: Pass) -> SplitForecast:
+    batches, padded = padded_tokens(n_tokens, pass_.block_rows, pass_.batch_tokens)
     return SplitForecast(len(n_tokens), int(n_tokens.sum()), batches, padded)
+
+
+def _stores(ready: Prepared, samples: Sequence[SampledRows | None]) -> list[StoreForecast]:
+    inputs = input_sizes(next(iter(ready.plans.values())), ready.rows)
+    files = ready.facts.files
+    return [
+        _store(name, plan, ready, inputs, files, sample)
+        for (name, plan), sample in zip(ready.plans.items(), samples, strict=True)
+    ]
 
 
 def _store(
@@ -272,7 +248,7 @@ def _in_flight_bytes(plans: Sequence[Plan]) -> int:
         sum(decoded_bytes(spec) * job.rows // spec.shape[0] for plan in plans for spec in plan.arrays_of(job.split).values())
         for job in make_jobs(plans)
     ]
-    return sum(sorted(jobs)[-UnitWorker.depth :])
+    return sum(sorted(jobs)[-JOBS_AT_A_TIME:])
 
 
 def _time(
@@ -284,36 +260,50 @@ def _time(
     device: torch.device,
 ) -> TimeForecast:
     rows = sum(split.rows for split in splits.values())
-    padded = sum(split.padded_tokens for split in splits.values())
     devices = torch.cuda.device_count() if device.type == "cuda" else 1
-    low = high = None
     if found is None:
         assert rate is not None
-        seconds = everywhere = rows / rate
+        pass_ = _PassSeconds(rows / rate, rows / rate, None, None)
     else:
-        teacher = padded / found.speed.padded_tokens_per_second
-        error = found.speed.error
-        margin = 0.0 if error is None else 2 * error * teacher
-        work = compression or 0.0
-
-        def beside(seconds: float) -> float:
-            """Of the teacher and of compression: one after the other on a CPU, at the same time beside a GPU."""
-            return seconds + work / torch.get_num_threads() if device.type == "cpu" else max(seconds, work / WRITERS)
-
-        seconds, everywhere = beside(teacher), beside(teacher) / devices
-        if error is not None:
-            low, high = beside(max(0.0, teacher - margin)), beside(teacher + margin)
+        padded = sum(split.padded_tokens for split in splits.values())
+        pass_ = _pass_seconds(padded, found.speed, compression or 0.0, device, devices)
     return TimeForecast(
         measured=found is not None,
-        seconds=seconds,
-        low=low,
-        high=high,
-        rows_per_second=rows / seconds,
+        seconds=pass_.one_device,
+        low=pass_.low,
+        high=pass_.high,
+        rows_per_second=rows / pass_.one_device,
         padded_tokens_per_second=None if found is None else found.speed.padded_tokens_per_second,
         compression_seconds=compression,
         preparation_seconds=preparation,
         devices=devices,
-        seconds_on_all_devices=everywhere,
+        seconds_on_all_devices=pass_.all_devices,
+    )
+
+
+class _PassSeconds(NamedTuple):
+    """Of the whole pass; `low` and `high` are of one device."""
+
+    one_device: float
+    all_devices: float
+    low: float | None
+    high: float | None
+
+
+def _pass_seconds(padded: int, speed: Speed, compression: float, device: torch.device, devices: int) -> _PassSeconds:
+    """From the speed of the trial, `padded` tokens and the seconds of compression on one core."""
+
+    def with_compression(seconds: float) -> float:
+        """The teacher's seconds and compression: one after the other on a CPU, at the same time beside a GPU."""
+        return seconds + compression / torch.get_num_threads() if device.type == "cpu" else max(seconds, compression / WRITERS)
+
+    teacher = padded / speed.padded_tokens_per_second
+    seconds = with_compression(teacher)
+    if speed.error is None:
+        return _PassSeconds(seconds, seconds / devices, None, None)
+    margin = 2 * speed.error * teacher
+    return _PassSeconds(
+        seconds, seconds / devices, with_compression(max(0.0, teacher - margin)), with_compression(teacher + margin)
     )
 
 

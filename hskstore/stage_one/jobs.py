@@ -4,8 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hskstore.store.commit import examine
+from hskstore.store.layout import Unit
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan
+
+JOBS_AT_A_TIME = 2
+"""Of a worker: while the units of one job are compressed, hashed and put, the teacher runs over the next."""
+
+WRITERS = 4
+"""Threads of a worker that compress, hash and put units while the teacher runs on; more than one for a fast teacher."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class PlannedStore:
     plan: Plan
     objects: Objects
     most_bytes: dict[str, int]
-    missing: frozenset[tuple[str, int]]
+    missing: frozenset[Unit]
     digest: str | None
 
     @classmethod

@@ -1,8 +1,6 @@
 """From a teacher and a data set to plans: what each store will hold, before the teacher runs."""
 
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,23 +12,22 @@ import torch
 from jaxtyping import Int
 
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, check_choice, check_count, check_seed
-from hskstore.errors import ModelError, OptionError
-from hskstore.layers import default_top_layer
+from hskstore.errors import OptionError
+from hskstore.layers import plan_strategy
 from hskstore.models.device import computes_in
-from hskstore.models.run import check_length, usual_length
+from hskstore.models.run import check_positions
+from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.store.layout import KeptText, Split
+from hskstore.store.layout import KeptText, SplitRows
 from hskstore.store.plan import Pass, Plan, make_plan
-from hskstore.store.schema import block_rows, canonical_json
+from hskstore.store.schema import block_rows
 from hskstore.store.values import is_admitted
-from hskstore.text.dataset import Dataset, read_dataset
-from hskstore.text.rows import Rows, save_index
-from hskstore.text.tasks import Kind
-from hskstore.text.tokenise import tokenise
-from hskstore.text.tokenizers import tokenizer_files, tokenizer_sha256
+from hskstore.text.dataset import fit_labels, read_dataset
+from hskstore.text.rows import Rows
+from hskstore.text.tasks import Task
+from hskstore.text.tokenise import stored_rows
 from hskstore.watch import Watch, unwatched
 
-_UNORDERED = "train-unordered"
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +39,7 @@ class Prepared:
     """
 
     teacher: Teacher
+    facts: TeacherFacts
     rows: Mapping[str, Rows]
     rows_by_admitted: Int[np.ndarray, " count"]
     plans: Mapping[str, Plan]
@@ -94,72 +92,25 @@ def prepare(
     if device.type == "cpu" and not computes_in(precision, device):
         log.warning("this processor has no %s of its own and emulates it slowly; fp32 will be faster", precision)
     loaded = load_teacher(teacher, device=device, precision=precision)
-    classes = loaded.label_names if len(loaded.label_names) > 1 else ()
+    facts = facts_of(loaded)
+    classes = facts.label_names if len(facts.label_names) > 1 else ()
     dataset = read_dataset(data, task=task, text=text, label=label, validation=validation, classes=classes)
-    dataset = fit_labels(dataset, loaded)
-    length = max_length or usual_length(loaded.model, loaded.tokenizer, dataset.task.max_length)
-    pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(dataset.splits["train"])))
-    rows = stored_rows(dataset, loaded, pass_, keep_offsets=keep_offsets, folder=folder, watch=watch)
-    rows_by_admitted = count_admitted(rows["train"], _separators(loaded), strategies[0])
-    plans = make_plans(keeps, strategies, pass_, dataset, loaded, rows, most_admitted=len(rows_by_admitted) - 1)
-    return Prepared(loaded, rows, rows_by_admitted, plans)
-
-
-def fit_labels(dataset: Dataset, teacher: Teacher) -> Dataset:
-    """The data set with its labels in the teacher's order. Raises ModelError where their numbers differ."""
-    outputs = len(teacher.label_names)
-    task = dataset.task
-    if task.label is None:
-        names = teacher.label_names if outputs > 1 else ()
-        metrics = task.metrics if outputs > 1 else ("spearman", "pearson")
-        kind: Kind = "classes" if outputs > 1 else "score"
-        return replace(dataset, task=replace(task, kind=kind, labels=names, metrics=metrics))
-    if task.num_labels != outputs:
-        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({', '.join(task.labels)})"
-        raise ModelError(f"{teacher.name} has {outputs} outputs; the task {task.name} needs {wanted}")
-    return dataset.with_label_order(teacher.label_names) if task.kind == "classes" else dataset
-
-
-def stored_rows(
-    dataset: Dataset,
-    teacher: Teacher,
-    pass_: Pass,
-    *,
-    keep_offsets: bool,
-    folder: Path | None = None,
-    watch: Watch = unwatched,
-) -> dict[str, Rows]:
-    """Every split tokenised, in stored order: train permuted once, so that a block is already a random sample.
-
-    The rows are mapped from files: of `folder`, from where `open_rows` gives them to any other process, else without a name.
-    Raises DataError, ModelError or OptionError.
-    """
-    rows: dict[str, Rows] = {}
-    for name, examples in dataset.splits.items():
-        rows[name] = tokenise(
-            examples,
-            teacher.tokenizer,
-            pass_.max_length,
-            offsets=keep_offsets,
-            split=name,
-            watch=watch,
-            folder=folder and folder / (name if name != "train" else _UNORDERED),
-        )
-    check_length(teacher.model, teacher.name, max(split.longest for split in rows.values()))
-    order = np.random.default_rng(pass_.seed).permutation(len(rows["train"]))
-    rows["train"] = rows["train"].reordered(order, folder and folder / "train")
-    if folder is not None:
-        shutil.rmtree(folder / _UNORDERED)
-        save_index(rows, folder)
-    return rows
+    dataset = fit_labels(dataset, facts.label_names, teacher)
+    length = max_length or min(dataset.task.max_length, facts.most_tokens)
+    rows = stored_rows(dataset.splits, loaded.tokenizer, length, seed=seed, offsets=keep_offsets, folder=folder, watch=watch)
+    check_positions(facts.positions, teacher, max(split.longest for split in rows.values()))
+    pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(rows["train"])))
+    rows_by_admitted = count_admitted(rows["train"], facts.tokenizer["separators"], strategies[0])
+    plans = make_plans(keeps, strategies, pass_, dataset.task, facts, rows, most_admitted=len(rows_by_admitted) - 1)
+    return Prepared(loaded, facts, rows, rows_by_admitted, plans)
 
 
 def make_plans(
     keeps: Sequence[Keep],
     strategies: Sequence[Strategy],
     pass_: Pass,
-    dataset: Dataset,
-    teacher: Teacher,
+    task: Task,
+    teacher: TeacherFacts,
     rows: Mapping[str, Rows],
     *,
     most_admitted: int,
@@ -172,33 +123,20 @@ def make_plans(
     plan_one = partial(
         make_plan,
         pass_=pass_,
-        splits={name: Split(len(split), len(split.input_ids), split.longest, split.sha256()) for name, split in rows.items()},
+        splits={name: SplitRows(len(own), len(own.input_ids), own.longest, own.sha256()) for name, own in rows.items()},
         most_admitted=most_admitted,
-        teacher={
-            "sha256": teacher.sha256,
-            "model_type": teacher.model.config.model_type,
-            "layers": teacher.layers,
-            "hidden_size": teacher.hidden_size,
-            "labels": list(teacher.label_names),
-        },
-        tokenizer={
-            "sha256": tokenizer_sha256(teacher.tokenizer),
-            "vocabulary": len(teacher.tokenizer),
-            "pad_token_id": teacher.tokenizer.pad_token_id,
-            "separators": _separators(teacher),
-        },
-        task=dataset.task.as_json(),
+        teacher=teacher.planned,
+        tokenizer=teacher.tokenizer,
+        task=task.as_json(),
         labels=None if label is None else str(label.dtype),
         text=_kept_text(rows),
     )
     plans: dict[str, Plan] = {}
     for strategy in dict.fromkeys(strategies):
-        top = default_top_layer(teacher.layers) if strategy.top_layer is None else strategy.top_layer
-        if not 1 <= top <= teacher.layers:
-            raise OptionError(f"--top-layer {top}: the teacher has layers 1 to {teacher.layers}")
+        planned = plan_strategy(strategy, teacher.planned["layers"])
         for keep in dict.fromkeys(keeps):
             name = keep.name if len(set(strategies)) == 1 else f"s{strategy.student_layers}-{keep.name}"
-            plans[name] = plan_one(keep, replace(strategy, top_layer=top))
+            plans[name] = plan_one(keep, planned)
     return plans
 
 
@@ -217,19 +155,3 @@ def count_admitted(rows: Rows, separators: Sequence[int], strategy: Strategy) ->
         choices = is_admitted(block.input_ids, separators, strategy)
         found += np.bincount(np.add.reduceat(choices, block.bounds[:-1], dtype=np.int64), minlength=len(found))
     return np.trim_zeros(found, "b")
-
-
-def _separators(teacher: Teacher) -> list[int]:
-    """Every separator id: BERT's [SEP]; RoBERTa's </s> is also its end of text."""
-    tokenizer = teacher.tokenizer
-    return sorted({token for token in (tokenizer.sep_token_id, tokenizer.eos_token_id) if token is not None})
-
-
-def store_files(teacher: Teacher) -> dict[str, bytes]:
-    """What travels beside the arrays: the tokenizer's files, and the teacher's config and hash (never its weights)."""
-    config = teacher.model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"):
-        config.pop(name, None)
-    document = {"sha256": teacher.sha256, "config": json.loads(json.dumps(config, default=str))}
-    files = {f"tokenizer/{name}": data for name, data in tokenizer_files(teacher.tokenizer).items()}
-    return {**files, "teacher.json": canonical_json(document)}

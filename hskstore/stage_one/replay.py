@@ -9,7 +9,7 @@ from hskstore.config import check_count
 from hskstore.errors import ModelError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import load_teacher
-from hskstore.stage_one.teacher_pass import TeacherPass, blocks, length_batches
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
 from hskstore.store.values import unpack_mask, unpack_values
 from hskstore.text.rows import Rows
@@ -97,10 +97,9 @@ def _sample(plan: Plan, n_tokens: np.ndarray, rows: int, seed: int) -> list[np.n
     """Whole batches of the pass, from blocks in random order, until they have enough rows."""
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
-    cut = list(blocks(0, len(n_tokens), plan.pass_.block_rows))
+    cut = [batches for _, batches in block_batches(n_tokens, plan.pass_.block_rows, plan.pass_.batch_tokens)]
     for place in rng.permutation(len(cut)):
-        block = np.arange(cut[place].start, cut[place].stop)
-        batches = list(length_batches(n_tokens[block], block, plan.pass_.batch_tokens))
+        batches = cut[place]
         for index in rng.permutation(len(batches)):
             if sum(map(len, found)) >= rows:
                 return found

@@ -12,15 +12,14 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from hskstore.config import resolve
+from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.layout import stored_width
+from hskstore.store.layout import Columns, stored_width
 from hskstore.store.plan import Plan
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
 from hskstore.text.rows import Rows
-
-Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
 
 SAMPLED_ROWS = 8192
 """Of a split, whose inputs are encoded."""
@@ -100,7 +99,7 @@ def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
         if every.text is not None and some.text is not None:
             share["bytes"] = len(every.text.utf8) / max(1, len(some.text.utf8))
         per = {"input_ids": "tokens", "token_type_ids": "tokens", "offsets": "tokens", "text": "bytes"}
-        for name, column in _input_columns(some, plan.tokenizer["pad_token_id"]).items():
+        for name, column in input_columns(some, *some.padded(plan.tokenizer["pad_token_id"])).items():
             spec = plan.arrays[f"{split}/{name}"]
             on_disk = encoded_bytes(spec, _widened(column, spec, name, plan)) * share[per.get(name, "rows")]
             found[f"{split}/{name}"] = ArraySize(round(on_disk), decoded_bytes(spec), measured=True)
@@ -179,17 +178,6 @@ def encoded_bytes(spec: ArraySpec, column: Shaped[np.ndarray, "row ..."]) -> int
     """Of some rows of an array, encoded as one unit in its chunks."""
     rows = len(column)
     return len(encode_shard(replace(spec, shape=(rows, *spec.shape[1:]), shard=-(-rows // spec.chunk) * spec.chunk), 0, column))
-
-
-def _input_columns(rows: Rows, pad_token_id: int) -> dict[str, np.ndarray]:
-    ids, types = rows.padded(pad_token_id)
-    columns: dict[str, np.ndarray] = {"input_ids": ids, "token_type_ids": types, "n_tokens": rows.n_tokens, "row_id": rows.row_id}
-    if rows.label is not None:
-        columns["label"] = rows.label
-    if rows.text is not None:
-        columns["n_bytes"] = rows.text.n_bytes
-        columns["text"], columns["offsets"] = rows.text.padded(rows.n_tokens)
-    return columns
 
 
 def _widened(column: np.ndarray, spec: ArraySpec, name: str, plan: Plan) -> np.ndarray:

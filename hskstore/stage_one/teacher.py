@@ -20,9 +20,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from hskstore.config import Precision, Score
 from hskstore.errors import ModelError
-from hskstore.models.load import label_names, load_classifier
+from hskstore.models.load import load_trained
 from hskstore.models.run import model_inputs
-from hskstore.text.tokenizers import load_tokenizer
 
 SEAM = "hskstore_sdpa"
 PROBE_TOLERANCE = 2e-3
@@ -95,14 +94,6 @@ class Teacher:
     @property
     def layers(self) -> int:
         return int(self.model.config.num_hidden_layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return label_names(self.model)
 
     @cached_property
     def sha256(self) -> str:
@@ -227,7 +218,5 @@ class Teacher:
 
 def load_teacher(name: str, *, device: torch.device, precision: Precision = "fp32") -> Teacher:
     """A fine-tuned sequence classifier. Raises ModelError where it has no trained head."""
-    model, trained = load_classifier(name)
-    if not trained:
-        raise ModelError(f"{name} has no trained classification head: fine-tune it first with hsk finetune")
-    return Teacher(model, load_tokenizer(name), name=name, device=device, precision=precision)
+    model, tokenizer = load_trained(name)
+    return Teacher(model, tokenizer, name=name, device=device, precision=precision)

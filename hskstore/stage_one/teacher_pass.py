@@ -14,12 +14,14 @@ from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Int32, Shaped, UInt8
 from torch import Tensor
 
+from hskstore.config import Strategy
 from hskstore.errors import ModelError
 from hskstore.stage_one.select import gather_tokens, magnitude_mask, pack, random_scores, round_values, token_rank
 from hskstore.stage_one.teacher import Features, Teacher
+from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.values import static_mask
 from hskstore.text.rows import Rows
@@ -30,8 +32,7 @@ GPU_STREAMS = 2
 Inputs = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
 """`input_ids`, `token_type_ids` and `attention_mask` (True = real token), all [batch, token]."""
 
-Columns = dict[str, Shaped[np.ndarray, "_row ..."]]
-"""Some rows of a store's arrays, by path: "train/hidden/values" [batch, layer, ...]; as wide as the longest of these rows."""
+PROBE_ROWS = 8
 
 
 class TeacherPass:
@@ -66,7 +67,8 @@ class TeacherPass:
     def run(
         self, split: str, batches: Iterable[Rows], plans: Collection[int] | None = None
     ) -> Generator[list[Columns], None, None]:
-        """What each plan keeps of each batch, in the order of the batches. `plans` are the indexes of those asked for: all.
+        """What each plan keeps of each batch, in the order of the batches: arrays as wide as the longest of its rows. `plans` are
+        the indexes of those asked for: all.
 
         Raises ModelError where the teacher gives numbers that are not finite, naming the row.
         """
@@ -144,7 +146,9 @@ class _Landing:
         arrays = self.copy.arrays()
         logits = arrays.pop((-1, "logits"))
         _check_logits(logits, self.split, self.rows.row_id)
-        inputs = {f"{self.split}/{name}": column for name, column in _input_columns(self.rows, self.batch, logits).items()}
+        ids, types = self.batch[0].numpy().astype(np.int32), self.batch[1].numpy().astype(np.uint8)
+        own = input_columns(self.rows, ids, types) | {"logits": logits}
+        inputs = {f"{self.split}/{name}": column for name, column in own.items()}
         found: list[Columns] = []
         for index, plan in zip(self.indexes, self.plans, strict=True):
             hidden = {name: array for (owner, name), array in arrays.items() if owner == index}
@@ -154,10 +158,17 @@ class _Landing:
         return found
 
 
-def blocks(start: int, stop: int, block_rows: int) -> Iterator[range]:
-    """The runs of stored rows that are sorted by length and batched together."""
-    for first in range(start, stop, block_rows):
-        yield range(first, min(first + block_rows, stop))
+def block_batches(
+    n_tokens: Int[np.ndarray, " row"], block_rows: int, batch_tokens: int, *, start: int = 0
+) -> Iterator[tuple[range, list[Int[np.ndarray, " _batch"]]]]:
+    """The runs of stored rows that are sorted by length and batched together, each with its batches.
+
+    `n_tokens` are those of the stored rows from `start` on, where a block begins; blocks and batches are positions among all.
+    """
+    for first in range(0, len(n_tokens), block_rows):
+        inside = n_tokens[first : first + block_rows]
+        block = range(start + first, start + first + len(inside))
+        yield block, list(length_batches(inside, np.arange(block.start, block.stop), batch_tokens))
 
 
 def length_batches(
@@ -183,6 +194,12 @@ def padded(rows: Rows, pad_token_id: int) -> Inputs:
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64)), torch.from_numpy(real)
 
 
+def probe(teacher: Teacher, strategy: Strategy, rows: Rows) -> None:
+    """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
+    batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
+    teacher.probe(*batch, ranks=strategy.rank.startswith("attention"), score=strategy.score)
+
+
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor there, without waiting for it."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
@@ -195,36 +212,13 @@ def kept_hidden(plan: Plan, features: Features, batch: Inputs, rows: Rows) -> di
     A rank chooses among the tokens that `store.values.is_admitted` names, found here once more by the device's own arithmetic.
     Nothing here asks the device for a number, so nothing waits for it.
     """
-    strategy, pairs = plan.strategy, plan.pairs
-    ids, _, attention_mask = batch
-    device = ids.device
-    admitted = attention_mask
-    if not strategy.ranks_separators:
-        for separator in plan.tokenizer["separators"]:
-            admitted = admitted & (ids != separator)
-    tokens = ids.shape[1]
-    if strategy.rank == "random":
-        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.pass_.seed)
-        score = torch.from_numpy(drawn).to(device)[:, None]
-    elif strategy.rank == "left":
-        score = -torch.arange(tokens, device=device, dtype=torch.float32).expand(len(ids), 1, tokens)
-    else:
-        score = torch.stack([features.token_score[pair.rank] for pair in pairs], dim=1)
-    ranked = score.shape[1]  # the layers that are ranked by themselves: one where all share a rank
-    flat = (part.expand(-1, ranked, -1).reshape(-1, tokens) for part in (score, admitted[:, None]))
-    positions, n_kept = token_rank(*flat, slots=plan.length, length=plan.keep.length)
-    positions = positions.view(-1, ranked, plan.length).expand(-1, len(pairs), -1)
-    n_kept = n_kept.view(-1, ranked).expand(-1, len(pairs))
+    encoding = plan.strategy.values
+    positions, n_kept = _kept_tokens(plan, features, batch, rows)
     vectors = torch.stack(
-        [gather_tokens(features.hidden[pair.teacher], positions[:, layer]) for layer, pair in enumerate(pairs)], dim=1
+        [gather_tokens(features.hidden[pair.teacher], positions[:, layer]) for layer, pair in enumerate(plan.pairs)], dim=1
     )
-    vectors = round_values(vectors, strategy.values)
-    if strategy.mask == "magnitude" or plan.width == plan.hidden_size:
-        kept = magnitude_mask(vectors, plan.width)
-    else:
-        static = static_mask(strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
-        kept = torch.from_numpy(static).to(device).expand(vectors.shape)
-    packed = pack(vectors, kept, width=plan.width, encoding=strategy.values)
+    vectors = round_values(vectors, encoding)
+    packed = pack(vectors, _kept_coordinates(plan, vectors), width=plan.width, encoding=encoding)
     empty = positions < 0
     found = {
         "values": packed.values,
@@ -234,6 +228,40 @@ def kept_hidden(plan: Plan, features: Features, batch: Inputs, rows: Rows) -> di
         "finite": vectors.isfinite().flatten(2).all(dim=2),
     }
     return found if packed.scale is None else found | {"scale": packed.scale.masked_fill(empty, 0)}
+
+
+def _kept_tokens(
+    plan: Plan, features: Features, batch: Inputs, rows: Rows
+) -> tuple[Int[Tensor, "batch layer slot"], Int[Tensor, "batch layer"]]:
+    """Positions of the tokens to keep, best first, -1 behind the last; and how many they are."""
+    strategy, pairs = plan.strategy, plan.pairs
+    ids, _, attention_mask = batch
+    tokens = ids.shape[1]
+    admitted = attention_mask
+    if not strategy.ranks_separators:
+        for separator in plan.tokenizer["separators"]:
+            admitted = admitted & (ids != separator)
+    if strategy.rank == "random":
+        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.pass_.seed)
+        score = torch.from_numpy(drawn).to(ids.device)[:, None]
+    elif strategy.rank == "left":
+        score = -torch.arange(tokens, device=ids.device, dtype=torch.float32).expand(len(ids), 1, tokens)
+    else:
+        score = torch.stack([features.token_score[pair.rank] for pair in pairs], dim=1)
+    ranked = score.shape[1]  # the layers that are ranked by themselves: one where all share a rank
+    flat = (part.expand(-1, ranked, -1).reshape(-1, tokens) for part in (score, admitted[:, None]))
+    positions, n_kept = token_rank(*flat, slots=plan.length, length=plan.keep.length)
+    positions = positions.view(-1, ranked, plan.length).expand(-1, len(pairs), -1)
+    return positions, n_kept.view(-1, ranked).expand(-1, len(pairs))
+
+
+def _kept_coordinates(plan: Plan, vectors: Float[Tensor, "batch layer slot width"]) -> Bool[Tensor, "batch layer slot width"]:
+    """Which coordinates of the rounded vectors are kept: as many of each."""
+    kind = plan.strategy.mask
+    if kind == "magnitude" or plan.width == plan.hidden_size:
+        return magnitude_mask(vectors, plan.width)
+    static = static_mask(kind, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
+    return torch.from_numpy(static).to(vectors.device).expand(vectors.shape)
 
 
 def _check_logits(logits: np.ndarray, split: str, row_ids: np.ndarray) -> None:
@@ -259,13 +287,15 @@ def _check_finite(finite: np.ndarray, row_ids: np.ndarray, plan: Plan) -> None:
     )
 
 
-def _input_columns(rows: Rows, batch: Inputs, logits: np.ndarray) -> dict[str, np.ndarray]:
+def input_columns(
+    rows: Rows, input_ids: Int32[np.ndarray, "row token"], token_type_ids: UInt8[np.ndarray, "row token"]
+) -> dict[str, Shaped[np.ndarray, "_row ..."]]:
+    """Of a split's arrays those that are known before the teacher runs, by name; ids and types are `Rows.padded`'s."""
     columns: dict[str, np.ndarray] = {
-        "input_ids": batch[0].numpy().astype(np.int32),
-        "token_type_ids": batch[1].numpy().astype(np.uint8),
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
         "n_tokens": rows.n_tokens,
         "row_id": rows.row_id,
-        "logits": logits,
     }
     if rows.label is not None:
         columns["label"] = rows.label

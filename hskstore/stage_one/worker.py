@@ -14,26 +14,21 @@ import numpy as np
 import torch
 import transformers
 
-from hskstore.config import Strategy
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
 from hskstore.models.device import choose_device
-from hskstore.stage_one.jobs import Job
+from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, Job
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_one.teacher_pass import Columns, TeacherPass, blocks, length_batches, padded
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, probe
 from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key
 from hskstore.store.encode import encode_unit
+from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan
 from hskstore.store.reader import read_plan
 from hskstore.store.shard import unit_fingerprints
 from hskstore.text.rows import Rows
 from hskstore.version import __version__
-
-WRITERS = 4
-"""Threads that compress, hash and put units while the teacher runs on; more than one for a fast teacher."""
-
-PROBE_ROWS = 8
 
 StoreUnit = tuple[int, int]
 """Index of the store, number of the unit."""
@@ -46,11 +41,10 @@ class Stopped(Exception):
 class UnitWorker:
     """Runs the teacher over jobs and commits whole units, one receipt per store and unit. To be used in a `with` block.
 
-    Pure in (plans, rows, teacher): its only effect is put, so a job may be run twice, here or elsewhere. Two jobs at a time keep
-    both halves busy: while the units of one are compressed, hashed and put, the teacher runs over the next.
+    Pure in (plans, rows, teacher): its only effect is put, so a job may be run twice, here or elsewhere.
     """
 
-    depth = 2
+    depth = JOBS_AT_A_TIME
 
     def __init__(
         self,
@@ -135,10 +129,9 @@ class UnitWorker:
         """The blocks that hold rows of a missing unit: their batches, and the missing units whose last row is among theirs."""
         pass_ = self._stores[0][1].pass_
         inside = [(self._rows_of(job.split, unit), unit) for unit in missing]
-        for block in blocks(job.start, job.stop, pass_.block_rows):
+        n_tokens = self._rows[job.split].slice(job.start, job.stop).n_tokens
+        for block, batches in block_batches(n_tokens, pass_.block_rows, pass_.batch_tokens, start=job.start):
             if any(rows.start < block.stop and block.start < rows.stop for rows, _ in inside):
-                n_tokens = np.diff(self._rows[job.split].bounds[block.start : block.stop + 1])
-                batches = list(length_batches(n_tokens, np.arange(block.start, block.stop), pass_.batch_tokens))
                 yield batches, [unit for rows, unit in inside if block.start < rows.stop <= block.stop]
 
     def _rows_of(self, split: str, unit: StoreUnit) -> range:
@@ -210,16 +203,10 @@ def recruit(
     return UnitWorker(stores, rows, loaded, on_rows)
 
 
-def probe(teacher: Teacher, strategy: Strategy, rows: Rows) -> None:
-    """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
-    batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
-    teacher.probe(*batch, ranks=strategy.rank.startswith("attention"), score=strategy.score)
-
-
 def _empty_unit(plan: Plan, split: str, unit: int) -> Columns:
     """Arrays of one unit, padded as rows that are shorter than the array stay. Memory is taken where something is written."""
     pads = {f"{split}/input_ids": plan.tokenizer["pad_token_id"], f"{split}/offsets": -1}
-    empty: Columns = {}
+    empty: dict[str, np.ndarray] = {}
     for path, spec in plan.arrays_of(split).items():
         shape = (len(spec.rows(unit)), *spec.shape[1:])
         pad = pads.get(path, 0)

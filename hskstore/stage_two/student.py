@@ -104,7 +104,6 @@ def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tupl
     g leads to. Raises StoreError where it lacks one.
     """
     strategy = plan.strategy
-    assert strategy.top_layer is not None
     pairs = layer_pairs(
         plan.keep.depth,
         student_layers=student_layers,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
-from hskstore.store.layout import KNOWN_ARRAYS
+from hskstore.store.layout import KNOWN_ARRAYS, Unit
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.places import Place
 from hskstore.store.plan import Plan
@@ -114,7 +114,7 @@ class Manifest:
 class Standing:
     """What a planned store already has: its finished units, and its digest where it is sealed with all of them."""
 
-    finished: frozenset[tuple[str, int]]
+    finished: frozenset[Unit]
     digest: str | None
 
 
@@ -269,12 +269,12 @@ def _parsed(data: bytes | None, key: str) -> Receipt | None:
         return None
 
 
-def receipts(place: Place) -> dict[tuple[str, int], Receipt]:
-    """Every receipt of a unit of rows, by (split, unit)."""
+def receipts(place: Place) -> dict[Unit, Receipt]:
+    """Every receipt of a unit of rows, by unit."""
     return {unit: receipt for unit, receipt in all_receipts(place).items() if unit != FILES}
 
 
-def all_receipts(place: Place) -> dict[tuple[str, int], Receipt]:
+def all_receipts(place: Place) -> dict[Unit, Receipt]:
     """`receipts`, and that of FILES."""
     keys = [key for key in place.sizes(RECEIPTS.rstrip("/")) if key.endswith(".json")]
     with ThreadPoolExecutor(PARALLEL) as pool:

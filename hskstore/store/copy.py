@@ -7,6 +7,7 @@ from typing import Any
 
 from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, MANIFEST, PLAN, Receipt, all_receipts, faults, read_manifest, receipt_key
+from hskstore.store.layout import Unit
 from hskstore.store.objects import PARALLEL
 from hskstore.store.places import Place, place_of
 from hskstore.store.reader import Store, open_store, unit_of
@@ -15,7 +16,6 @@ from hskstore.watch import Watch, unwatched
 BATCH_BYTES = 256 * 2**20
 """What is held in memory between the two places, unless one unit is bigger."""
 
-Unit = tuple[str, int]
 Entries = dict[str, dict[str, Any]]
 
 

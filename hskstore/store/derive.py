@@ -19,6 +19,7 @@ from hskstore.config import Keep, resolve
 from hskstore.errors import OptionError, StoreError
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.layout import Columns
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.plan import Plan, make_plan
 from hskstore.store.reader import Store, open_store
@@ -94,7 +95,7 @@ def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int, attempt: str
     commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
 
 
-def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[dict[str, np.ndarray]]:
+def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[Columns]:
     """The arrays of one unit to come, source unit by source unit."""
     start = unit * cut.plan.splits[split].unit_rows
     stop = start + cut.plan.splits[split].rows_of(unit)
@@ -108,11 +109,11 @@ def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[dict[str, np.ndarray]]
             columns = dict(zip(paths, read, strict=True))
         if split == "train":
             hidden = {path: columns[path] for path in paths if path.startswith("train/hidden/")}
-            columns |= _cut_hidden(cut, hidden, cut.n_kept[rows.start : rows.stop])
+            columns.update(_cut_hidden(cut, hidden, cut.n_kept[rows.start : rows.stop]))
         yield columns
 
 
-def _cut_hidden(cut: _Cut, hidden: dict[str, np.ndarray], n_kept: np.ndarray) -> dict[str, np.ndarray]:
+def _cut_hidden(cut: _Cut, hidden: Columns, n_kept: np.ndarray) -> Columns:
     """The hidden arrays [rows, layer, slot, ...] of fewer layers, tokens and coordinates; `n_kept` [rows] are those to keep."""
     slots = cut.plan.length
     found = {path.removeprefix("train/hidden/"): array for path, array in hidden.items()}

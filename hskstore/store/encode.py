@@ -16,12 +16,13 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from hskstore.errors import StoreError
+from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.schema import ArraySpec, array_document, chunk_codecs
 from hskstore.store.shard import check_chunk, ranges_of, take_chunks
 
 
-def encode_unit(plan: Plan, split: str, unit: int, columns: Mapping[str, Shaped[np.ndarray, "row ..."]]) -> dict[str, bytes]:
+def encode_unit(plan: Plan, split: str, unit: int, columns: Columns) -> dict[str, bytes]:
     """Every array of one unit as {key: shard bytes}, each decoded back and compared before it is returned.
 
     `columns` maps array paths to [rows of the unit, ...], exactly those that the plan lists for the split.

@@ -1,15 +1,20 @@
-"""The arrays of a store, as its numbers make them: shapes, dtypes, fills, and the rows of a unit."""
+"""How a store lies, as its numbers make it: splits in units, and their arrays with shapes, dtypes and fills."""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hskstore.store.schema import (
-    ArraySpec,
-    array_spec,
-    unit_rows,
-)
+import numpy as np
+from jaxtyping import Shaped
+
+from hskstore.store.schema import ArraySpec, array_spec, unit_rows
+
+Unit = tuple[str, int]
+"""A unit of a store, as the split that it is of and its number there."""
+
+Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
+"""Some rows of a store's arrays, by path: "train/hidden/values" [row, layer, ...]."""
 
 SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -28,17 +33,20 @@ VALUE_FILLS: dict[str, float | int | str] = {"f16": "NaN", "f32": "NaN", "q8": -
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split's rows as stored. `sha256` is of the tokenised rows, `longest` the most tokens of a row.
-
-    `unit_rows` is 0 until `make_plan` has decided it.
-    """
+class SplitRows:
+    """One split's rows, whatever is kept of them. `sha256` is of the tokenised rows, `longest` the most tokens of a row."""
 
     rows: int
     tokens: int
     longest: int
     sha256: str
-    unit_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Split(SplitRows):
+    """One split's rows as a store has them: in units of `unit_rows`."""
+
+    unit_rows: int
 
     @property
     def units(self) -> int:
@@ -111,6 +119,33 @@ def plan_arrays(
     if values in ("q8", "q4"):
         hidden["scale"] = array_spec(rows, kept, "float16", shard=shard, fill="NaN")
     return arrays | {f"train/hidden/{array}": spec for array, spec in hidden.items()}
+
+
+def in_units(
+    splits: Mapping[str, SplitRows],
+    *,
+    layers: int,
+    length: int,
+    width: int,
+    hidden_size: int,
+    values: str,
+    text: KeptText | None = None,
+) -> dict[str, Split]:
+    """The splits, cut into units by what is kept of them: hidden states are of train alone."""
+    found: dict[str, Split] = {}
+    for name, split in splits.items():
+        size = plan_unit_rows(
+            rows=split.rows,
+            longest=split.longest,
+            layers=layers if name == "train" else 0,
+            length=length,
+            width=width,
+            hidden_size=hidden_size,
+            values=values,
+            text_bytes=0 if text is None else text.bytes[name],
+        )
+        found[name] = Split(split.rows, split.tokens, split.longest, split.sha256, size)
+    return found
 
 
 def plan_unit_rows(

@@ -1,22 +1,16 @@
-"""What a store will hold, fixed before the teacher runs: its arrays, its unit grid, its identity."""
+"""A store's plan: what it will hold and of what, fixed before the teacher runs; as plan.json it is the store's identity."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from hskstore.config import Keep, Precision, Strategy, resolve
+from hskstore.config import Keep, Precision, resolve
 from hskstore.errors import OptionError, StoreError
-from hskstore.layers import LayerPair, layer_pairs
-from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, plan_arrays, plan_unit_rows
-from hskstore.store.schema import (
-    BLOCK_ROWS,
-    FORMAT_VERSION,
-    ArraySpec,
-    canonical_json,
-    hierarchy,
-)
+from hskstore.layers import LayerPair, PlannedStrategy, layer_pairs
+from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
+from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, ArraySpec, canonical_json, hierarchy
 
 KindT = TypeVar("KindT")
 
@@ -45,7 +39,7 @@ class Plan:
     """
 
     keep: Keep
-    strategy: Strategy
+    strategy: PlannedStrategy
     pairs: tuple[LayerPair, ...]
     length: int
     width: int
@@ -62,8 +56,7 @@ class Plan:
     def store_id(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def units(self) -> Iterator[tuple[str, int]]:
-        """Every unit as (split, number)."""
+    def units(self) -> Iterator[Unit]:
         for split, rows in self.splits.items():
             for unit in range(rows.units):
                 yield split, unit
@@ -124,33 +117,40 @@ class Plan:
                     f"{where} is a store of format version {document['version']}; this hskstore reads up to"
                     f" {FORMAT_VERSION}: upgrade it"
                 )
-            hidden = document["hidden"]
-            plan = cls(
-                keep=Keep.parse(document["keep"]),
-                strategy=_known(Strategy, document["strategy"]),
-                pairs=tuple(_known(LayerPair, pair) for pair in hidden["layers"]),
-                length=hidden["length"],
-                width=hidden["width"],
-                hidden_size=hidden["hidden_size"],
-                pass_=_known(Pass, document["pass"]),
-                teacher=document["teacher"],
-                tokenizer=document["tokenizer"],
-                task=document["task"],
-                splits={name: _known(Split, split) for name, split in document["splits"].items()},
-                arrays={
-                    path: _known(ArraySpec, {**spec, "shape": tuple(spec["shape"])})
-                    for path, spec in document["arrays"].items()
-                    if path.partition("/")[2] in KNOWN_ARRAYS
-                },
-                text=_known(KeptText, document["text"]) if "text" in document else None,
-            )
-            plan._check()
+            plan = cls._of_json(document)
+            plan._check_numbers()
+            plan._check_names()
+            plan._check_arrays()
             return plan
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, OptionError) as error:
             raise StoreError(f"{where}/plan.json cannot be read as a plan ({error!r}): the store is damaged") from None
 
-    def _check(self) -> None:
-        """Raise ValueError, TypeError or KeyError unless the numbers are numbers, and the arrays those that they make."""
+    @classmethod
+    def _of_json(cls, document: Mapping[str, Any]) -> "Plan":
+        """The inverse of `as_json`, which believes what it reads."""
+        hidden = document["hidden"]
+        return cls(
+            keep=Keep.parse(document["keep"]),
+            strategy=_known(PlannedStrategy, document["strategy"]),
+            pairs=tuple(_known(LayerPair, pair) for pair in hidden["layers"]),
+            length=hidden["length"],
+            width=hidden["width"],
+            hidden_size=hidden["hidden_size"],
+            pass_=_known(Pass, document["pass"]),
+            teacher=document["teacher"],
+            tokenizer=document["tokenizer"],
+            task=document["task"],
+            splits={name: _known(Split, split) for name, split in document["splits"].items()},
+            arrays={
+                path: _known(ArraySpec, {**spec, "shape": tuple(spec["shape"])})
+                for path, spec in document["arrays"].items()
+                if path.partition("/")[2] in KNOWN_ARRAYS
+            },
+            text=_known(KeptText, document["text"]) if "text" in document else None,
+        )
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError, TypeError or KeyError unless the numbers are numbers."""
         numbers = [self.length, self.width, self.hidden_size, self.teacher["layers"], self.teacher["hidden_size"]]
         numbers += [n for split in self.splits.values() for n in (split.rows, split.tokens, split.longest, split.unit_rows)]
         numbers += [self.pass_.max_length, self.pass_.batch_tokens, self.pass_.block_rows]
@@ -163,10 +163,16 @@ class Plan:
         others += [number for pair in self.pairs for number in asdict(pair).values()]
         if not all(type(number) is int for number in (*numbers, *others)) or not all(0 < number < 2**63 for number in numbers):
             raise ValueError("a number is none, or beyond all numbers")
+
+    def _check_names(self) -> None:
+        """Raise ValueError, TypeError or KeyError unless what is said of the store is text, and splits name folders."""
         for text in (self.teacher["sha256"], self.task["name"], self.pass_.precision):
             str.encode(text)  # that it is text, and can be printed
         if "train" not in self.splits or "files" in self.splits or not all(map(SPLIT.fullmatch, self.splits)):
             raise ValueError("a split has no name for a folder")
+
+    def _check_arrays(self) -> None:
+        """Raise ValueError unless the arrays are those that the numbers make."""
         label = self.arrays.get("train/label")
         if label is not None and label.dtype not in LABELS:
             raise ValueError(f"labels are none of {', '.join(LABELS)}")
@@ -216,10 +222,10 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def make_plan(
     keep: Keep,
-    strategy: Strategy,
+    strategy: PlannedStrategy,
     pass_: Pass,
     *,
-    splits: Mapping[str, Split],
+    splits: Mapping[str, SplitRows],
     most_admitted: int,
     teacher: dict[str, Any],
     tokenizer: dict[str, Any],
@@ -229,38 +235,16 @@ def make_plan(
 ) -> Plan:
     """The plan of one configuration, by an extraction or cut from a bigger store alike.
 
-    `strategy` has its `top_layer`; `most_admitted` is the most tokens of a train row that a rank may choose among;
-    `labels` is the label's dtype or None; `text` is None where only the tokens are kept. Raises OptionError where the teacher
-    has no such layers or coordinates.
+    `most_admitted` is the most tokens of a train row that a rank may choose among; `labels` is the label's dtype or None;
+    `text` is None where only the tokens are kept. Raises OptionError where the teacher has no such layers or coordinates.
     """
-    assert strategy.top_layer is not None
-    hidden_size, outputs = int(teacher["hidden_size"]), len(teacher["labels"])
-    pairs = layer_pairs(
-        keep.depth,
-        student_layers=strategy.student_layers,
-        teacher_layers=teacher["layers"],
-        top_layer=strategy.top_layer,
-        layer_map=strategy.layer_map,
-        rank_by=strategy.rank_layer,
-    )
-    width = resolve(keep.width, hidden_size)
-    if width > hidden_size:
-        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
+    pairs = _pairs(keep, strategy, teacher["layers"])
+    hidden_size = int(teacher["hidden_size"])
+    width = _width(keep, hidden_size)
     length = min(resolve(keep.length, most_admitted), most_admitted)
-    units = {
-        name: plan_unit_rows(
-            rows=split.rows,
-            longest=split.longest,
-            layers=len(pairs) if name == "train" else 0,
-            length=length,
-            width=width,
-            hidden_size=hidden_size,
-            values=strategy.values,
-            text_bytes=0 if text is None else text.bytes[name],
-        )
-        for name, split in splits.items()
-    }
-    splits = {name: replace(split, unit_rows=units[name]) for name, split in splits.items()}
+    kept = {"layers": len(pairs), "length": length, "width": width, "hidden_size": hidden_size}
+    in_store = in_units(splits, **kept, values=strategy.values, text=text)
+    outputs = len(teacher["labels"])
     return Plan(
         keep=keep,
         strategy=strategy,
@@ -272,17 +256,25 @@ def make_plan(
         teacher=teacher,
         tokenizer=tokenizer,
         task=task,
-        splits=dict(splits),
-        arrays=plan_arrays(
-            splits=splits,
-            layers=len(pairs),
-            length=length,
-            width=width,
-            hidden_size=hidden_size,
-            values=strategy.values,
-            labels=labels,
-            logits=outputs,
-            text=text,
-        ),
+        splits=in_store,
+        arrays=plan_arrays(splits=in_store, **kept, values=strategy.values, labels=labels, logits=outputs, text=text),
         text=text,
     )
+
+
+def _pairs(keep: Keep, strategy: PlannedStrategy, teacher_layers: int) -> tuple[LayerPair, ...]:
+    return layer_pairs(
+        keep.depth,
+        student_layers=strategy.student_layers,
+        teacher_layers=teacher_layers,
+        top_layer=strategy.top_layer,
+        layer_map=strategy.layer_map,
+        rank_by=strategy.rank_layer,
+    )
+
+
+def _width(keep: Keep, hidden_size: int) -> int:
+    width = resolve(keep.width, hidden_size)
+    if width > hidden_size:
+        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
+    return width

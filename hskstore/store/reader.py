@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
+from hskstore.store.layout import Unit
 from hskstore.store.objects import MAX_OBJECT_BYTES
 from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
@@ -186,7 +187,7 @@ def _of_unit(key: str) -> str:
     return "" if unit in (None, FILES) else " (unit {1} of {0})".format(*unit)
 
 
-def unit_of(key: str) -> tuple[str, int] | None:
+def unit_of(key: str) -> Unit | None:
     """The unit that an object belongs to, by its key; None for what the plan alone decides, and for receipts."""
     split, _, rest = key.partition("/")
     if key == TEACHER or key.startswith(TOKENIZER):

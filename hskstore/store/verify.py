@@ -17,6 +17,7 @@ from hskstore.store.commit import (
     read_manifest,
     receipt_key,
 )
+from hskstore.store.layout import Unit
 from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
 from hskstore.store.reader import describes, read_plan, unit_of, unsealed
@@ -71,7 +72,7 @@ def verify(root: str, *, deep: bool = False, condemn: bool = False, watch: Watch
     standing = all_receipts(place)
     receipts = {unit: standing[unit] for unit in planned if unit in standing}
     entries = manifest.objects if manifest is not None else _unsealed_entries(plan, receipts)
-    shards: dict[tuple[str, int] | None, dict[str, dict[str, Any]]] = {}
+    shards: dict[Unit | None, dict[str, dict[str, Any]]] = {}
     for key, entry in entries.items():
         shards.setdefault(unit_of(key), {})[key] = entry
     problems += _bad_receipts(plan, None if manifest is None else shards, present, planned, receipts)
@@ -111,10 +112,10 @@ def _plan(place: Place, manifest: Manifest | None) -> Plan | None:
 
 def _bad_receipts(
     plan: Plan | None,
-    sealed: Mapping[tuple[str, int] | None, Mapping[str, object]] | None,
+    sealed: Mapping[Unit | None, Mapping[str, object]] | None,
     present: Mapping[str, int],
-    planned: Collection[tuple[str, int]],
-    receipts: Mapping[tuple[str, int], Receipt],
+    planned: Collection[Unit],
+    receipts: Mapping[Unit, Receipt],
 ) -> Iterator[Problem]:
     """What is wrong with the receipts of the planned units; `sealed` are the seal's entries by unit.
 
@@ -146,7 +147,7 @@ def _misdescribed(place: Place, plan: Plan, sealed: Mapping[str, Mapping[str, ob
     }
 
 
-def _unsealed_entries(plan: Plan | None, receipts: Mapping[tuple[str, int], Receipt]) -> dict[str, dict[str, Any]]:
+def _unsealed_entries(plan: Plan | None, receipts: Mapping[Unit, Receipt]) -> dict[str, dict[str, Any]]:
     """What must be there of a store that has no seal yet."""
     assert plan is not None
     entries = planned_files(plan)

@@ -9,16 +9,15 @@ from hskstore.methods.batch import StudentOutput
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
+from hskstore.models.load import label_names, load_trained
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.models.pruning import Importance, PruneTo, as_pruned_bert, widths_of
 from hskstore.models.run import check_length, run_model, usual_length
-from hskstore.stage_one.planning import fit_labels
-from hskstore.stage_one.teacher import load_teacher
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows, rows_from_data
 from hskstore.students.new import NewStudent
 from hskstore.students.slices import take_layers
-from hskstore.text.dataset import read_dataset
+from hskstore.text.dataset import fit_labels, read_dataset
 from hskstore.text.tokenise import tokenise
 from hskstore.watch import Watch, unwatched
 
@@ -47,25 +46,28 @@ def prune_teacher(
     refuse_existing_model(out)
     check_count("--layers", layers)
     check_count("--max-length", max_length)
-    loaded = load_teacher(teacher, device=choose_device(device))
-    model = as_pruned_bert(loaded.model, teacher).to(loaded.device).eval()
+    on = choose_device(device)
+    loaded, tokenizer = load_trained(teacher)
+    model = as_pruned_bert(loaded, teacher).to(on).eval()
     total = int(model.config.num_hidden_layers)
     if layers is not None and not 1 <= layers <= total:
         raise OptionError(f"--layers {layers}: {teacher} has 1 to {total}")
     widths = (to or PruneTo()).within(widths_of(model), teacher)
-    classes = loaded.label_names if len(loaded.label_names) > 1 else ()
-    dataset = fit_labels(read_dataset(data, task=task, text=text, label=label, splits=("train",), classes=classes), loaded)
+    names = label_names(loaded)
+    classes = names if len(names) > 1 else ()
+    dataset = read_dataset(data, task=task, text=text, label=label, splits=("train",), classes=classes)
+    dataset = fit_labels(dataset, names, teacher)
     if dataset.task.label is None:
         raise DataError("pruning asks what the loss on gold labels hangs on: pass --label COLUMN")
-    length = max_length or usual_length(model, loaded.tokenizer, dataset.task.max_length)
-    tokenised = tokenise(dataset.splits["train"], loaded.tokenizer, length, split="train", watch=watch)
+    length = max_length or usual_length(model, tokenizer, dataset.task.max_length)
+    tokenised = tokenise(dataset.splits["train"], tokenizer, length, split="train", watch=watch)
     check_length(model, teacher, int(tokenised.n_tokens.max()))
-    rows = rows_from_data(tokenised, loaded.tokenizer.pad_token_id)
+    rows = rows_from_data(tokenised, tokenizer.pad_token_id)
     importance = measure_importance(model, rows, key=tokenised.sha256(), watch=watch)
     take_layers(model, range(1, (layers or total) + 1))
     importance.keep(model, widths)
     set_labels(model, dataset.task.labels, dataset.task.kind)
-    save_model(model, loaded.tokenizer, out)
+    save_model(model, tokenizer, out)
     return NewStudent(str(out), layers or total, int(model.num_parameters()))
 
 

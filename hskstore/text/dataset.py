@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
-from hskstore.errors import DataError, OptionError
+from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.files import Table, listed, read_file
 from hskstore.text.sources import Part, glue_task, open_source
 from hskstore.text.spool import SLICE, ArrayFile, Column, in_slices, spool_text
-from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Task, get_task
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Kind, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
 _RAW_TEXT: dict[str, tuple[str, str]] = {"mrpc": ("#1 String", "#2 String"), "mnli": ("sentence1", "sentence2")}
@@ -72,6 +72,20 @@ class Dataset:
             for split, examples in self.splits.items()
         }
         return replace(self, task=replace(self.task, labels=labels), splits=splits)
+
+
+def fit_labels(dataset: Dataset, names: tuple[str, ...], model: str) -> Dataset:
+    """The data set with its labels in the order of the classifier `model`, whose outputs have these names; without labels of
+    its own it gets the classifier's. Raises ModelError where their numbers differ, DataError as `label_ids` does."""
+    task = dataset.task
+    if task.label is None:
+        kind: Kind = "classes" if len(names) > 1 else "score"
+        labels, metrics = (names, task.metrics) if kind == "classes" else ((), ("spearman", "pearson"))
+        return replace(dataset, task=replace(task, kind=kind, labels=labels, metrics=metrics))
+    if task.num_labels != len(names):
+        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({', '.join(task.labels)})"
+        raise ModelError(f"{model} has {len(names)} outputs; the task {task.name} needs {wanted}")
+    return dataset.with_label_order(names) if task.kind == "classes" else dataset
 
 
 def _looked_up(new_id: NDArray[np.int64], label: NDArray[Any]) -> NDArray[np.int64]:

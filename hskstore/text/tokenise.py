@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.dataset import Examples
-from hskstore.text.rows import GrowingRows, Rows, Text
+from hskstore.text.rows import GrowingRows, Rows, Text, save_index
 from hskstore.text.tokenizers import Tokenizer
 from hskstore.watch import Watch, unwatched
 
 _TOKENISE_BATCH = 4096
+_UNORDERED = "train-unordered"
 _WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
 """By code point; the last that is white space is the ideographic space, U+3000."""
 
@@ -40,52 +42,85 @@ def tokenise(
     keep, ModelError if it pads or does not cut, and DataError for a row that has no token at all, for characters that are
     none, and where there is no room for the files.
     """
-    n_special = int(tokenizer.num_special_tokens_to_add(pair=len(examples.text) == 2))
+    _check_max_length(tokenizer, max_length, len(examples.text))
+    growing = GrowingRows(
+        folder, None if examples.label is None else examples.label.dtype, len(examples.text) if offsets else None
+    )
+    for start in range(0, len(examples), _TOKENISE_BATCH):
+        with _no_garbage():
+            rows = _tokenised(examples, start, tokenizer, max_length, offsets)
+        growing.append(rows)
+        watch(f"tokenise {split}", start + len(rows), len(examples))
+    return growing.done()
+
+
+def stored_rows(
+    splits: Mapping[str, Examples],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    seed: int,
+    offsets: bool = False,
+    folder: Path | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Rows]:
+    """Every split tokenised, in stored order: train permuted once, so that a run of it is already a random sample.
+
+    The rows are mapped from files: of `folder`, from where `open_rows` gives them to any other process, else without a name.
+    Raises as `tokenise` does.
+    """
+    rows: dict[str, Rows] = {}
+    for name, examples in splits.items():
+        own = folder and folder / (name if name != "train" else _UNORDERED)
+        rows[name] = tokenise(examples, tokenizer, max_length, offsets=offsets, split=name, watch=watch, folder=own)
+    order = np.random.default_rng(seed).permutation(len(rows["train"]))
+    rows["train"] = rows["train"].reordered(order, folder and folder / "train")
+    if folder is not None:
+        shutil.rmtree(folder / _UNORDERED)
+        save_index(rows, folder)
+    return rows
+
+
+def _check_max_length(tokenizer: Any, max_length: int, columns: int) -> None:
+    n_special = int(tokenizer.num_special_tokens_to_add(pair=columns == 2))
     if not n_special < max_length <= tokenizer.model_max_length:
         raise OptionError(
             f"--max-length {max_length}: this tokenizer takes {n_special + 1} to {tokenizer.model_max_length} tokens"
         )
-    n_rows = len(examples)
-    growing = GrowingRows(
-        folder, None if examples.label is None else examples.label.dtype, len(examples.text) if offsets else None
-    )
+
+
+def _tokenised(examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool) -> Rows:
+    """A batch of rows, from the one at `start`."""
+    batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
+    stop = start + len(batch[0])
     # Explicit: a tokenizer.json may have padding and truncation of its own switched on.
     options = {"padding": False, "truncation": True, "max_length": max_length, "return_attention_mask": True}
-    for start in range(0, n_rows, _TOKENISE_BATCH):
-        batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
-        stop = start + len(batch[0])
-        with _no_garbage():
-            try:
-                encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
-            except (TypeError, UnicodeEncodeError):
-                _check_characters(batch, start)
-                raise
-            ids: list[list[int]] = encoded["input_ids"]
-            types: list[list[int]] | None = encoded.get("token_type_ids")
-            lengths = [len(row) for row in ids]
-            if max(lengths) > max_length or any(0 in mask for mask in encoded["attention_mask"]):
-                raise ModelError(
-                    f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form"
-                )
-            if 0 in lengths:
-                row = start + lengths.index(0) + 1
-                raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
-            total = sum(lengths)
-            rows = Rows(
-                input_ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total),
-                token_type_ids=(
-                    np.zeros(total, dtype=np.uint8)
-                    if types is None
-                    else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
-                ),
-                bounds=np.cumsum([0, *lengths]),
-                label=None if examples.label is None else examples.label[start:stop],
-                row_id=np.arange(start, stop),
-                text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,
-            )
-        growing.append(rows)
-        watch(f"tokenise {split}", stop, n_rows)
-    return growing.done()
+    try:
+        encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
+    except (TypeError, UnicodeEncodeError):
+        _check_characters(batch, start)
+        raise
+    ids: list[list[int]] = encoded["input_ids"]
+    types: list[list[int]] | None = encoded.get("token_type_ids")
+    lengths = [len(row) for row in ids]
+    if max(lengths) > max_length or any(0 in mask for mask in encoded["attention_mask"]):
+        raise ModelError(f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form")
+    if 0 in lengths:
+        row = start + lengths.index(0) + 1
+        raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
+    total = sum(lengths)
+    return Rows(
+        input_ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total),
+        token_type_ids=(
+            np.zeros(total, dtype=np.uint8)
+            if types is None
+            else np.fromiter(chain.from_iterable(types), dtype=np.uint8, count=total)
+        ),
+        bounds=np.cumsum([0, *lengths]),
+        label=None if examples.label is None else examples.label[start:stop],
+        row_id=np.arange(start, stop),
+        text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from google_crc32c import value as crc32c
 
 from hskstore.config import Keep, Strategy
-from hskstore.layers import layer_pairs
+from hskstore.layers import PlannedStrategy, layer_pairs
 from hskstore.stage_one.extract import extract
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
@@ -42,7 +42,7 @@ def make_plan(
     pairs = layer_pairs(2, student_layers=3, teacher_layers=6, top_layer=5)
     return Plan(
         keep=Keep(2, LENGTH, 0.25),
-        strategy=Strategy(3, 5, values=values),
+        strategy=PlannedStrategy(3, 5, values=values),
         pairs=pairs,
         length=LENGTH,
         width=WIDTH,

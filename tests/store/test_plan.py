@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hskstore.config import Keep, Strategy
+from hskstore.config import Keep
 from hskstore.errors import StoreError
-from hskstore.layers import LayerPair
+from hskstore.layers import LayerPair, PlannedStrategy
 from hskstore.store import open_store
 from hskstore.store.layout import KeptText, Split, plan_arrays, plan_unit_rows, stored_width
 from hskstore.store.plan import Pass, Plan
@@ -26,7 +26,7 @@ json_values = st.recursive(
 )
 documents = st.dictionaries(texts, json_values, max_size=3)
 strategies = st.builds(
-    Strategy,
+    PlannedStrategy,
     small,
     small,
     layer_map=st.sampled_from(["round", "eq5"]),
@@ -87,7 +87,7 @@ def test_a_plan_comes_back_from_its_bytes(plan):
 CHANGES = {
     "keep: 2,3,0.25 -> 2,3,0.5": lambda plan: replace(plan, keep=Keep(2, 3, 0.5)),
     "strategy.student_layers: 3 -> 4": lambda plan: replace(plan, strategy=replace(plan.strategy, student_layers=4)),
-    "strategy.top_layer: 5 -> None": lambda plan: replace(plan, strategy=replace(plan.strategy, top_layer=None)),
+    "strategy.top_layer: 5 -> 4": lambda plan: replace(plan, strategy=replace(plan.strategy, top_layer=4)),
     "strategy.layer_map: round -> eq5": lambda plan: replace(plan, strategy=replace(plan.strategy, layer_map="eq5")),
     "strategy.rank: attention -> left": lambda plan: replace(plan, strategy=replace(plan.strategy, rank="left")),
     "strategy.rank_layer: aligned -> same": lambda plan: replace(plan, strategy=replace(plan.strategy, rank_layer="same")),
