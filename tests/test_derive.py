@@ -203,7 +203,12 @@ REFUSALS = [
     ("magnitude-f16", "1,4,0.25", "1,4,33", "33 is more than the teacher's 32"),
     ("magnitude-q8", "all,all,0.5", "all,all,0.25", r"quantised values \(q8\) were masked before they were rounded"),
     ("random-q4-sep", "all,9,7", "all,9,6", r"quantised values \(q4\) were masked before they were rounded"),
-    ("uniform-f32-left", "1,2,3", "1,2,2", "its uniform mask of 3 coordinates does not contain that of 2: .*a store of width all$"),
+    (
+        "uniform-f32-left",
+        "1,2,3",
+        "1,2,2",
+        "its uniform mask of 3 coordinates does not contain that of 2: .*a store of width all$",
+    ),
 ]
 
 

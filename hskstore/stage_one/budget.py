@@ -7,11 +7,11 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
+from hskstore.config import Keep, PassOptions, Strategy, check_positive, units_of_hsk
 from hskstore.errors import OptionError
 from hskstore.stage_one.calibration import calibrate
 from hskstore.stage_one.forecast import CALIBRATION_SECONDS, SAMPLE_BYTES, prepared, samples_of
-from hskstore.stage_one.planning import PassOptions, Prepared, store_files
+from hskstore.stage_one.planning import Prepared, store_files
 from hskstore.stage_one.sizes import (
     N_KEPT_BYTES,
     SampledRows,

@@ -15,11 +15,11 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
+from hskstore.config import Keep, PassOptions, Strategy, check_positive, units_of_hsk
 from hskstore.models.device import choose_device
 from hskstore.stage_one.calibration import Calibration, calibrate, padded_tokens, peak_bytes
 from hskstore.stage_one.jobs import make_jobs
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare, store_files
+from hskstore.stage_one.planning import Prepared, prepare, store_files
 from hskstore.stage_one.sizes import (
     LEAST_SAMPLED_ROWS,
     ArraySize,
