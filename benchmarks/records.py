@@ -184,9 +184,12 @@ def git(*words: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()]
+    told = {name.strip(): value.strip() for name, _, value in lines}
+    # The name alone may be "AMD EPYC" for any of them.
+    parts = [told[name] for name in ("model name", "cpu family", "model", "stepping") if name in told]
     return {
-        "processor": model.partition(": ")[2] or platform.machine(),
+        "processor": " ".join(parts) or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "mkl": torch.backends.mkl.is_available(),

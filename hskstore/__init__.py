@@ -7,6 +7,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hskstore.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from hskstore.config import Keep, Strategy
     from hskstore.stage_one.extract import extract
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from hskstore.stage_two.recipe import Recipe
     from hskstore.store import open_store
 
-__version__ = "0.1.0"
 __all__ = ["Keep", "Recipe", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
 
 _HOMES = {

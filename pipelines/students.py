@@ -21,12 +21,14 @@ import torch
 from bilstm import BiLstm
 from transformers import AutoConfig
 
-from hskstore.config import Keep, PruneTo, Strategy
+from hskstore.config import Keep, Strategy
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.models.anatomy import describe_model, describe_module
+from hskstore.models.folder import weight_bytes
+from hskstore.models.pruning import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.evaluate import evaluate, weight_bytes
+from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from hskstore.students import Shape, new_student, prune_teacher, slice_teacher

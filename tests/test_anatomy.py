@@ -23,10 +23,10 @@ from transformers import (
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, StoreError
-from hskstore.models.anatomy import PARTS, Anatomy, describe_model, describe_module, describe_teacher
+from hskstore.explore.stored_teacher import describe_teacher
+from hskstore.models.anatomy import PARTS, Anatomy, describe_model, describe_module, parameters
 from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.scores import parameters
 from tests.conftest import WORDS, make_bert, save_folder
 from tests.store.conftest import forge
 

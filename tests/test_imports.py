@@ -11,132 +11,25 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hskstore"
 
-# A room is a folder of the package, or a file beside them.
-GROUND = {"__init__", "errors", "config", "layers", "watch"}
-MAY_IMPORT = {
+# A room is a folder of the package, or a file beside them. Everyone may use the ground.
+GROUND = {"config", "errors", "layers", "memory", "options", "version", "watch"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "text": set(),
     "store": set(),
-    "losses": set(),
-    "tasks": set(),
-    "batch": set(),
-    "tokenizers": set(),
-    "spool": set(),
-    "sources": {"spool", "tasks"},
-    "data": {"sources", "spool", "tasks"},
-    "rows": {"data", "spool"},
-    "select": set(),
-    "pruned_bert": set(),
-    "pruning": {"pruned_bert"},
-    "classifiers": {"export", "pruned_bert"},
-    "teacher": {"tokenizers", "classifiers"},
-    "methods": {"losses", "batch", "tasks"},
-    "memory": set(),
-    "retokenise": {"data", "memory", "rows", "store"},
-    "loader": {"batch", "memory", "retokenise", "rows", "store"},
-    "feed": {"batch", "loader", "memory", "store"},
-    "learner": {"batch", "classifiers", "pruning"},
-    "dropout": set(),
-    "processes": set(),
-    "journal": {"checkpoint"},
-    "export": {"tokenizers"},
-    "students": {
-        "batch",
-        "classifiers",
-        "data",
-        "export",
-        "feed",
-        "loader",
-        "methods",
-        "planning",
-        "pruned_bert",
-        "pruning",
-        "rows",
-        "teacher",
-        "tokenizers",
-    },
-    "checkpoint": set(),
-    "onnx": {"classifiers", "export", "tokenizers"},
-    "trainer": {"checkpoint", "classifiers", "dropout", "feed", "journal", "learner", "methods", "processes"},
-    "evaluate": {
-        "batch",
-        "classifiers",
-        "data",
-        "export",
-        "journal",
-        "learner",
-        "loader",
-        "onnx",
-        "rows",
-        "store",
-        "tasks",
-        "tokenizers",
-    },
-    "anatomy": {"classifiers", "evaluate", "loader", "store"},
-    "distill": {
-        "checkpoint",
-        "classifiers",
-        "evaluate",
-        "export",
-        "feed",
-        "learner",
-        "loader",
-        "methods",
-        "processes",
-        "pruned_bert",
-        "pruning",
-        "store",
-        "tasks",
-        "tokenizers",
-        "trainer",
-    },
     "engines": set(),
-    "planning": {"classifiers", "data", "rows", "store", "tasks", "teacher", "tokenizers"},
-    "jobs": {"store"},
-    "teacher_pass": {"rows", "select", "store", "teacher"},
-    "worker": {"classifiers", "jobs", "memory", "rows", "store", "teacher", "teacher_pass"},
-    "replay": {"classifiers", "rows", "store", "teacher", "teacher_pass"},
-    "extract": {"classifiers", "engines", "jobs", "planning", "rows", "sizes", "store", "worker"},
-    "calibration": {"rows", "store", "teacher", "teacher_pass", "worker"},
-    "sizes": {"rows", "store"},
-    "forecast": {"calibration", "classifiers", "jobs", "planning", "sizes", "store", "worker"},
-    "finetune": {
-        "checkpoint",
-        "classifiers",
-        "data",
-        "evaluate",
-        "export",
-        "feed",
-        "learner",
-        "loader",
-        "methods",
-        "processes",
-        "rows",
-        "tokenizers",
-        "trainer",
-    },
-    "show": {"store", "tokenizers"},
-    "demo": {"distill", "evaluate", "export", "extract", "finetune", "methods", "show"},
-    "console": {"jobs", "show"},
-    "progress": {"console"},
-    "cli": {
-        "anatomy",
-        "console",
-        "demo",
-        "distill",
-        "evaluate",
-        "extract",
-        "finetune",
-        "forecast",
-        "methods",
-        "onnx",
-        "planning",
-        "progress",
-        "replay",
-        "show",
-        "store",
-        "students",
-    },
+    "losses": set(),
+    "models": {"text"},
+    "methods": {"losses", "text"},
+    "stage_one": {"text", "store", "models", "engines"},
+    "stage_two": {"text", "store", "models", "methods", "losses"},
+    "students": {"text", "models", "methods", "stage_two"},
+    "explore": {"text", "store", "models", "methods", "stage_one", "stage_two", "students"},
+    "cli": {"text", "store", "models", "methods", "stage_one", "stage_two", "students", "explore"},
+    "pruned_bert": {"models"},
+    "__init__": {"store", "stage_one", "stage_two"},
     "__main__": {"cli"},
 }
+MOST_LINES = 400
 
 
 def arrows(package: Path) -> dict[str, set[str]]:
@@ -196,6 +89,12 @@ def test_the_arrows_run_one_way(name: str) -> None:
             assert {room(other) for other in others} <= MAY_IMPORT.get(name, set()) | GROUND | {name}, file
 
 
+def test_no_file_hides_two() -> None:
+    for folder in (PACKAGE, PACKAGE.parent / "pipelines"):
+        for file in folder.rglob("*.py"):
+            assert len(file.read_text().splitlines()) <= MOST_LINES, file
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     TopologicalSorter(ARROWS).prepare()
 
@@ -249,6 +148,7 @@ def test_a_circle_through_a_function_is_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
+        ("hskstore", ["torch", "transformers", "datasets", "zarr", "numpy"]),
         ("hskstore.store", ["torch", "transformers", "datasets"]),
         ("hskstore.cli", ["torch", "transformers", "datasets", "zarr", "numpy"]),
         ("hskstore.explore.show", ["torch", "transformers"]),
@@ -271,6 +171,30 @@ def test_help_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_a_user_imports_stands_at_the_top() -> None:
+    import hskstore
+    from hskstore import distill, evaluate, extract, finetune, open_store
+
+    assert all(map(callable, (distill, evaluate, extract, finetune, open_store)))
+    assert set(hskstore.__all__) <= set(dir(hskstore))
+    for name in hskstore.__all__:
+        assert getattr(hskstore, name).__name__ == name
+    with pytest.raises(AttributeError, match="distil"):
+        hskstore.distil  # noqa: B018
+
+
+def test_a_card_names_pruned_bert_and_it_is_there(tmp_path: Path) -> None:
+    """`import hskstore.pruned_bert` alone lets transformers' Auto classes load such a folder."""
+    code = (
+        "import hskstore.pruned_bert as named; from transformers import AutoConfig, AutoModelForSequenceClassification as Auto\n"
+        "config = AutoConfig.for_model('pruned_bert', vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,"
+        " intermediate_size=8)\n"
+        f"Auto.from_config(config).save_pretrained({str(tmp_path)!r})\n"
+        f"assert type(Auto.from_pretrained({str(tmp_path)!r})) is named.PrunedBertForSequenceClassification"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_losses_import_torch_alone() -> None:

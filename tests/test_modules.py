@@ -16,13 +16,13 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from hskstore.config import Keep, Strategy
 from hskstore.errors import HskError, OptionError
 from hskstore.methods import Kd, Method, Mud
-from hskstore.models.anatomy import describe_module
+from hskstore.models.anatomy import cpu_latency, describe_module
 from hskstore.models.run import accepted_inputs, put_back, shape_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.evaluate import cpu_latency, evaluate
+from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.recipe import Recipe
-from hskstore.stage_two.rows import rows_from_store, telling_rows
+from hskstore.stage_two.rows import rows_from_store, single_rows, telling_rows
 from hskstore.stage_two.scores import predict
 from hskstore.store import Store, open_store
 
@@ -191,17 +191,15 @@ def test_the_bilstm_program_learns_from_a_store(store: Store, tmp_path: Path) ->
 LOOKS: dict[str, Callable[[nn.Module, Store], Any]] = {
     "evaluate": lambda module, store: evaluate(module, store.root),
     "predict": lambda module, store: predict(module, rows_from_store(store, "validation")),
-    "cpu_latency": lambda module, store: cpu_latency(module, rows_from_store(store, "validation"), examples=2),
+    "cpu_latency": lambda module, store: cpu_latency(module, single_rows(rows_from_store(store, "validation"), 2)),
     "describe_module": lambda module, store: describe_module(module, "it"),
     "shape_of": lambda module, store: shape_of(module, *telling_rows(rows_from_store(store, "validation")), hidden=False),
 }
 
 
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_a_module_that_is_looked_at_stays_in_its_mode_and_on_its_device(look: str, device: str, store: Store) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here")
     module = Bag(lambda logits, states: logits).to(device).train()
     module.layer.eval()  # frozen by its owner, in a module that is being trained
     LOOKS[look](module, store)

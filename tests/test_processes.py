@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hskstore.config import Keep, PruneTo, Strategy
+from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
 from hskstore.losses import Term, whole_batch
 from hskstore.methods import Finetune, Kd, Method, Mud, Phase
 from hskstore.methods.batch import Batch, StudentOutput
-from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.models.pruning import GradualPruning, PruneTo, as_pruned_bert
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import processes
 from hskstore.stage_two.card import Distilled

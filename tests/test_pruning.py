@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hskstore.config import Keep, PruneTo, Strategy, Widths
+from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError
 from hskstore.methods import Mud
 from hskstore.models.load import load_classifier
@@ -28,7 +28,7 @@ from hskstore.models.pruned_bert import (
     PrunedBertForSequenceClassification,
     word_vectors,
 )
-from hskstore.models.pruning import Importance, as_pruned_bert, factorise, most_important, narrow, widths_of
+from hskstore.models.pruning import Importance, PruneTo, Widths, as_pruned_bert, factorise, most_important, narrow, widths_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_two.distill import distill

@@ -1,5 +1,6 @@
 """What an extraction writes is the same by every route, and, of a teacher that no rounding can move, on every processor."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.records import KEEPS, STRATEGIES, first_rows
+from benchmarks.records import KEEPS, STRATEGIES, compare, first_rows, known
 from hskstore.stage_one.teacher import load_teacher
 from tests.conftest import SHARED, WORDS, hsk, make_bert, save_folder
 
@@ -171,3 +172,30 @@ def test_a_real_teachers_stores_are_the_same_by_every_route(
         assert hsk(*command(teacher, data, tmp_path / "together", [*STRATEGIES[strategy], *options])) == 0
     assert digests(capsys.readouterr().out) == alone
     assert len(alone) == 2 + ("all" in STRATEGIES[strategy]) and None not in alone.values()
+
+
+def test_a_record_that_differs_or_is_gone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare({"f16": "aa", "kd": "bb"}, {"f16": "aa", "kd": "bb"}, "HEAD") == 0
+    assert "all equal" in capsys.readouterr().out
+    assert compare({"f16": "aa", "kd": "bb"}, {"f16": "cc"}, "HEAD") == 1
+    told = capsys.readouterr().out
+    assert "| f16 | aa | cc | DIFFERS |" in told and "| kd | bb | none | DIFFERS |" in told
+
+
+def test_records_of_another_processor_or_of_other_data_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = {"processor": "an old one", "instructions": "AVX2", "torch": "2"}
+    made: dict[str, Any] = {"command": "this", "code": "abc", "machine": machine, "inputs": {"train.tsv": "00"}}
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(made | {"records": {"f16": "aa"}}))
+    parser = argparse.ArgumentParser()
+    assert known(str(file), made, parser) == {"f16": "aa"}
+    assert known("HEAD", made, parser) is None
+    assert known(str(file), made | {"machine": machine | {"torch": "3"}}, parser) == {"f16": "aa"}
+    assert "torch was 2, and is 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        known(str(file), made | {"machine": machine | {"processor": "a new one"}}, parser)
+    assert "holds for the processor an old one, and this is a new one" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        known(str(file), made | {"inputs": {"train.tsv": "01"}}, parser)

@@ -9,11 +9,11 @@ import typer
 import typer.core
 import typer.main
 
-from hskstore import __version__
 from hskstore.cli import stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
+from hskstore.version import __version__
 
 
 class Hsk(typer.core.TyperGroup):

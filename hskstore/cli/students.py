@@ -75,6 +75,7 @@ def student_prune(
     from hskstore.cli import console, progress
 
     quiet_libraries()
+    from hskstore.models.pruning import PruneTo
     from hskstore.students import prune_teacher
 
     with progress.bars() as watch:
@@ -83,7 +84,7 @@ def student_prune(
             data,
             out=out,
             layers=layers,
-            to=config.PruneTo.parse(to, "--to"),
+            to=PruneTo.parse(to, "--to"),
             device=device,
             watch=watch,
             **reading,
@@ -102,7 +103,8 @@ def student_show(
     from hskstore.cli import console
 
     quiet_libraries()
-    from hskstore.models.anatomy import describe_model, describe_teacher
+    from hskstore.explore.stored_teacher import describe_teacher
+    from hskstore.models.anatomy import describe_model
 
     result = [describe_model(model), *([describe_teacher(teacher)] if teacher else [])]
     if as_json:

@@ -45,6 +45,11 @@ class Batch:
     teacher_logits: Float[Tensor, "batch class"] | None
     hidden: HiddenTargets | None
 
+    @property
+    def inputs(self) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
+        """What a model is given: ids, types, mask."""
+        return self.input_ids, self.token_type_ids, self.attention_mask
+
     def to(self, device: Any) -> "Batch":
         """The same batch on another device; from pinned memory the copy runs beside what the device computes."""
         moved: Batch = _each(self, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,44 +1,29 @@
 """What a model is made of: parameters by part, FLOPs per token, CPU latency; a store's teacher too, from its config alone."""
 
-import copy
-import json
+import statistics
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel
 
-from hskstore.errors import ModelError, StoreError
+from hskstore.errors import ModelError
 from hskstore.models.load import load_classifier
-from hskstore.models.run import hugging_face_config, model_inputs, put_back, usable_positions
-from hskstore.stage_two.evaluate import cpu_latency
-from hskstore.stage_two.rows import TrainingRows
-from hskstore.store import Store, open_store
-from hskstore.store.commit import TEACHER
-from hskstore.store.places import is_store
+from hskstore.models.onnx import OnnxClassifier
+from hskstore.models.run import Inputs, hugging_face_config, model_inputs, put_back, run_model, usable_positions
 
 LENGTHS = (32, 128)
 LATENCY_ROWS = 20
 PARTS = ("word embeddings", "other embeddings", "layers", "pooler", "head", "rest")
-
-# What a stranger's teacher.json may ask for.
-MAX_PARAMETERS = 20 * 10**9
-MAX_TENSORS = 10_000
-MAX_LAYERS = 500
-MAX_INTEGER = 2**21
-"""Twice the largest vocabulary: no size in a config is larger, and buffers as long as this are still small."""
-MEMORY_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -67,40 +52,23 @@ def describe_model(name: str) -> Anatomy:
     return describe_module(model, name)
 
 
-def describe_teacher(name_or_store: str) -> Anatomy:
-    """A model, or the teacher of a store, whose weights need not be there: nothing here depends on them.
-
-    Raises ModelError or StoreError.
-    """
-    if not is_store(name_or_store):
-        return describe_model(name_or_store)
-    store = open_store(name_or_store)
-    try:
-        return _describe_stored(store)
-    except StoreError:
-        raise
-    except Exception as error:  # whatever the libraries make of a stranger's config
-        cause = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{store.root}/{TEACHER}: no teacher can be built from it ({type(error).__name__}: {cause})") from None
-
-
 def describe_module(module: nn.Module, name: str) -> Anatomy:
     """A model at hand. It is looked at on the CPU in eval mode, and is then on the device and in the mode it was in before.
 
     Any that `classifiers.run_model` can call, with an `nn.Embedding` for its words. Raises ModelError.
     """
     with put_back(module):
-        return _describe(module.to("cpu"), name)
+        return describe(module.to("cpu"), name)
 
 
-def _describe(module: nn.Module, name: str) -> Anatomy:
+def describe(module: nn.Module, name: str) -> Anatomy:
     """The same for a module on the CPU, or on the meta device, where it has no latency."""
     module.eval()
     config = hugging_face_config(module)
     positions = usable_positions(module)
     words = _word_table(module, name)
     rows = {length: _random_rows(words, length) for length in LENGTHS if positions is None or length <= positions}
-    flops = {length: _flops(module, batch) for length, batch in rows.items()}
+    flops = {length: _flops(module, batches[0]) for length, batches in rows.items()}
     counted = {length: count / length for length, count in flops.items() if count is not None}
     parameters = _parameters_by_part(module)
     return Anatomy(
@@ -110,7 +78,9 @@ def _describe(module: nn.Module, name: str) -> Anatomy:
         parameters=parameters,
         total_parameters=sum(parameters.values()),
         flops_per_token=counted if len(counted) == len(flops) else None,
-        latency_ms=None if _on_meta(module) else {length: round(cpu_latency(module, batch), 3) for length, batch in rows.items()},
+        latency_ms=None
+        if _on_meta(module)
+        else {length: round(cpu_latency(module, batches), 3) for length, batches in rows.items()},
     )
 
 
@@ -169,21 +139,20 @@ def _word_table(module: nn.Module, name: str) -> nn.Embedding:
 # --- FLOPs and latency
 
 
-def _random_rows(words: nn.Embedding, length: int) -> TrainingRows:
-    """Rows of `length` random words, none of them padding."""
+def _random_rows(words: nn.Embedding, length: int) -> list[Inputs]:
+    """Rows of `length` random words, none of them padding, each a batch by itself."""
     known = np.setdiff1d(np.arange(words.num_embeddings), [] if words.padding_idx is None else [words.padding_idx])
-    input_ids = np.random.default_rng(0).choice(known, (LATENCY_ROWS, length))
-    return TrainingRows(input_ids, np.zeros_like(input_ids), np.full(LATENCY_ROWS, length), None, None, None)
+    drawn = torch.from_numpy(np.random.default_rng(0).choice(known, (LATENCY_ROWS, length)).astype(np.int64))
+    return [(row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool)) for row in drawn[:, None]]
 
 
-def _flops(module: nn.Module, rows: TrainingRows) -> int | None:
-    """FLOPs of the first row's forward pass; None where it runs an operator that the counter does not know.
+def _flops(module: nn.Module, row: Inputs) -> int | None:
+    """FLOPs of a row's forward pass; None where it runs an operator that the counter does not know.
 
     Fused CPU kernels are such operators, so attention runs as two matrix products, an LSTM without oneDNN, and torch's
     own transformer layers with gradients, which keeps them off their fast path.
     """
-    batch = rows.batch(np.array([0]), hidden=False)
-    inputs = model_inputs(module, batch.input_ids, batch.token_type_ids, batch.attention_mask)
+    inputs = model_inputs(module, *row)
     if _on_meta(module):  # transformers looks into a mask, which has no values there; without one every token is real
         inputs.pop("attention_mask", None)
     counter = FlopCounterMode(display=False)
@@ -222,64 +191,24 @@ class _Uncounted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-# --- a store's teacher
+def cpu_latency(model: Any, batches: Sequence[Inputs]) -> float:
+    """Median milliseconds of a batch on the CPU, after a warm-up, with all threads torch uses.
+
+    The model is then on the device and in the mode that it was in before.
+    """
+    times: list[float] = []
+    with put_back(model):
+        model.to("cpu").eval()
+        with torch.inference_mode():
+            for batch in (*batches[:5], *batches):
+                began = time.perf_counter()
+                run_model(model, *batch)
+                times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[len(batches[:5]) :])
 
 
-def _describe_stored(store: Store) -> Anatomy:
-    config = _stored_config(store)
-    name = f"that of {store.root}"
-    with torch.device("meta"), _sane_size(store.root):
-        shape = AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in shape.parameters())
-    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
-        return _describe(shape, name)
-    with no_init_weights():
-        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.02, 0.02)  # memory as it was found may hold subnormal numbers, which are slow
-    return _describe(model, name)
-
-
-def _stored_config(store: Store) -> Any:
-    """The teacher's config, of what its family's config knows; what says where code or kernels come from is left out."""
-    where = f"{store.root}/{TEACHER}"
-    document = json.loads(store.file(TEACHER), parse_int=_sane_integer)
-    given = document.get("config") if isinstance(document, dict) else None
-    family = given.get("model_type") if isinstance(given, dict) else None
-    if not isinstance(given, dict) or not isinstance(family, str):
-        raise StoreError(f"{where} does not say what the teacher's shape is")
-    if family not in CONFIG_MAPPING or CONFIG_MAPPING[family].sub_configs:
-        raise StoreError(f"{where}: no text classifier of the family {family} is known; a newer transformers may know it")
-    known = {name for name in CONFIG_MAPPING[family]().to_dict() if not name.startswith("_")} - {"model_type", "dtype"}
-    config = CONFIG_MAPPING[family](**{name: value for name, value in given.items() if name in known})
-    layers = config.num_hidden_layers
-    if layers > MAX_LAYERS:
-        raise StoreError(f"{where} asks for {layers} layers; refused")
-    return config
-
-
-def _sane_integer(text: str) -> int:
-    if abs(int(text)) > MAX_INTEGER:
-        raise ValueError(f"{text[:40]} is no size")
-    return int(text)
-
-
-@contextmanager
-def _sane_size(root: str) -> Iterator[None]:
-    """Raise StoreError as soon as a model that is being built has more parameters than any teacher has."""
-    tensors = total = 0
-
-    def count(_module: nn.Module, _name: str, parameter: Any) -> None:
-        nonlocal tensors, total
-        tensors += 1
-        total += 0 if parameter is None else parameter.numel()
-        if total > MAX_PARAMETERS or tensors > MAX_TENSORS:
-            limit = f"{MAX_PARAMETERS:,} parameters or {MAX_TENSORS:,} tensors"
-            raise StoreError(f"{root}/{TEACHER} asks for more than {limit}; refused")
-
-    hook = nn.modules.module.register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
+def parameters(model: Any) -> int:
+    """Numbers that a model is made of; of an exported one they stand in its file."""
+    if isinstance(model, OnnxClassifier):
+        return model.num_parameters()
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from hskstore.errors import HskError, OptionError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
-from hskstore.text.tokenizers import tokenizer_files
+from hskstore.text.tokenizers import Tokenizer, tokenizer_files
 
 RESULT = "metrics.json"
 RECIPE = "recipe.toml"
@@ -46,7 +46,7 @@ def new_model(out: Path) -> Iterator[Path]:
 
 def save_model(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     out: Path,
     *,
     card: str | None = None,
@@ -89,3 +89,9 @@ def set_labels(model: Any, labels: tuple[str, ...], kind: str) -> None:
 def is_onnx(name: str) -> bool:
     """Whether a folder holds an export to ONNX, and no weights beside it."""
     return (Path(name) / ONNX_FILE).exists() and not list(Path(name).glob("*.safetensors"))
+
+
+def weight_bytes(folder: str) -> int | None:
+    """Bytes of a local model folder's weights; None for a model on the hub."""
+    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
+    return sum(file.stat().st_size for file in files) or None

@@ -1,12 +1,9 @@
-"""Classifiers as both stages use them: loaded safely, asked for their labels and limits, fed batches.
-
-A classifier is a Hugging Face model, or any torch module that `run_model` can call.
-"""
+"""Hugging Face classifiers, loaded safely: from safetensors, without code, whole; and the names of their classes."""
 
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hskstore.errors import ModelError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
@@ -15,7 +12,7 @@ from hskstore.models.folder import is_onnx
 CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
 
 
-def load_classifier(name: str, **options: Any) -> tuple[Any, bool]:
+def load_classifier(name: str, **options: Any) -> tuple[PreTrainedModel, bool]:
     """A sequence classifier in float32 from safetensors, and whether its head was trained.
 
     Raises ModelError where it cannot be loaded, or where its weights lack a part of its own encoder.

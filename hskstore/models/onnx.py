@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hskstore.errors import HskError, ModelError, OptionError
@@ -49,7 +49,7 @@ class OnnxClassifier(torch.nn.Module):
     Its weights are no torch parameters, and of positions its config counts those that a row may use.
     """
 
-    def __init__(self, session: Any, config: Any) -> None:
+    def __init__(self, session: Any, config: PreTrainedConfig) -> None:
         super().__init__()
         about = session.get_modelmeta().custom_metadata_map
         self.session, self.config = session, config
@@ -128,7 +128,7 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def _refuse_other_models(file: Path, session: Any, config: Any) -> None:
+def _refuse_other_models(file: Path, session: Any, config: PreTrainedConfig) -> None:
     """Raise ModelError for a sound ONNX model that is not the exported classifier which the config speaks of."""
     about = session.get_modelmeta().custom_metadata_map
     fed = {node.name: node for node in session.get_inputs()}
@@ -194,7 +194,7 @@ def export_onnx(model: str, out: str | Path, *, int8: bool = False) -> Exported:
 class _Logits(torch.nn.Module):
     """A classifier that returns its logits alone, whatever else its config makes it return."""
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
 
@@ -204,7 +204,7 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-def _graph(classifier: Any, name: str) -> Any:
+def _graph(classifier: PreTrainedModel, name: str) -> Any:
     """The classifier as an ONNX ModelProto, by torch.export. Raises ModelError."""
     # torch.export takes axes of 0 or 1 for constants, and equal ones for the same: these are neither.
     example = {name: tensor for name, tensor in _batch(classifier, (7, 5, 7)).items() if name in accepted_inputs(classifier)}
@@ -257,7 +257,7 @@ def _save(graph: Any, about: dict[str, str], file: Path) -> None:
     file.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _batch(classifier: Any, lengths: tuple[int, ...]) -> dict[str, Tensor]:
+def _batch(classifier: PreTrainedModel, lengths: tuple[int, ...]) -> dict[str, Tensor]:
     """Random rows of so many tokens, or as many as the classifier has positions for, padded to the longest."""
     config, positions = classifier.config, usable_positions(classifier)
     n_tokens = torch.tensor(lengths).clamp(max=positions)
@@ -270,7 +270,7 @@ def _batch(classifier: Any, lengths: tuple[int, ...]) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask.long(), "token_type_ids": second.long()}
 
 
-def _largest_difference(classifier: Any, exported: OnnxClassifier) -> float:
+def _largest_difference(classifier: PreTrainedModel, exported: OnnxClassifier) -> float:
     """Of any logit, over batches of several shapes."""
     largest = 0.0
     with torch.inference_mode():

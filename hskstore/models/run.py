@@ -1,4 +1,4 @@
-"""A classifier, fed batches: a Hugging Face model, or any torch module that `run_model` can call; its inputs and limits."""
+"""A classifier, fed batches: a Hugging Face model, an export to ONNX, or any torch module that `run_model` can call."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hskstore.errors import ModelError
-from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
+from hskstore.text.tokenizers import Tokenizer
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+Inputs = tuple[Int[Tensor, "_batch _token"], Int[Tensor, "_batch _token"], Bool[Tensor, "_batch _token"]]
+"""A padded batch: `input_ids`, `token_type_ids` and `attention_mask` (True = real token)."""
 
 
 class Outputs(NamedTuple):
@@ -31,13 +35,13 @@ class ModelShape(NamedTuple):
     width: int | None
 
 
-def hugging_face_config(model: Any) -> Any:
+def hugging_face_config(model: nn.Module) -> PreTrainedConfig | None:
     """A Hugging Face model's config; None of any other module, whatever it calls `config`."""
     config = getattr(model, "config", None)
     return config if isinstance(config, PreTrainedConfig) else None
 
 
-def accepted_inputs(model: Any) -> frozenset[str]:
+def accepted_inputs(model: nn.Module) -> frozenset[str]:
     """The inputs that a model's forward names: DistilBERT has no token types, RoBERTa one only."""
     accepted = set(INPUTS) & set(inspect.signature(model.forward).parameters)
     config = hugging_face_config(model)
@@ -47,7 +51,7 @@ def accepted_inputs(model: Any) -> frozenset[str]:
 
 
 def model_inputs(
-    model: Any,
+    model: nn.Module,
     input_ids: Int[Tensor, "batch token"],
     token_type_ids: Int[Tensor, "batch token"],
     attention_mask: Bool[Tensor, "batch token"],
@@ -60,7 +64,7 @@ def model_inputs(
 
 
 def run_model(
-    model: Any,
+    model: nn.Module,
     input_ids: Int[Tensor, "batch token"],
     token_type_ids: Int[Tensor, "batch token"],
     attention_mask: Bool[Tensor, "batch token"],
@@ -104,7 +108,7 @@ def put_back(model: nn.Module) -> Iterator[None]:
 
 
 def shape_of(
-    model: Any,
+    model: nn.Module,
     input_ids: Int[Tensor, "batch token"],
     token_type_ids: Int[Tensor, "batch token"],
     attention_mask: Bool[Tensor, "batch token"],
@@ -137,7 +141,7 @@ def shape_of(
     return ModelShape(output.logits.shape[1], len(states) - 1, width)
 
 
-def usable_positions(model: Any) -> int | None:
+def usable_positions(model: nn.Module) -> int | None:
     """Tokens that a model has positions for; None where it has no such limit. RoBERTa's first ones belong to padding."""
     config = hugging_face_config(model)
     if config is None:
@@ -148,13 +152,13 @@ def usable_positions(model: Any) -> int | None:
     return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
 
 
-def usual_length(model: Any, tokenizer: Any, wanted: int) -> int:
+def usual_length(model: nn.Module, tokenizer: Tokenizer, wanted: int) -> int:
     """`wanted` tokens, or as many as the tokenizer and the model can take."""
     positions = usable_positions(model)
     return int(min(wanted, tokenizer.model_max_length, wanted if positions is None else positions))
 
 
-def check_length(model: Any, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
+def check_length(model: nn.Module, name: str, longest: int, *, advice: str = "pass --max-length {}") -> None:
     """Raise ModelError where a row of `longest` tokens has more tokens than the model has positions."""
     positions = usable_positions(model)
     if positions is not None and positions < longest:

@@ -13,15 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from hskstore.config import (
-    DEFAULT_BATCH_TOKENS,
-    Keep,
-    Precision,
-    Strategy,
-    check_choice,
-    check_count,
-    check_seed,
-)
+from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, check_choice, check_count, check_seed
 from hskstore.errors import ModelError, OptionError
 from hskstore.layers import default_top_layer
 from hskstore.models.device import computes_in

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import transformers
 
-from hskstore import __version__
 from hskstore.config import Strategy
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
@@ -29,6 +28,7 @@ from hskstore.store.plan import Plan
 from hskstore.store.reader import read_plan
 from hskstore.store.shard import unit_fingerprints
 from hskstore.text.rows import Rows
+from hskstore.version import __version__
 
 WRITERS = 4
 """Threads that compress, hash and put units while the teacher runs on; more than one for a fast teacher."""

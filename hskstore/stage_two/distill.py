@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from hskstore.config import DEFAULT_PRUNE_SHARE, Loader, TrainPrecision
 from hskstore.errors import OptionError
+from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.pruning import GradualPruning, as_pruned_bert
 from hskstore.stage_two.card import Distilled, model_card
@@ -22,7 +23,7 @@ from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import telling_rows
-from hskstore.stage_two.scores import dev_score, parameters, score_splits
+from hskstore.stage_two.scores import dev_score, score_splits
 from hskstore.stage_two.settings import PhaseSettings, for_task, phase_settings
 from hskstore.stage_two.student import Student, fit_student, take_published_projection
 from hskstore.stage_two.trainer import train

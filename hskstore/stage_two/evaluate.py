@@ -1,58 +1,32 @@
 """What a model is worth: its score with a standard error, its parameters, its bytes, its CPU latency."""
 
-import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
+from jaxtyping import Shaped
+from torch import nn
+from transformers import PreTrainedModel
 
 from hskstore.config import check_count
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
-from hskstore.methods.batch import Batch
+from hskstore.models.anatomy import cpu_latency, parameters
 from hskstore.models.device import choose_device
-from hskstore.models.folder import ONNX_FILE, is_onnx
+from hskstore.models.folder import is_onnx, weight_bytes
 from hskstore.models.load import label_names, load_classifier
-from hskstore.models.onnx import load_onnx_classifier
+from hskstore.models.onnx import OnnxClassifier, load_onnx_classifier
 from hskstore.models.run import check_length, hugging_face_config, put_back, shape_of, usual_length
-from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, telling_rows
-from hskstore.stage_two.scores import Scored, logits_of, parameters, predict, score_rows
+from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, single_rows, telling_rows
+from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
 from hskstore.store.places import is_store
-from hskstore.text.dataset import label_ids, read_dataset
+from hskstore.text.dataset import Dataset, label_ids, read_dataset
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import load_tokenizer
 from hskstore.watch import Watch, unwatched
 
 LATENCY_EXAMPLES = 50
-
-
-def weight_bytes(folder: str) -> int | None:
-    """Bytes of a local model folder's weights; None for a model on the hub."""
-    files = list(Path(folder).glob("*.safetensors")) or list(Path(folder).glob(ONNX_FILE))
-    return sum(file.stat().st_size for file in files) or None
-
-
-def cpu_latency(model: Any, rows: TrainingRows, *, examples: int = LATENCY_EXAMPLES) -> float:
-    """Median milliseconds of one example at its own length on the CPU, after a warm-up, with all threads torch uses.
-
-    The model is then on the device and in the mode that it was in before.
-    """
-    chosen = np.linspace(0, len(rows) - 1, min(examples, len(rows))).astype(int)
-    batches: list[Batch] = [rows.batch(np.array([row]), hidden=False) for row in chosen]
-    times: list[float] = []
-    with put_back(model):
-        model.to("cpu").eval()
-        with torch.inference_mode():
-            for batch in batches[:5] + batches:
-                began = time.perf_counter()
-                logits_of(model, batch)
-                times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times[len(batches[:5]) :])
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | torch.nn.Module,
+    model: str | nn.Module,
     source: str,
     *,
     task: str | None = None,
@@ -96,39 +70,27 @@ def evaluate(
     """
     check_count("--max-length", max_length)
     name = model if isinstance(model, str) else type(model).__name__
-    classifier = _scored_model(model) if isinstance(model, str) else model
+    classifier = _with_trained_head(model) if isinstance(model, str) else model
     names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)
+    words = tokenizer or (model if isinstance(model, str) else None)
     if is_store(source):
         if task or text or label or validation or max_length:
             raise OptionError(
                 f"{source} is a store and knows its task: leave out --task, --text, --label, --validation and --max-length"
             )
-        store = open_store(source)
-        own = load_tokenizer(tokenizer or name) if tokenizer or isinstance(model, str) else None
-        known, rows = _stored_splits(classifier, own, store, splits, watch)
+        known, rows = _stored_splits(classifier, words, open_store(source), splits, watch)
     else:
-        if tokenizer is None and not isinstance(model, str):
+        if words is None:
             raise OptionError("a torch module has no tokenizer of its own: pass tokenizer=")
         expected = names if len(names) > 1 else ()
         dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=expected)
         if dataset.task.kind == "classes" and not names:
             raise OptionError("a torch module does not say what its logits stand for: pass classes=")
-        known, reader = dataset.task, load_tokenizer(tokenizer or name)
-        length = max_length or usual_length(classifier, reader, known.max_length)
-        rows = {
-            split: rows_from_data(tokenise(examples, reader, length, split=split, watch=watch), reader.pad_token_id)
-            for split, examples in dataset.splits.items()
-        }
+        known, rows = dataset.task, _tokenised_splits(classifier, words, dataset, max_length, watch)
     if any(split.label is None for split in rows.values()):
         raise DataError(f"{source}: its rows have no labels to score against; pass --label COLUMN, or another --split")
-    check_length(classifier, name, max(int(split.n_tokens.max()) for split in rows.values()))
-    outputs = len(names) or shape_of(classifier, *telling_rows(rows[splits[0]]), hidden=False).outputs
-    if outputs != known.num_labels:
-        raise ModelError(f"{name} has {outputs} outputs; the task {known.name} needs {known.num_labels}")
-    if known.kind == "classes" and names:
-        own_id = label_ids(known.labels, names)
-        rows = {name: replace(split, label=None if split.label is None else own_id[split.label]) for name, split in rows.items()}
-    gold = {name: split.label for name, split in rows.items() if split.label is not None}
+    _check_fit(classifier, name, names, known, rows)
+    gold = _gold(known, names, rows)
     with put_back(classifier):
         classifier.to(choose_device(None))
         logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
@@ -142,12 +104,12 @@ def evaluate(
         by_split={name: score_rows(known, logits[name], gold[name]) for name in rows} if len(rows) > 1 else {splits[0]: together},
         parameters=parameters(classifier),
         bytes=weight_bytes(model) if isinstance(model, str) else None,
-        latency_ms=round(cpu_latency(classifier, rows[splits[0]]), 3) if latency else None,
+        latency_ms=round(cpu_latency(classifier, single_rows(rows[splits[0]], LATENCY_EXAMPLES)), 3) if latency else None,
     )
 
 
-def _scored_model(name: str) -> Any:
-    """A classifier with a trained head, of torch or ONNX. Raises ModelError."""
+def _with_trained_head(name: str) -> PreTrainedModel | OnnxClassifier:
+    """A classifier that can be scored, of torch or ONNX. Raises ModelError."""
     if is_onnx(name):
         return load_onnx_classifier(name)
     classifier, trained = load_classifier(name)
@@ -157,10 +119,41 @@ def _scored_model(name: str) -> Any:
 
 
 def _stored_splits(
-    model: Any, own: Any, store: Store, splits: Sequence[str], watch: Watch
+    model: nn.Module, words: str | None, store: Store, splits: Sequence[str], watch: Watch
 ) -> tuple[Task, dict[str, TrainingRows]]:
+    """A store's task and rows, in the words of the tokenizer of that name; None: in the store's own. Raises StoreError."""
+    own = None if words is None else load_tokenizer(words)
     unknown = [split for split in splits if split not in store.plan.splits]
     if unknown:
         raise StoreError(f"{store.root} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
     reading = reading_options(model, own, store)
     return Task.from_json(store.plan.task), {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
+
+
+def _tokenised_splits(
+    model: nn.Module, words: str, dataset: Dataset, max_length: int | None, watch: Watch
+) -> dict[str, TrainingRows]:
+    """A data set's rows in the words of the tokenizer of that name, cut where the model or the task would end."""
+    tokenizer = load_tokenizer(words)
+    length = max_length or usual_length(model, tokenizer, dataset.task.max_length)
+    return {
+        split: rows_from_data(tokenise(examples, tokenizer, length, split=split, watch=watch), tokenizer.pad_token_id)
+        for split, examples in dataset.splits.items()
+    }
+
+
+def _check_fit(model: nn.Module, name: str, classes: tuple[str, ...], task: Task, rows: Mapping[str, TrainingRows]) -> None:
+    """Raise ModelError where a row is too long for the model, or where it has another number of outputs than the task."""
+    check_length(model, name, max(int(split.n_tokens.max()) for split in rows.values()))
+    outputs = len(classes) or shape_of(model, *telling_rows(next(iter(rows.values()))), hidden=False).outputs
+    if outputs != task.num_labels:
+        raise ModelError(f"{name} has {outputs} outputs; the task {task.name} needs {task.num_labels}")
+
+
+def _gold(task: Task, classes: tuple[str, ...], rows: Mapping[str, TrainingRows]) -> dict[str, Shaped[np.ndarray, " row"]]:
+    """Each split's labels, as the model numbers its classes."""
+    gold = {name: split.label for name, split in rows.items() if split.label is not None}
+    if task.kind != "classes" or not classes:
+        return gold
+    own_id = label_ids(task.labels, classes)
+    return {name: own_id[label] for name, label in gold.items()}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hskstore.config import (
     FINETUNE_BATCH_SIZE,
@@ -19,6 +19,7 @@ from hskstore.config import (
 )
 from hskstore.errors import DataError, ModelError
 from hskstore.methods import Finetune
+from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import load_classifier
 from hskstore.models.run import check_length, usual_length
@@ -28,12 +29,13 @@ from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.rows import rows_from_data, telling_rows
-from hskstore.stage_two.scores import Scored, dev_score, parameters, score_splits
+from hskstore.stage_two.scores import Scored, dev_score, score_splits
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.text.dataset import read_dataset
+from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
-from hskstore.text.tokenizers import load_tokenizer
+from hskstore.text.tokenizers import Tokenizer, load_tokenizer
 from hskstore.watch import Watch, unwatched
 
 
@@ -82,19 +84,14 @@ def finetune(
     if dataset.task.label is None:
         raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
     set_seed(seed)
-    classifier, _ = load_classifier(model, num_labels=dataset.task.num_labels, ignore_mismatched_sizes=True)
-    tokenizer = load_tokenizer(model)
-    if int(classifier.config.vocab_size) < len(tokenizer):
-        raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
-    set_labels(classifier, dataset.task.labels, dataset.task.kind)
+    classifier, tokenizer = _with_new_head(model, dataset.task)
     length = max_length or usual_length(classifier, tokenizer, dataset.task.max_length)
     tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}
-    dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
-    rows = dev.pop("train")
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
+    dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
+    supply = InMemory(dev.pop("train"))
     precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
     method = Finetune()
-    supply = InMemory(rows)
     settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(supply, batch_size) * epochs)
     (result,) = train(
         Learner(classifier),
@@ -116,3 +113,13 @@ def finetune(
     save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
     forget_checkpoint(out)
     return finetuned
+
+
+def _with_new_head(model: str, task: Task) -> tuple[PreTrainedModel, Tokenizer]:
+    """A pretrained encoder and its tokenizer, with a head for the task's labels unless it has one. Raises ModelError."""
+    classifier, _ = load_classifier(model, num_labels=task.num_labels, ignore_mismatched_sizes=True)
+    tokenizer = load_tokenizer(model)
+    if int(classifier.config.vocab_size) < len(tokenizer):
+        raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
+    set_labels(classifier, task.labels, task.kind)
+    return classifier, tokenizer

@@ -39,7 +39,7 @@ class Learner(nn.Module):
             self.projection = nn.ModuleList(nn.Linear(own, width) for _ in range(len(layers) if per_layer else 1))
 
     def forward(self, batch: Batch, *, hidden: bool = False) -> StudentOutput:
-        output = run_model(self.student, batch.input_ids, batch.token_type_ids, batch.attention_mask, hidden=hidden)
+        output = run_model(self.student, *batch.inputs, hidden=hidden)
         if output.hidden_states is None or batch.hidden is None:
             return StudentOutput(output.logits, None)
         states = [output.hidden_states[layer] for layer in self.layers]

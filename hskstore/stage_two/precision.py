@@ -2,10 +2,10 @@
 
 import logging
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hskstore.config import TrainPrecision
 from hskstore.errors import ModelError
@@ -23,7 +23,7 @@ def resolve_precision(precision: TrainPrecision, device: torch.device) -> Litera
 
 
 def precision_for(
-    model: Any,
+    model: nn.Module,
     name: str,
     batch: tuple[Tensor, Tensor, Tensor],
     *,

@@ -1,7 +1,6 @@
 """Stored rows in the words of a student whose tokenizer is not the teacher's: read from the text that the store keeps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -13,6 +12,7 @@ from hskstore.text.align import align
 from hskstore.text.dataset import Examples
 from hskstore.text.rows import Rows, Text
 from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenizers import Tokenizer
 from hskstore.watch import Watch, unwatched
 
 BYTES_OF_TEXT = 4
@@ -27,7 +27,7 @@ def retokenise(
     split: str,
     units: Sequence[int],
     arrays: dict[str, Shaped[np.ndarray, "row ..."]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     watch: Watch = unwatched,
 ) -> dict[str, Shaped[np.ndarray, "row ..."]]:

@@ -1,4 +1,4 @@
-"""The one bridge from NumPy rows to torch batches: rows in memory, still encoded, and the batches made of them."""
+"""Rows in memory, of a store or of a data set: still encoded, and in NumPy until a batch of them is asked for in torch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
+from torch import nn
 
 from hskstore.errors import StoreError
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch, HiddenTargets
-from hskstore.models.run import usual_length
+from hskstore.models.run import Inputs, usual_length
 from hskstore.stage_two.retokenise import retokenise
 from hskstore.store import Store
 from hskstore.store.values import unpack_mask, unpack_values
 from hskstore.text.rows import Rows
-from hskstore.text.tokenizers import tokenizer_sha256
+from hskstore.text.tokenizers import Tokenizer, tokenizer_sha256
 from hskstore.watch import Watch, unwatched
 
 INPUTS = ("input_ids", "token_type_ids", "n_tokens", "logits", "label")
@@ -127,7 +127,7 @@ def rows_from_store(
     *,
     layers: Sequence[int] = (),
     units: Sequence[int] | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     max_length: int | None = None,
     watch: Watch = unwatched,
 ) -> TrainingRows:
@@ -182,6 +182,30 @@ def bytes_per_row(store: Store, split: str, layers: Sequence[int] = ()) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in _held(store, split, layers).values())
 
 
+def rows_from_data(rows: Rows, pad_token_id: int | None) -> TrainingRows:
+    """Tokenised rows without a teacher's knowledge."""
+    input_ids, token_type_ids = rows.padded(pad_token_id or 0)  # one without padding has none that counts
+    return TrainingRows(input_ids, token_type_ids, rows.n_tokens, rows.label, None, None)
+
+
+def reading_options(model: nn.Module, own: Tokenizer | None, store: Store) -> dict[str, Any]:
+    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
+    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
+        return {}
+    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.pass_.max_length)}
+
+
+def telling_rows(rows: TrainingRows) -> Inputs:
+    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
+    return rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False).inputs
+
+
+def single_rows(rows: TrainingRows, most: int) -> list[Inputs]:
+    """At most so many rows from all over the split, each as a batch of its own length."""
+    chosen = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
+    return [rows.batch(np.array([row]), hidden=False).inputs for row in chosen]
+
+
 def _held(store: Store, split: str, layers: Sequence[int]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """The arrays that are read of a split, by their names in it: shape of a row, and type."""
     held: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
@@ -201,24 +225,3 @@ def _read(store: Store, split: str, name: str, unit: int, layers: Sequence[int])
     if store.plan.arrays[path].layered:
         return store.read(path, unit, layers)
     return store.read(path, unit)[:, list(layers)]
-
-
-def rows_from_data(rows: Rows, pad_token_id: int | None) -> TrainingRows:
-    """Tokenised rows without a teacher's knowledge."""
-    input_ids, token_type_ids = rows.padded(pad_token_id or 0)  # one without padding has none that counts
-    return TrainingRows(input_ids, token_type_ids, rows.n_tokens, rows.label, None, None)
-
-
-def reading_options(model: Any, own: Any, store: Store) -> dict[str, Any]:
-    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
-    if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
-        return {}
-    return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.pass_.max_length)}
-
-
-def telling_rows(
-    rows: TrainingRows,
-) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
-    """A batch to see what a model makes of: the longest row, and one with the largest token id."""
-    batch = rows.batch(np.array([rows.n_tokens.argmax(), rows.input_ids.max(axis=1).argmax()]), hidden=False)
-    return batch.input_ids, batch.token_type_ids, batch.attention_mask

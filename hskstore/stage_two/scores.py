@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from torch import nn
 
 from hskstore.methods.batch import Batch
-from hskstore.models.onnx import OnnxClassifier
 from hskstore.models.run import put_back, run_model
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.rows import TrainingRows
@@ -21,7 +20,9 @@ EVALUATION_BATCH = 64
 RESAMPLES = 200
 
 
-def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched) -> Float[np.ndarray, "row class"]:
+def predict(
+    model: nn.Module, rows: TrainingRows, *, stage: str = "score", watch: Watch = unwatched
+) -> Float[np.ndarray, "row class"]:
     """Logits in float32, in the rows' order, in eval mode, where the model is; its mode is then what it was."""
     order: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -38,8 +39,8 @@ def predict(model: Any, rows: TrainingRows, *, stage: str = "score", watch: Watc
     return found
 
 
-def logits_of(model: Any, batch: Batch) -> torch.Tensor:
-    return run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask).logits
+def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return run_model(model, *batch.inputs).logits
 
 
 def standard_errors(
@@ -49,13 +50,6 @@ def standard_errors(
     rng = np.random.default_rng(seed)
     drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
     return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
-
-
-def parameters(model: Any) -> int:
-    """Numbers that a model is made of; of an exported one they stand in its file."""
-    if isinstance(model, OnnxClassifier):
-        return model.num_parameters()
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)
@@ -72,13 +66,25 @@ def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
-def score_splits(task: Task, model: Any, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
+def score_splits(task: Task, model: nn.Module, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
     """Each split that has labels."""
     return {
         name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
         for name, rows in splits.items()
         if rows.label is not None
     }
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """A dev score: which metric decided, and all of them."""
+
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        return self.values[self.metric]
 
 
 def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
@@ -92,15 +98,3 @@ def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) ->
         return DevScore(task.metrics[0], compute_metrics(task, logits, label))
 
     return score
-
-
-@dataclass(frozen=True)
-class DevScore:
-    """A dev score: which metric decided, and all of them."""
-
-    metric: str
-    values: dict[str, float]
-
-    @property
-    def value(self) -> float:
-        return self.values[self.metric]

@@ -13,6 +13,37 @@ from hskstore.text.tasks import TaskDefaults
 Number = TypeVar("Number", int, float)
 
 
+@dataclass(frozen=True)
+class PhaseSettings:
+    """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
+
+    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit.
+    """
+
+    phase: Phase
+    lr: float
+    batch_size: int
+    steps: int
+    warmup: float = DEFAULT_WARMUP
+    seconds: float | None = None
+    patience: int | None = None
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if self.phase.schedule == "constant":
+            return self.lr
+        rising = round(self.warmup * self.steps)
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * (self.steps - step) / max(1, self.steps - rising)
+
+    def progress(self, step: int, seconds: float) -> int:
+        """The step that schedules go by: where time is short, it runs ahead of the steps done, and both end together."""
+        if self.seconds is None:
+            return step
+        return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
+
+
 def for_task(recipe: Recipe, defaults: TaskDefaults) -> Recipe:
     """The recipe with a number for each phase: the task's where it has none. Raises OptionError for too many or few."""
     phases = recipe.method.phases
@@ -58,34 +89,3 @@ def _per_phase(option: str, given: tuple[Number, ...] | None, defaults: tuple[Nu
     if len(values) != len(defaults):
         raise OptionError(f"{option}: {len(values)} values for {len(defaults)} phases; give one for all, or one for each")
     return values
-
-
-@dataclass(frozen=True)
-class PhaseSettings:
-    """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
-
-    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit.
-    """
-
-    phase: Phase
-    lr: float
-    batch_size: int
-    steps: int
-    warmup: float = DEFAULT_WARMUP
-    seconds: float | None = None
-    patience: int | None = None
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if self.phase.schedule == "constant":
-            return self.lr
-        rising = round(self.warmup * self.steps)
-        if step < rising:
-            return self.lr * (step + 1) / rising
-        return self.lr * (self.steps - step) / max(1, self.steps - rising)
-
-    def progress(self, step: int, seconds: float) -> int:
-        """The step that schedules go by: where time is short, it runs ahead of the steps done, and both end together."""
-        if self.seconds is None:
-            return step
-        return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))

@@ -31,7 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "se
 class Student:
     """A student that fits its store, before it is trained, and the store's dev rows as it reads them.
 
-    `tokenizer` is its own, None where it is the store's; `reading` is what that makes of reading rows, as `rows_from_store`
+    `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
     takes it. `layers` are the student layers whose hidden states are learnt, lowest first, from the stored layers `places`;
     none: no hidden states are. `width` is that of its hidden states, None where it gives none.
     """

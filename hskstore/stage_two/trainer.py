@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hskstore.config import TrainPrecision
-from hskstore.methods import Method, Phase, Term
+from hskstore.methods import Method, Term
 from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
 from hskstore.stage_two.checkpoint import Checkpoint, Ended, PhaseResult, RunState
 from hskstore.stage_two.dropout import FastDropout
-from hskstore.stage_two.feed import Feed, Prefetched, Share, Supply
+from hskstore.stage_two.feed import Feed, Prefetched, Share, Step, Supply
 from hskstore.stage_two.journal import Journal, mean_losses, open_log
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
@@ -86,23 +86,23 @@ def train(
     }
     checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
-    if state.cuts:
-        _cut(learner, state.cuts)  # into shape; the weights are the checkpoint's
+    if state.cuts and learner.pruning is not None:
+        learner.pruning.cut(learner.student, state.cuts)  # into shape; the weights are the checkpoint's
     if state.step or state.phase:
         checkpoint.restore_weights(state, learner)
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
-    loop = Loop(learner, supply, method, phases, key, seed, score, accelerator, checkpoint, state, journal)
     with processes.interrupts() as held:
-        for number in range(state.phase, len(phases)):
-            loop.run(number, held)
+        run = Run(learner, supply, method, phases, key, seed, score, accelerator, checkpoint, journal, held)
+        while state.phase < len(phases):
+            state = PhaseLoop(run, state).train()
     journal.close()
-    return loop.state.done
+    return state.done
 
 
-@dataclass
-class Loop:
-    """One run: what its phases share."""
+@dataclass(frozen=True)
+class Run:
+    """What the phases of a run share."""
 
     learner: Learner
     supply: Supply
@@ -113,93 +113,183 @@ class Loop:
     score: Callable[[Learner], DevScore] | None
     accelerator: Accelerator
     checkpoint: Checkpoint
-    state: RunState
     journal: Journal
+    held: processes.Interrupts
 
-    def run(self, number: int, held: processes.Interrupts) -> None:
-        """One phase, from where the state stands to its end. Raises KeyboardInterrupt after a checkpoint."""
-        run, state, learner = self.phases[number], self.state, self.learner
-        device, rank = self.accelerator.device, self.accelerator.process_index
-        hidden = run.phase.uses_hidden
-        set_seed(self.seed + number)  # whatever a module draws beside torch's numbers
-        optimizer = _optimizer(learner, run.lr)
+
+class PhaseLoop:
+    """One phase of a run, from where the state stands: steps, and now and then what follows one."""
+
+    def __init__(self, run: Run, state: RunState) -> None:
+        self.run = run
+        self.state = state
+        self.settings = run.phases[state.phase]
+        self.optimizer = _optimizer(run.learner, self.settings.lr)
         if state.step:
-            self.checkpoint.restore_optimizer(state, optimizer)
-        learner.train()
-        share = Share(rank, self.accelerator.num_processes)
-        steps = Feed(self.supply, run.batch_size, self.key, self.seed, share).steps(
-            hidden=hidden, start=state.step, stop=run.steps
-        )
-        made = (replace(step, batch=step.batch.pinned()) for step in steps) if device.type == "cuda" else steps
-        dropout = FastDropout if device.type == "cpu" else nullcontext
-        pulse = STEPS_BETWEEN_READINGS[device.type]
-        before, waited, first, began = state.seconds, state.waited, state.step, time.monotonic()
-        ended: Ended | None = None
-        written = began
-        with closing(Prefetched(made)) as prefetched:
-            for step in prefetched:
-                scheduled = run.progress(step.number, state.seconds)
-                due = _cuts_before(learner, number, scheduled, run.steps)
-                if due > state.cuts:
-                    _cut(learner, due)
-                    state.cuts = due
-                    optimizer = _optimizer(learner, run.lr)  # its moments belong to weights that are gone
-                rate = run.rate_at(scheduled)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(_seed_of(self.seed, number, step.number, rank))
-                batch = step.batch.to(device)
-                with self.accelerator.autocast(), dropout():
-                    output = learner(batch, hidden=hidden)
-                if not step.counts:
-                    output, batch = output.emptied(), batch.emptied()
-                terms = of_whole_batch(self.method(run.phase, output, batch), self.accelerator)
-                loss = sum_terms(terms, run.phase.weights)
-                loss.backward()  # type: ignore[no-untyped-call]
-                processes.add_gradients(learner, self.accelerator)
-                if learner.pruning is not None and due < learner.pruning.cuts:
-                    learner.pruning.importance.note(learner.student)
-                torch.nn.utils.clip_grad_norm_(learner.parameters(), CLIP_NORM)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                self.journal.note(step.number, rate, terms, loss)
-                state.step = step.number + 1
-                last = state.step == run.steps
-                if not (last or step.ends_epoch or state.step % pulse == 0):
-                    continue
-                self.journal.read_back(run.phase.name, state)
-                spent = before + time.monotonic() - began
-                left = self._seconds_left(number, spent, (spent - before) / (state.step - first))
-                self.journal.tell(run.phase.name, state.step * run.batch_size, run.steps * run.batch_size, state, left)
-                state.seconds, stop = processes.greatest([spent, float(held.seen is not None)], self.accelerator)
-                state.waited = waited + prefetched.waited
-                late = run.seconds is not None and state.seconds >= run.seconds
-                ended = "steps" if last else "minutes" if late else None
-                scored = (step.ends_epoch or ended) and run.phase.predicts and self.score and _has_its_shape(learner, due)
-                if scored:
-                    self._note_score(run.phase)
-                    learner.train()
-                    if ended is None and run.patience is not None and _worse(state) >= run.patience:
-                        ended = "patience"
-                if ended is not None:
-                    break
-                if stop or scored or (step.ends_epoch and time.monotonic() - written > CHECKPOINT_SECONDS):
-                    self._write(optimizer)
-                    written = time.monotonic()
-                if stop:
-                    held.deliver()
-        assert ended is not None
-        self._finish(number, ended, optimizer)
-        if processes.greatest([float(held.seen is not None)], self.accelerator)[0]:
-            held.deliver()
+            run.checkpoint.restore_optimizer(state, self.optimizer)
+        self.taken_up = replace(state)  # its step and its times are those before this process's own
+        self.began = self.written = time.monotonic()
 
-    def _finish(self, number: int, ended: Ended, optimizer: torch.optim.AdamW) -> None:
-        """A phase's result, and the state that the next one begins in."""
-        state = self.state
+    def train(self) -> RunState:
+        """To the end of the phase; then the state that the next one begins in. Raises KeyboardInterrupt after a checkpoint."""
+        set_seed(self.run.seed + self.state.phase)  # whatever a module draws beside torch's numbers
+        self.run.learner.train()
+        following = self._finish(self._train())
+        if processes.greatest([float(self.run.held.seen is not None)], self.run.accelerator)[0]:
+            self.run.held.deliver()
+        return following
+
+    def _train(self) -> Ended:
+        """Step after step until a limit is met: which one."""
+        pulse = STEPS_BETWEEN_READINGS[self.run.accelerator.device.type]
+        with closing(Prefetched(self._steps())) as steps:
+            for step in steps:
+                self._step(step)
+                done = self.state.step
+                if done == self.settings.steps or step.ends_epoch or done % pulse == 0:
+                    ended = self._follow(step, steps.waited)
+                    if ended is not None:
+                        return ended
+        raise AssertionError("the last step ends a phase")
+
+    def _steps(self) -> Generator[Step]:
+        """This process's share of the batches that are still to come."""
+        run, settings = self.run, self.settings
+        share = Share(run.accelerator.process_index, run.accelerator.num_processes)
+        feed = Feed(run.supply, settings.batch_size, run.key, run.seed, share)
+        steps = feed.steps(hidden=settings.phase.uses_hidden, start=self.state.step, stop=settings.steps)
+        if run.accelerator.device.type != "cuda":
+            return steps
+        return (replace(step, batch=step.batch.pinned()) for step in steps)
+
+    # --- one step
+
+    def _step(self, step: Step) -> None:
+        """Gradients of a batch, and what the optimiser makes of them. Its numbers are noted, and stay on the device."""
+        scheduled = self.settings.progress(step.number, self.state.seconds)
+        self._cut_before(scheduled)
+        rate = self.settings.rate_at(scheduled)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        terms, loss = self._gradients(step)
+        torch.nn.utils.clip_grad_norm_(self.run.learner.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.run.journal.note(step.number, rate, terms, loss)
+        self.state.step = step.number + 1
+
+    def _cut_before(self, scheduled: int) -> None:
+        """Make a student as narrow as it must be before the step that schedules go by."""
+        pruning = self.run.learner.pruning
+        if pruning is None:
+            return
+        due = pruning.cuts if self.state.phase else pruning.cuts_before(scheduled, self.settings.steps)
+        if due > self.state.cuts:
+            pruning.cut(self.run.learner.student, due)
+            self.state.cuts = due
+            self.optimizer = _optimizer(self.run.learner, self.settings.lr)  # its moments belong to weights that are gone
+
+    def _gradients(self, step: Step) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
+        """The terms and the loss of the whole batch, whose gradients are then those of every process."""
+        run, phase = self.run, self.settings.phase
+        device = run.accelerator.device
+        dropout = FastDropout if device.type == "cpu" else nullcontext
+        torch.manual_seed(_seed_of(run.seed, self.state.phase, step.number, run.accelerator.process_index))
+        batch = step.batch.to(device)
+        with run.accelerator.autocast(), dropout():
+            output = run.learner(batch, hidden=phase.uses_hidden)
+        if not step.counts:
+            output, batch = output.emptied(), batch.emptied()
+        terms = of_whole_batch(run.method(phase, output, batch), run.accelerator)
+        loss = sum_terms(terms, phase.weights)
+        loss.backward()  # type: ignore[no-untyped-call]
+        processes.add_gradients(run.learner, run.accelerator)
+        pruning = run.learner.pruning
+        if pruning is not None and self.state.cuts < pruning.cuts:
+            pruning.importance.note(run.learner.student)
+        return terms, loss
+
+    # --- what follows a step
+
+    def _follow(self, step: Step, waited: float) -> Ended | None:
+        """Read back, tell, score, write a checkpoint where one is due; the limit that is met, if any.
+
+        `waited` is the seconds that this process's steps waited for their batch. Raises KeyboardInterrupt after a checkpoint.
+        """
+        run, state = self.run, self.state
+        name, size = self.settings.phase.name, self.settings.batch_size
+        run.journal.read_back(name, state)
+        spent = self.taken_up.seconds + time.monotonic() - self.began
+        run.journal.tell(name, state.step * size, self.settings.steps * size, state, self._seconds_left(spent))
+        state.seconds, stop = processes.greatest([spent, float(run.held.seen is not None)], run.accelerator)
+        state.waited = self.taken_up.waited + waited
+        ended = self._limit_met()
+        scored = (step.ends_epoch or ended is not None) and self._scored()
+        if ended is None and scored and self._patience_is_out():
+            ended = "patience"
+        if ended is not None:
+            return ended
+        if stop or scored or (step.ends_epoch and time.monotonic() - self.written > CHECKPOINT_SECONDS):
+            self._write(state)
+            self.written = time.monotonic()
+        if stop:
+            run.held.deliver()
+        return None
+
+    def _seconds_left(self, spent: float) -> float:
+        """To the end of all phases at the speed of this one, in which so many are `spent`, unless their time is up before."""
+        per_step = (spent - self.taken_up.seconds) / (self.state.step - self.taken_up.step)
+        left = 0.0
+        for index, phase in enumerate(self.run.phases[self.state.phase :]):
+            by_steps = (phase.steps - (self.state.step if index == 0 else 0)) * per_step
+            by_time = math.inf if phase.seconds is None else max(0.0, phase.seconds - (spent if index == 0 else 0.0))
+            left += min(by_steps, by_time)
+        return left
+
+    def _limit_met(self) -> Ended | None:
+        """Of steps or of time."""
+        if self.state.step == self.settings.steps:
+            return "steps"
+        return "minutes" if self.settings.seconds is not None and self.state.seconds >= self.settings.seconds else None
+
+    def _scored(self) -> bool:
+        """Whether a dev score means anything here; then it is what the first process finds, and the best weights are written.
+
+        A student that is wider than it is to be is not what was asked for, however good.
+        """
+        run, state, phase, score = self.run, self.state, self.settings.phase, self.run.score
+        pruning = run.learner.pruning
+        if score is None or not phase.predicts or (pruning is not None and state.cuts < pruning.cuts):
+            return False
+        with run.accelerator.autocast():
+            found = processes.from_first(lambda: score(run.learner))
+        values = {"step": state.step, **found.values}
+        state.scores = [*state.scores, values]
+        run.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step)
+        if state.best is None or found.value > state.best[found.metric]:
+            state.best = values
+            if run.accelerator.is_main_process:
+                run.checkpoint.write_best(state, run.learner)
+        run.accelerator.wait_for_everyone()
+        run.learner.train()
+        return True
+
+    def _patience_is_out(self) -> bool:
+        """Whether too many dev scores in a row were no better than the best one before."""
+        state, patience = self.state, self.settings.patience
+        return (
+            patience is not None and state.best is not None and len(state.scores) - 1 - state.scores.index(state.best) >= patience
+        )
+
+    # --- the end
+
+    def _finish(self, ended: Ended) -> RunState:
+        """The phase's best weights and its result; the state that the next phase begins in is written."""
+        run, state = self.run, self.state
         if state.best is not None:
-            self.checkpoint.restore_best(state, self.learner)
+            run.checkpoint.restore_best(state, run.learner)
         result = PhaseResult(
-            self.phases[number].phase.name,
+            self.settings.phase.name,
             state.step,
             round(state.seconds, 3),
             mean_losses(state.recent),
@@ -208,64 +298,19 @@ class Loop:
             ended,
             round(state.waited, 3),
         )
-        self.state = RunState(state.settings, phase=number + 1, cuts=state.cuts, done=[*state.done, result])
-        self.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
-        self._write(optimizer)
+        following = RunState(state.settings, phase=state.phase + 1, cuts=state.cuts, done=[*state.done, result])
+        run.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
+        self._write(following)
+        return following
 
-    def _write(self, optimizer: torch.optim.AdamW) -> None:
-        if self.accelerator.is_main_process:
-            self.checkpoint.write(self.state, self.learner, optimizer)
-
-    def _note_score(self, phase: Phase) -> None:
-        """The dev score as the first process finds it; the best weights are written."""
-        state, score = self.state, self.score
-        assert score is not None
-        with self.accelerator.autocast():
-            found = processes.from_first(lambda: score(self.learner))
-        values = {"step": state.step, **found.values}
-        state.scores = [*state.scores, values]
-        self.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step)
-        if state.best is None or found.value > state.best[found.metric]:
-            state.best = values
-            if self.accelerator.is_main_process:
-                self.checkpoint.write_best(state, self.learner)
-        self.accelerator.wait_for_everyone()
-
-    def _seconds_left(self, number: int, spent: float, per_step: float) -> float:
-        """To the end of all phases at the speed of this one, in which so many are `spent`, unless their time is up before."""
-        left = 0.0
-        for index, run in enumerate(self.phases[number:]):
-            by_steps = (run.steps - (self.state.step if index == 0 else 0)) * per_step
-            by_time = math.inf if run.seconds is None else max(0.0, run.seconds - (spent if index == 0 else 0.0))
-            left += min(by_steps, by_time)
-        return left
+    def _write(self, state: RunState) -> None:
+        if self.run.accelerator.is_main_process:
+            self.run.checkpoint.write(state, self.run.learner, self.optimizer)
 
 
 def _seed_of(*numbers: int) -> int:
     """A seed of 63 bits for some numbers: dropout is a function of the seed, the phase, the step and the process."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _worse(state: RunState) -> int:
-    """Dev scores since the best one."""
-    return 0 if state.best is None else len(state.scores) - 1 - state.scores.index(state.best)
-
-
-def _cuts_before(learner: Learner, phase: int, step: int, steps: int) -> int:
-    """Cuts that a student must have had before a step."""
-    if learner.pruning is None:
-        return 0
-    return learner.pruning.cuts if phase else learner.pruning.cuts_before(step, steps)
-
-
-def _cut(learner: Learner, cuts: int) -> None:
-    assert learner.pruning is not None
-    learner.pruning.cut(learner.student, cuts)
-
-
-def _has_its_shape(learner: Learner, cuts: int) -> bool:
-    """Whether a student is as narrow as it is to be: what is wider is not what was asked for, however good."""
-    return learner.pruning is None or cuts == learner.pruning.cuts
 
 
 def _weights_sha256(learner: Learner) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hskstore import __version__
 from hskstore.config import Keep, resolve
 from hskstore.errors import OptionError, StoreError
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
@@ -26,6 +25,7 @@ from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.values import is_admitted, static_mask
 from hskstore.store.verify import verify
+from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hskstore.config import FINETUNE_BATCH_SIZE, PruneTo, check_count
+from hskstore.config import FINETUNE_BATCH_SIZE, check_count
 from hskstore.errors import DataError, OptionError
 from hskstore.methods.batch import StudentOutput
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
-from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
+from hskstore.models.pruning import Importance, PruneTo, as_pruned_bert, widths_of
 from hskstore.models.run import check_length, run_model, usual_length
 from hskstore.stage_one.planning import fit_labels
 from hskstore.stage_one.teacher import load_teacher
@@ -77,7 +77,7 @@ def measure_importance(
     done = 0
     for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0, hidden=False):
         batch = step.batch.to(model.device)
-        output = run_model(model, batch.input_ids, batch.token_type_ids, batch.attention_mask)
+        output = run_model(model, *batch.inputs)
         model.zero_grad()
         gold_terms(StudentOutput(output.logits, None), batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
         importance.note(model)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.dataset import Examples
 from hskstore.text.rows import GrowingRows, Rows, Text
+from hskstore.text.tokenizers import Tokenizer
 from hskstore.watch import Watch, unwatched
 
 _TOKENISE_BATCH = 4096
@@ -24,7 +25,7 @@ _WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
 
 def tokenise(
     examples: Examples,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     *,
     offsets: bool = False,

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hskstore.errors import ModelError, StoreError
 
@@ -16,7 +16,32 @@ PLACES = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "toke
 """Keys of tokenizer_config.json that tell where it was, not what it is."""
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face fast tokenizer."""
+
+    backend_tokenizer: Any
+    """The one of the tokenizers library, in Rust."""
+    model_max_length: int
+    pad_token_id: int | None
+    is_fast: bool
+    all_special_tokens: list[str]
+
+    def __len__(self) -> int:
+        """Words, added ones too."""
+        ...
+
+    def __call__(self, *text: list[str], **options: Any) -> Any:
+        """A batch of rows of one column or two, encoded."""
+        ...
+
+    def num_special_tokens_to_add(self, *, pair: bool) -> int: ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[Any]: ...
+
+    def save_pretrained(self, save_directory: str) -> Any: ...
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """Of what decides the token ids: vocabulary, normaliser, model, template; not padding or truncation."""
     document = json.loads(tokenizer.backend_tokenizer.to_str())
     document.pop("padding", None)
@@ -24,7 +49,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files that `save_pretrained` writes, by name, without padding, truncation or the place they came from."""
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
@@ -35,7 +60,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     return {**files, "tokenizer_config.json": json.dumps(config, indent=1, sort_keys=True).encode()}
 
 
-def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
+def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     """The tokenizer of a store, read as data. Raises StoreError where the files do not make one."""
     from transformers import AutoTokenizer
 
@@ -44,18 +69,19 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Any:
             if name in files:
                 Path(folder, name).write_bytes(files[name])
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever the libraries make of a stranger's files
             cause = str(error).strip().partition("\n")[0]
             raise StoreError(f"the store's tokenizer cannot be loaded ({cause})") from None
+    return tokenizer
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Tokenizer:
     """A fast tokenizer, from a folder or a hub name. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the libraries make of a stranger's files
         raise ModelError(f"{name}: no tokenizer could be loaded ({str(error).strip().partition(chr(10))[0]})") from None
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers makes an empty one where it finds no files
