@@ -226,14 +226,14 @@ class Run:
 def run(opponent: OnlineOpponent, splits: dict[str, tuple[Padded, Tensor]], *, task: str, steps: int, seed: int) -> Run:
     """Both phases, the best weights by dev accuracy, and what they score."""
     train = splits["train"][0]
-    recipe = get_task(task).recipe
+    defaults = get_task(task).defaults
     counts = {"hidden": round(2 * steps / 3), "prediction": steps - round(2 * steps / 3)}
     times: dict[str, list[float]] = {"hidden": [], "prediction": []}
     dev: list[dict[str, float]] = []
     best: dict[str, Tensor] | None = None
     generator = torch.Generator().manual_seed(seed)
     for phase, count in counts.items():
-        numbers = recipe.hidden if phase == "hidden" else recipe.prediction
+        numbers = defaults.hidden if phase == "hidden" else defaults.prediction
         opponent.begin_phase()
         step, losses = 0, []
         while step < count:

@@ -183,7 +183,7 @@ def loop_segment(batches: Sequence[Any], step: Callable[[Any], object]) -> list[
 
 
 def peak(phase: str) -> float:
-    return PHASES[phase].numbers(get_task("sst2").recipe).lr
+    return PHASES[phase].numbers(get_task("sst2").defaults).lr
 
 
 def in_turns(ways: dict[str, Segment], rounds: int) -> dict[str, list[list[float]]]:
@@ -293,8 +293,8 @@ def fair_target(teacher: Teacher, loop: OnlineOpponent, batch: Padded) -> Target
 
 
 def whole(options: argparse.Namespace) -> list[str]:
-    recipe = get_task("sst2").recipe
-    epochs = {name: phase.numbers(recipe).epochs for name, phase in PHASES.items()}
+    defaults = get_task("sst2").defaults
+    epochs = {name: phase.numbers(defaults).epochs for name, phase in PHASES.items()}
     lines = [
         f"## The whole way: sentences of sst2, batches of {WHOLE_BATCH} of the same rows",
         "",

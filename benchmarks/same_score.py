@@ -21,7 +21,7 @@ from hskstore.methods import Mud
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.students import slice_teacher
 
 SLICED = (2, 4, 6)
@@ -59,17 +59,16 @@ def main() -> None:
             out = options.work / f"{way.replace(', ', '-').replace(' ', '-')}-{options.steps}-{seed}"
             if not (out / "metrics.json").exists():
                 loader, precision = WAYS[way]
-                overrides = Overrides(epochs=[200, 100], max_steps=options.steps)
-                distill(
-                    store.root,
+                recipe = Recipe(
                     student=str(student),
                     method=Mud(),
-                    out=out,
-                    overrides=overrides,
+                    epochs=(200, 100),
+                    max_steps=options.steps,
                     seed=seed,
                     loader=loader,
                     precision=precision,
                 )
+                distill(store.root, recipe, out=out)
             found = evaluate(str(out), options.data, task="sst2", splits=["validation", "test"], latency=False)
             scores.setdefault(way, []).append(found.score["accuracy"])
             errors.append(found.standard_error["accuracy"])

@@ -1,6 +1,7 @@
 """Offline hidden-state distillation: run the teacher once, train any student from what was kept.
 
-`extract` writes stores, `open_store` reads one, `distill` trains from one, `finetune` makes a teacher, `evaluate` scores.
+`extract` writes stores, `open_store` reads one, `distill` trains from one by a `Recipe`, `finetune` makes a teacher,
+`evaluate` scores.
 """
 
 from importlib import import_module
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from hskstore.stage_two.distill import distill
     from hskstore.stage_two.evaluate import evaluate
     from hskstore.stage_two.finetune import finetune
+    from hskstore.stage_two.recipe import Recipe
     from hskstore.store import open_store
 
-__all__ = ["Keep", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
+__all__ = ["Keep", "Recipe", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
 
 _HOMES = {
     "Keep": "hskstore.config",
+    "Recipe": "hskstore.stage_two.recipe",
     "Strategy": "hskstore.config",
     "distill": "hskstore.stage_two.distill",
     "evaluate": "hskstore.stage_two.evaluate",

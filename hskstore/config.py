@@ -5,10 +5,13 @@ A configuration is the paper's triplet (N^D, N^L, N^W): how many layers, tokens 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, TypedDict, get_args
+
+from annotated_doc import Doc
 
 from hskstore.errors import OptionError
 
@@ -48,6 +51,44 @@ MOST_COUNT = 2**31 - 1
 """Of steps, rows or tokens: more than any run has, and products of two are still exact."""
 
 FINETUNE_EPOCHS, FINETUNE_LR, FINETUNE_BATCH_SIZE = 3, 3e-5, 32
+
+# Options that several commands share, by the names of the library's arguments. Their flags are made from what stands here.
+
+TrainSeedOption: TypeAlias = Annotated[int, Doc("Decides new weights, the order of rows, and dropout. Default: 0.")]
+TrainPrecisionOption: TypeAlias = Annotated[
+    TrainPrecision, Doc("fp32, or bf16 by autocast. Default: bf16 where the device computes in it.")
+]
+
+
+class DataOptions(TypedDict, total=False):
+    """How a data set is read."""
+
+    task: Annotated[str | None, Doc("A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli.")]
+    text: Annotated[Sequence[str], Doc("Text column, for data that is no known task; twice for pairs.")]
+    label: Annotated[str | None, Doc("Label column: class names, class ids, or scores.")]
+    validation: Annotated[str | None, Doc("A file, or the share of train (0.1), where DATA has no such split.")]
+    max_length: Annotated[int | None, Doc("Tokens a row is cut to. Default: the task's (64 or 128).")]
+
+
+class PassOptions(DataOptions, total=False):
+    """What decides a store besides teacher, data and configuration."""
+
+    batch_tokens: Annotated[int, Doc(f"Padded tokens of a teacher's batch. Default: {DEFAULT_BATCH_TOKENS}.")]
+    precision: Annotated[Precision, Doc("The teacher's; bf16 and fp16 by autocast. Default: fp32.")]
+    seed: Annotated[int, Doc("Decides the order of rows, and random ranks and masks. Default: 0.")]
+    keep_offsets: Annotated[
+        bool, Doc("Keep the text and each token's characters, so that a student with another tokenizer can learn too.")
+    ]
+
+
+class FinetuneOptions(DataOptions, total=False):
+    """How a teacher is made of a pretrained encoder."""
+
+    epochs: Annotated[int, Doc(f"Passes over the train rows. Default: {FINETUNE_EPOCHS}.")]
+    lr: Annotated[float, Doc(f"Peak learning rate. Default: {FINETUNE_LR:g}.")]
+    batch_size: Annotated[int, Doc(f"Rows of a step. Default: {FINETUNE_BATCH_SIZE}.")]
+    seed: TrainSeedOption
+    precision: TrainPrecisionOption
 
 
 @dataclass(frozen=True)
@@ -123,13 +164,13 @@ class Strategy:
     """
 
     student_layers: int
-    top_layer: int | None = None
-    layer_map: LayerMap = "round"
-    rank: Rank = "attention"
-    rank_layer: RankLayer = "aligned"
-    score: Score = "probability"
-    mask: Mask = "magnitude"
-    values: Values = "f16"
+    top_layer: Annotated[int | None, Doc("L_top, the teacher layer of the student's last. Default: 10/12 L.")] = None
+    layer_map: Annotated[LayerMap, Doc("g: round (l L_top / L') or eq5 (the paper's Equation 5).")] = "round"
+    rank: Annotated[Rank, Doc("Tokens by attention, attention-with-sep, left or random.")] = "attention"
+    rank_layer: Annotated[RankLayer, Doc("Attention of the aligned layer (L_top = last), or the same as g.")] = "aligned"
+    score: Annotated[Score, Doc("Attention probability, or raw score before softmax.")] = "probability"
+    mask: Annotated[Mask, Doc("Coordinates of a vector by magnitude, uniform or random.")] = "magnitude"
+    values: Annotated[Values, Doc("Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16"
 
     @property
     def ranks_separators(self) -> bool:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hskstore.methods import METHODS
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.store import open_store
 
 
@@ -50,9 +50,9 @@ def main() -> None:
     plan = open_store(options.store).plan
     torch.manual_seed(options.seed)
     student = BiLstm(plan.tokenizer["vocabulary"], len(plan.teacher["labels"]))
-    overrides = Overrides(lr=[options.lr], max_steps=options.max_steps)
-    made = METHODS[options.method]()
-    result = distill(options.store, student=student, method=made, out=options.out, overrides=overrides, seed=options.seed)
+    method = METHODS[options.method]()
+    recipe = Recipe(method=method, lr=(options.lr,), max_steps=options.max_steps, seed=options.seed)
+    result = distill(options.store, recipe, student=student, out=options.out)
     print({split: scored.score for split, scored in result.scores.items()}, result.parameters)
 
 

@@ -18,7 +18,7 @@ from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.students import slice_teacher
 
 
@@ -66,8 +66,8 @@ def main() -> None:
         for name, (method, store) in methods.items():
             out = options.work / f"{name.replace(' ', '-').replace(',', '_')}-{options.steps}-{seed}"
             if not (out / "metrics.json").exists():
-                overrides = Overrides(epochs=epochs(method), max_steps=options.steps)
-                distill(store, student=str(student), method=method, out=out, overrides=overrides, seed=seed)
+                recipe = Recipe(str(student), method, epochs=epochs(method), max_steps=options.steps, seed=seed)
+                distill(store, recipe, out=out)
             seconds = json.loads((out / "metrics.json").read_text())["seconds"]
             result["runs"].append({"method": name, "seed": seed, "seconds": seconds} | score(str(out), options))
             print(json.dumps(result["runs"][-1]), flush=True)
@@ -76,9 +76,9 @@ def main() -> None:
     print(table(result))
 
 
-def epochs(method: Method) -> list[int]:
+def epochs(method: Method) -> tuple[int, ...]:
     """More than any number of steps asked for, in the paper's proportion of the phases: hidden states 2, predictions 1."""
-    return [200, 100] if len(method.phases) == 2 else [300]
+    return (200, 100) if len(method.phases) == 2 else (300,)
 
 
 def score(model: str, options: argparse.Namespace) -> dict[str, object]:

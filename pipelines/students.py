@@ -29,7 +29,7 @@ from hskstore.models.pruning import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from hskstore.students import Shape, new_student, prune_teacher, slice_teacher
 
@@ -140,11 +140,16 @@ def learn(name: str, student: Student, method: str, seed: int, store: Store, opt
     made = student.make(seed)
     if not was_done(out, store):
         # More epochs than any number of steps asked for, in the paper's proportion: hidden states 2, predictions 1.
-        epochs = [200, 100] if len(METHODS[method].phases) == 2 else [300]
-        rates = None if student.lr is None else [student.lr]
-        overrides = Overrides(epochs=epochs, lr=rates, max_steps=options.steps)
-        chosen, prune_to = METHODS[method], student.prune_to
-        distill(store, student=made, method=chosen, out=out, overrides=overrides, prune_to=prune_to, seed=seed)
+        recipe = Recipe(
+            student=made if isinstance(made, str) else None,
+            method=METHODS[method],
+            epochs=(200, 100) if len(METHODS[method].phases) == 2 else (300,),
+            lr=None if student.lr is None else (student.lr,),
+            max_steps=options.steps,
+            prune_to=student.prune_to,
+            seed=seed,
+        )
+        distill(store, recipe, student=None if isinstance(made, str) else made, out=out)
     seconds = json.loads((out / "metrics.json").read_text())["seconds"]
     if isinstance(made, str):
         return {"seconds": seconds} | score(str(out), options)

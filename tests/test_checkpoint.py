@@ -27,7 +27,7 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.checkpoint import Checkpoint, PhaseResult
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from tests.conftest import make_bert, make_tokenizer, save_folder, sentences
 from tests.test_trainer import equal, run, settings
@@ -135,8 +135,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
 def train(world: tuple[Store, str], out: Path) -> Distilled:
     """Two phases of two steps an epoch: hidden states, then three epochs with a dev score each."""
     store, student = world
-    overrides = Overrides(epochs=[1, 3], batch_size=[30], lr=[3e-2])
-    return distill(store, student=student, method=Mud(), out=out, overrides=overrides, precision="fp32")
+    recipe = Recipe(student, Mud(), epochs=(1, 3), batch_size=(30,), lr=(3e-2,), precision="fp32")
+    return distill(store, recipe, out=out)
 
 
 def without_times(results: list[PhaseResult]) -> list[PhaseResult]:

@@ -24,8 +24,9 @@ from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
-from hskstore.stage_two.settings import Overrides, phase_settings
+from hskstore.stage_two.settings import phase_settings
 from hskstore.stage_two.student import match_layers, take_published_projection
 from hskstore.store import Plan, Store, open_store
 from hskstore.text.tasks import get_task
@@ -56,8 +57,8 @@ def run(store: Store, tmp_path: Path, method: Method, **options: Any) -> Distill
     student = tmp_path / "student"
     if not student.exists():
         save_folder(make_bert(layers=2, hidden=16, labels=5, seed=1), student)
-    overrides = Overrides(max_steps=6, batch_size=[16])
-    return distill(store, student=str(student), method=method, out=tmp_path / "run", overrides=overrides, **options)
+    recipe = Recipe(str(student), method, max_steps=6, batch_size=(16,), **options)
+    return distill(store, recipe, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", [Mud(), Mud(regression_target="gold"), Kd(alpha=0.5), Finetune()])
@@ -124,7 +125,7 @@ def test_a_store_serves_any_student_whose_teacher_layers_it_holds(teacher_folder
 def test_steps_are_shared_in_proportion_and_no_phase_goes_without() -> None:
     def steps(most: int | None, task: str = "sst2") -> list[int]:
         source = InMemory(numbered(np.full(6920, 5)))
-        return [phase.steps for phase in phase_settings(Mud(), get_task(task).recipe, source, Overrides(max_steps=most))]
+        return [phase.steps for phase in phase_settings(Recipe(max_steps=most), get_task(task).defaults, source)]
 
     assert steps(None) == [2170, 1085]
     assert steps(1000) == [667, 333]
@@ -136,9 +137,9 @@ def test_steps_are_shared_in_proportion_and_no_phase_goes_without() -> None:
 @pytest.mark.parametrize(
     "numbers",
     [
-        *(lambda value, name=name: Overrides(**{name: [1, value]}) for name in ("epochs", "lr", "batch_size")),
-        *(lambda value, name=name: Overrides(**{name: value}) for name in ("max_steps", "max_minutes", "patience")),
-        lambda value: Overrides(warmup=value),
+        *(lambda value, name=name: Recipe(**{name: (1, value)}) for name in ("epochs", "lr", "batch_size")),
+        *(lambda value, name=name: Recipe(**{name: value}) for name in ("max_steps", "max_minutes", "patience")),
+        lambda value: Recipe(warmup=value),
         lambda value: Mud(temperature=value),
         lambda value: Kd(temperature=value),
         lambda value: Kd(alpha=value),
@@ -160,11 +161,9 @@ def test_a_setting_that_is_no_number_of_its_kind_is_refused(numbers: Callable[[A
         ({"loader": "disk"}, "--loader disk: choose one of auto, ram, blocks"),
     ],
 )
-def test_the_library_refuses_what_the_command_line_does_before_anything_is_read(
-    options: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_the_library_refuses_what_the_command_line_does(options: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        distill(tmp_path / "no store", student="none", out=tmp_path / "new", **{"method": Kd()} | options)
+        Recipe(**{"method": Kd()} | options)
 
 
 FINETUNED: list[tuple[dict[str, Any], str]] = [
@@ -251,7 +250,7 @@ def test_a_student_without_one_token_of_the_teachers_is_refused(with_text: Store
     alien = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64)
     save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student", alien)
     with pytest.raises(ModelError, match="not one kept token of the teacher is one of its own: choose --method kd"):
-        distill(with_text, student=str(tmp_path / "student"), method=Mud(), out=tmp_path / "run")
+        distill(with_text, Recipe(str(tmp_path / "student"), Mud()), out=tmp_path / "run")
 
 
 # --- a published student
@@ -277,9 +276,9 @@ def test_a_published_projection_is_where_training_starts(teacher_folder: str, da
     take_published_projection(other, str(folder))
     assert torch.equal(other[0].weight, before), "it is for another teacher's width"
     store = store_of(tmp_path, data_folder, task="sst2")
-    first = distill(store, student=str(folder), method=Mud(), out=tmp_path / "one", overrides=Overrides(max_steps=2))
+    first = distill(store, Recipe(str(folder), Mud(), max_steps=2), out=tmp_path / "one")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    without = distill(store, student=str(folder), method=Mud(), out=tmp_path / "two", overrides=Overrides(max_steps=2))
+    without = distill(store, Recipe(str(folder), Mud(), max_steps=2), out=tmp_path / "two")
     assert first.phases[0].losses != without.phases[0].losses
 
 
@@ -295,8 +294,8 @@ def test_a_run_is_of_one_store_read_in_one_way() -> None:
 def test_the_result_says_how_it_was_trained(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
     (made,) = extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
     student = save_folder(make_bert(layers=2), tmp_path / "student")
-    overrides = Overrides(epochs=[50], max_minutes=0.02, patience=1)
-    found = distill(made.root, student=student, method=Mud(), out=tmp_path / "run", overrides=overrides, loader="blocks")
+    recipe = Recipe(student, Mud(), epochs=(50,), max_minutes=0.02, patience=1, loader="blocks")
+    found = distill(made.root, recipe, out=tmp_path / "run")
     hidden, prediction = found.phases
     assert (hidden.ended, found.loader) == ("minutes", "blocks")
     assert prediction.ended in ("minutes", "patience") and prediction.best is not None
@@ -308,8 +307,8 @@ def test_the_result_says_how_it_was_trained(teacher_folder: str, data_folder: st
 
 
 def test_minutes_are_shared_in_proportion_to_the_steps() -> None:
-    source, recipe = InMemory(numbered(np.full(6920, 5))), get_task("sst2").recipe
-    hidden, prediction = phase_settings(Mud(), recipe, source, Overrides(max_minutes=3, patience=2))
+    source = InMemory(numbered(np.full(6920, 5)))
+    hidden, prediction = phase_settings(Recipe(max_minutes=3, patience=2), get_task("sst2").defaults, source)
     assert (hidden.seconds, prediction.seconds, prediction.patience) == (120, 60, 2)
 
 
@@ -343,9 +342,9 @@ def test_auto_is_fp32_for_a_student_that_does_not_run_in_bf16(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("hskstore.stage_two.trainer.computes_in", lambda *_: True)
+    monkeypatch.setattr("hskstore.stage_two.precision.computes_in", lambda *_: True)
     student = deberta(kind, tmp_path / "student")
-    found = distill(small, student=student, method=method, out=tmp_path / "run", overrides=Overrides(max_steps=2))
+    found = distill(small, Recipe(student, method, max_steps=2), out=tmp_path / "run")
     assert found.precision == json.loads((tmp_path / "run" / "metrics.json").read_text())["precision"] == precision
     assert [student in line and "it is trained in fp32" in line for line in caplog.messages] == [True] * (precision == "fp32")
 
@@ -353,7 +352,7 @@ def test_auto_is_fp32_for_a_student_that_does_not_run_in_bf16(
 def test_bf16_for_a_student_that_does_not_run_in_it_is_refused(small: Store, tmp_path: Path) -> None:
     student = deberta(DebertaConfig, tmp_path / "student")
     with pytest.raises(ModelError, match=rf"^{student} cannot run in bf16 \(.*\): choose --precision fp32$"):
-        distill(small, student=student, method=Kd(), out=tmp_path / "run", precision="bf16")
+        distill(small, Recipe(student, Kd(), precision="bf16"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -364,7 +363,7 @@ def test_finetune_does_likewise(
     options: dict[str, Any] = {"task": "sst2", "epochs": 1, "batch_size": 350}
     with pytest.raises(ModelError, match="cannot run in bf16"):
         finetune(model, data_folder, out=tmp_path / "new", precision="bf16", **options)
-    monkeypatch.setattr("hskstore.stage_two.trainer.computes_in", lambda *_: True)
+    monkeypatch.setattr("hskstore.stage_two.precision.computes_in", lambda *_: True)
     assert finetune(model, data_folder, out=tmp_path / "new", **options).steps == 2
     assert sum("it is trained in fp32" in line for line in caplog.messages) == 1
 

@@ -33,9 +33,10 @@ from hskstore.stage_two import trainer
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import DevScore
-from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
+from hskstore.watch import Watch, unwatched
 from tests.conftest import WORDS, hsk, make_bert, save_folder, write_tsv
 from tests.test_pruning import bert, odd_student
 from tests.test_trainer import equal, run
@@ -279,11 +280,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path_factory.mktemp("student"))
 
 
-def learn(store: Store, student: str, out: Path, method: Method, **options: Any) -> Any:
-    overrides = Overrides(max_steps=16, batch_size=[16])
-    return distill(
-        store, student=student, method=method, out=out, overrides=overrides, **{"prune_to": PruneTo(2, 32, 8)} | options
-    )
+def learn(store: Store, student: str, out: Path, method: Method, watch: Watch = unwatched, **options: Any) -> Any:
+    recipe = Recipe(student, method, max_steps=16, batch_size=(16,), **{"prune_to": PruneTo(2, 32, 8)} | options)
+    return distill(store, recipe, out=out, watch=watch)
 
 
 @pytest.mark.parametrize("method", [Mud(), Kd(alpha=0.5), Finetune()], ids=["mud", "kd", "finetune"])
@@ -381,5 +380,5 @@ def test_a_module_that_is_no_bert_is_refused_by_name(store: Store, tmp_path: Pat
             return self.table(input_ids)
 
     with pytest.raises(ModelError, match="Words: only BERT models can be pruned; this is Words"):
-        distill(store, student=Words(), method=Kd(), out=tmp_path / "new", prune_to=PruneTo(1))
+        distill(store, Recipe(method=Kd(), prune_to=PruneTo(1)), student=Words(), out=tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -21,15 +21,17 @@ from hskstore.models.run import accepted_inputs, put_back, shape_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import rows_from_store, single_rows, telling_rows
 from hskstore.stage_two.scores import predict
-from hskstore.stage_two.settings import Overrides
 from hskstore.store import Store, open_store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
 from bilstm import BiLstm
 
-FEW = Overrides(max_steps=6, batch_size=[16], lr=[1e-3])
+
+def few(method: Method) -> Recipe:
+    return Recipe(method=method, max_steps=6, batch_size=(16,), lr=(1e-3,))
 
 
 class Bag(nn.Module):
@@ -77,8 +79,8 @@ def store(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_a_module_learns_hidden_states_and_logits_however_it_gives_them(kind: str, store: Store, tmp_path: Path) -> None:
-    found = distill(store, student=Bag(OUTPUTS[kind]), method=Mud(), out=tmp_path / kind, overrides=FEW)
-    same = distill(store, student=Bag(OUTPUTS["pair"]), method=Mud(), out=tmp_path / "again", overrides=FEW)
+    found = distill(store, few(Mud()), student=Bag(OUTPUTS[kind]), out=tmp_path / kind)
+    same = distill(store, few(Mud()), student=Bag(OUTPUTS["pair"]), out=tmp_path / "again")
     assert [phase.losses for phase in found.phases] == [phase.losses for phase in same.phases]
     assert found.phases[0].losses["hidden_mse"] > 0 and found.parameters == 64 * 12 + 13 * 12 + 13 * 2
 
@@ -86,15 +88,15 @@ def test_a_module_learns_hidden_states_and_logits_however_it_gives_them(kind: st
 def test_logits_alone_are_enough_for_a_method_without_hidden_states(store: Store, tmp_path: Path) -> None:
     bag = Bag(lambda logits, states: logits)
     before = bag.head.weight.detach().clone()
-    distill(store, student=bag, method=Kd(), out=tmp_path / "run", overrides=FEW)
+    distill(store, few(Kd()), student=bag, out=tmp_path / "run")
     assert not torch.equal(before, bag.head.weight)
     with pytest.raises(HskError, match=r"Bag gives no hidden states, which the method learns: return \(logits, hidden_states\)"):
-        distill(store, student=bag, method=Mud(), out=tmp_path / "new", overrides=FEW)
+        distill(store, few(Mud()), student=bag, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_the_saved_weights_are_the_scored_ones(store: Store, tmp_path: Path) -> None:
-    found = distill(store, student=Bag(OUTPUTS["pair"]), method=Mud(), out=tmp_path / "run", overrides=FEW)
+    found = distill(store, few(Mud()), student=Bag(OUTPUTS["pair"]), out=tmp_path / "run")
     assert not (tmp_path / "run/config.json").exists() and (tmp_path / "run/tokenizer.json").exists()
     assert "It is a torch module, `Bag`" in (card := (tmp_path / "run/README.md").read_text()) and store.digest in card
     fresh = Bag(OUTPUTS["pair"])
@@ -102,7 +104,7 @@ def test_the_saved_weights_are_the_scored_ones(store: Store, tmp_path: Path) -> 
     safetensors.torch.load_model(fresh, str(tmp_path / "run/model.safetensors"))
     assert evaluate(fresh, store.root, latency=False).score == found.scores["validation"].score
     with pytest.raises(OptionError, match="already holds a model"):
-        distill(store, student=fresh, method=Kd(), out=tmp_path / "run", overrides=FEW)
+        distill(store, few(Kd()), student=fresh, out=tmp_path / "run")
 
 
 def test_a_module_is_scored_on_data_by_the_tokenizer_it_is_given(
@@ -128,8 +130,8 @@ class Configured(Bag):
 
 
 def test_what_a_module_calls_config_is_its_own_business(store: Store, tmp_path: Path) -> None:
-    found = distill(store, student=Configured(OUTPUTS["pair"]), method=Mud(), out=tmp_path / "run", overrides=FEW)
-    same = distill(store, student=Bag(OUTPUTS["pair"]), method=Mud(), out=tmp_path / "again", overrides=FEW)
+    found = distill(store, few(Mud()), student=Configured(OUTPUTS["pair"]), out=tmp_path / "run")
+    same = distill(store, few(Mud()), student=Bag(OUTPUTS["pair"]), out=tmp_path / "again")
     assert [phase.losses for phase in found.phases] == [phase.losses for phase in same.phases]
     assert evaluate(Configured(OUTPUTS["pair"]), store.root, latency=False).rows == 60
     shown = describe_module(Configured(OUTPUTS["pair"]), "mine")
@@ -138,7 +140,7 @@ def test_what_a_module_calls_config_is_its_own_business(store: Store, tmp_path: 
 
 def test_hidden_states_that_a_method_does_not_learn_may_be_of_any_width(store: Store, tmp_path: Path) -> None:
     uneven = Bag(lambda logits, states: (logits, (states[0], states[1][..., :5])))
-    assert distill(store, student=uneven, method=Kd(), out=tmp_path / "run", overrides=FEW).phases[0].steps == 6
+    assert distill(store, few(Kd()), student=uneven, out=tmp_path / "run").phases[0].steps == 6
 
 
 def test_token_types_go_only_where_a_model_has_a_table_of_them() -> None:
@@ -162,7 +164,7 @@ def test_token_types_go_only_where_a_model_has_a_table_of_them() -> None:
 )
 def test_what_cannot_be_a_student_is_said(module: nn.Module, method: Method, said: str, store: Store, tmp_path: Path) -> None:
     with pytest.raises(HskError, match=said):
-        distill(store, student=module, method=method, out=tmp_path / "new", overrides=FEW)
+        distill(store, few(method), student=module, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -230,5 +232,5 @@ def test_a_module_goes_back_to_another_device_whatever_happens() -> None:
 
 def test_a_module_that_was_trained_is_left_in_eval_mode(store: Store, tmp_path: Path) -> None:
     module = Bag(lambda logits, states: logits).train()
-    distill(store, student=module, method=Kd(), out=tmp_path / "run", overrides=FEW)
+    distill(store, few(Kd()), student=module, out=tmp_path / "run")
     assert not module.training

@@ -14,7 +14,8 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_two.feed import Feed, open_supply
 from hskstore.stage_two.learner import Learner
-from hskstore.stage_two.settings import Overrides, phase_settings
+from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.settings import phase_settings
 from hskstore.stage_two.student import load_student, match_layers
 from hskstore.stage_two.trainer import sum_terms
 from hskstore.store import Store, open_store
@@ -45,8 +46,8 @@ def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
     torch.manual_seed(0)
     learner = Learner(model, layers=layers, own=model.config.hidden_size, width=store.plan.hidden_size).eval()
     method = Mud()
-    overrides = Overrides(epochs=[50], batch_size=[16], max_steps=STEPS)
-    settings = phase_settings(method, get_task("sst2").recipe, source, overrides)
+    recipe = Recipe(method=method, epochs=(50,), batch_size=(16,), max_steps=STEPS)
+    settings = phase_settings(recipe, get_task("sst2").defaults, source)
     found: list[float] = []
     for run in settings:
         run = replace(run, steps=STEPS // 2)

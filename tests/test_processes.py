@@ -28,8 +28,9 @@ from hskstore.stage_two.distill import distill
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
 from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import HiddenRows, TrainingRows
-from hskstore.stage_two.settings import Overrides, PhaseSettings
+from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.watch import unwatched
 from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
@@ -70,8 +71,8 @@ def place(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
 
 
 def distill_a_little(store: str, student: str, out: str, watch: Any = unwatched) -> Distilled:
-    overrides = Overrides(max_steps=16, batch_size=[15], lr=[1e-3])
-    return distill(store, student=student, method=Mud(), out=out, overrides=overrides, precision="fp32", watch=watch)
+    recipe = Recipe(student, Mud(), max_steps=16, batch_size=(15,), lr=(1e-3,), precision="fp32")
+    return distill(store, recipe, out=out, watch=watch)
 
 
 def launch(*program: object, of: int) -> list[str]:

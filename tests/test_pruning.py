@@ -33,8 +33,8 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.feed import Feed, InMemory
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import TrainingRows
-from hskstore.stage_two.settings import Overrides
 from hskstore.students import slice_teacher
 from hskstore.students.pruned import measure_importance, prune_teacher
 from hskstore.students.slices import take_layers
@@ -485,7 +485,7 @@ def test_a_pruned_teacher_is_extracted_sliced_and_taught(data: Path, tmp_path: P
     for mine, theirs in ((0, 2), (1, 0)):
         assert equal(student.bert.encoder.layer[mine].state_dict(), teacher.bert.encoder.layer[theirs].state_dict())
     assert equal(student.bert.embeddings.state_dict(), teacher.bert.embeddings.state_dict())
-    taught = distill(made.root, student=sliced.folder, method=Mud(), out=tmp_path / "run", overrides=Overrides(max_steps=6))
+    taught = distill(made.root, Recipe(sliced.folder, Mud(), max_steps=6), out=tmp_path / "run")
     after, _ = load_classifier(taught.folder)
     assert after.config.heads_per_layer == [2, 1]
     for name, before in student.state_dict().items():

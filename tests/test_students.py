@@ -19,7 +19,7 @@ from hskstore.models.load import load_classifier
 from hskstore.models.pruning import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.students import PRESETS, Shape, new_student, parse_layers, prune_teacher, slice_teacher
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
 from tests.conftest import SHARED, WORDS, hsk, make_bert, make_tokenizer, save_folder, write_tsv
@@ -369,7 +369,7 @@ def test_a_published_tinybert_is_loaded_and_taught_by_a_real_teacher(tmp_path: P
     (made,) = extract(
         teacher, str(tmp_path / "data"), out=tmp_path, keeps=[Keep(1, 9, 0.1)], strategies=[Strategy(4)], task="sst2"
     )
-    found = distill(made.root, student=str(folder), method=Mud(), out=tmp_path / "run", overrides=Overrides(max_steps=2))
+    found = distill(made.root, Recipe(str(folder), Mud(), max_steps=2), out=tmp_path / "run")
     assert [phase.steps for phase in found.phases] == [1, 1] and found.scores["validation"].rows == 16
     taught = load_file(tmp_path / "run" / "model.safetensors")
     assert not [name for name in taught if name.startswith(("fit_dense", "cls."))]

@@ -1,4 +1,4 @@
-"""Tasks keep GLUE's names and the paper's recipes; metrics have their textbook values."""
+"""Tasks keep GLUE's names and the paper's hyperparameters; metrics have their textbook values."""
 
 import json
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from hskstore.errors import OptionError, StoreError
-from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, PhaseRecipe, Task, compute_metrics, get_task
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, TASKS, PhaseDefaults, Task, compute_metrics, get_task
 
 
 def custom(kind="classes", labels=("a", "b", "c"), metrics=("accuracy", "f1")) -> Task:
-    return Task("custom", kind, ("text",), "label", labels, metrics, DEFAULT_MAX_LENGTH, DEFAULT_RECIPE)
+    return Task("custom", kind, ("text",), "label", labels, metrics, DEFAULT_MAX_LENGTH, DEFAULTS)
 
 
 def one_hot(classes: list[int], width: int) -> np.ndarray:
@@ -32,18 +32,18 @@ def test_an_unknown_task_lists_the_known_ones_and_the_way_round():
 @pytest.mark.parametrize(
     ("name", "hidden", "prediction", "max_length"),
     [
-        ("cola", PhaseRecipe(5e-5, 32, 30), PhaseRecipe(2e-5, 32, 5), 64),
-        ("sst2", PhaseRecipe(5e-5, 32, 10), PhaseRecipe(2e-5, 32, 5), 64),
-        ("qnli", PhaseRecipe(5e-5, 64, 5), PhaseRecipe(2e-5, 64, 5), 128),
-        ("mnli", PhaseRecipe(5e-5, 64, 5), PhaseRecipe(5e-5, 64, 5), 128),
-        ("mrpc", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
-        ("rte", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
-        ("stsb", PhaseRecipe(5e-5, 32, 20), PhaseRecipe(2e-5, 32, 5), 128),
+        ("cola", PhaseDefaults(5e-5, 32, 30), PhaseDefaults(2e-5, 32, 5), 64),
+        ("sst2", PhaseDefaults(5e-5, 32, 10), PhaseDefaults(2e-5, 32, 5), 64),
+        ("qnli", PhaseDefaults(5e-5, 64, 5), PhaseDefaults(2e-5, 64, 5), 128),
+        ("mnli", PhaseDefaults(5e-5, 64, 5), PhaseDefaults(5e-5, 64, 5), 128),
+        ("mrpc", PhaseDefaults(5e-5, 32, 20), PhaseDefaults(2e-5, 32, 5), 128),
+        ("rte", PhaseDefaults(5e-5, 32, 20), PhaseDefaults(2e-5, 32, 5), 128),
+        ("stsb", PhaseDefaults(5e-5, 32, 20), PhaseDefaults(2e-5, 32, 5), 128),
     ],
 )
-def test_recipes_are_those_of_table_4(name, hidden, prediction, max_length):
+def test_hyperparameters_are_those_of_table_4(name, hidden, prediction, max_length):
     task = TASKS[name]
-    assert (task.recipe.hidden, task.recipe.prediction, task.max_length) == (hidden, prediction, max_length)
+    assert (task.defaults.hidden, task.defaults.prediction, task.max_length) == (hidden, prediction, max_length)
 
 
 def test_every_task_stands_under_its_own_name():

@@ -3,18 +3,34 @@
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
 
-from hskstore.cli import models, stores
+from hskstore.cli import stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
 from hskstore.version import __version__
 
+
+class Hsk(typer.core.TyperGroup):
+    """The commands; that of `distill` as it is listed gives way to the one with its flags when it is asked for itself."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name == training.distill.__name__:
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            alone.command(name)(training.distill_with_flags())
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
+
 app = typer.Typer(
     name="hsk",
+    cls=Hsk,
     help="Offline hidden-state distillation: run the teacher once, train any student from what was kept.",
     no_args_is_help=True,
     add_completion=False,
@@ -26,7 +42,7 @@ student_app = typer.Typer(
 )
 app.add_typer(student_app, name="student")
 
-app.command()(models.finetune)
+app.command()(training.finetune)
 app.command()(plan)
 app.command()(stores.extract)
 app.command()(stores.show)
@@ -34,13 +50,13 @@ app.command()(stores.verify)
 app.command()(stores.derive)
 app.command()(stores.push)
 app.command()(stores.pull)
-student_app.command("new")(models.student_new)
-student_app.command("slice")(models.student_slice)
-student_app.command("prune")(models.student_prune)
-student_app.command("show")(models.student_show)
-student_app.command("export")(models.student_export)
-app.command()(models.distill)
-app.command("eval")(models.evaluate)
+student_app.command("new")(students.student_new)
+student_app.command("slice")(students.student_slice)
+student_app.command("prune")(students.student_prune)
+student_app.command("show")(students.student_show)
+student_app.command("export")(students.student_export)
+app.command()(training.distill)
+app.command("eval")(training.evaluate)
 
 UNWRITABLE = (
     errno.ENOSPC,

@@ -1,45 +1,25 @@
 """hsk plan: what an extraction will cost, and what a number of bytes can buy."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hskstore import config
-from hskstore.cli.options import (
-    KEEP,
-    BatchTokensOpt,
-    DataArg,
-    DeviceOpt,
-    JsonOpt,
-    KeepOffsetsOpt,
-    LabelOpt,
-    LayerMapOpt,
-    MaskOpt,
-    MaxLengthOpt,
-    PassSeedOpt,
-    PrecisionOpt,
-    RankLayerOpt,
-    RankOpt,
-    ScoreOpt,
-    StudentLayersOpt,
-    TaskOpt,
-    TeacherArg,
-    TextOpt,
-    TopLayerOpt,
-    ValidationOpt,
-    ValuesOpt,
-    quiet_libraries,
-)
+from hskstore.cli.flags import flags_of, with_flags
+from hskstore.cli.options import KEEP, DataArg, DeviceOpt, JsonOpt, StudentLayersOpt, TeacherArg, quiet_libraries
 from hskstore.errors import OptionError
 
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
+@with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def plan(
     teacher: TeacherArg,
     data: DataArg,
     student_layers: StudentLayersOpt,
+    strategy: dict[str, Any],
+    options: config.PassOptions,
     keep: Annotated[list[str] | None, KEEP] = None,
     budget: Annotated[
         str | None, typer.Option(help="In place of --keep: what fits into so many bytes (500MB, 2GiB) of a store.")
@@ -47,22 +27,6 @@ def plan(
     rate: Annotated[
         float | None, typer.Option(help="Rows a second. Default: a trial of up to 20 seconds on this device.")
     ] = None,
-    task: TaskOpt = None,
-    text: TextOpt = None,
-    label: LabelOpt = None,
-    validation: ValidationOpt = None,
-    top_layer: TopLayerOpt = None,
-    layer_map: LayerMapOpt = "round",
-    rank: RankOpt = "attention",
-    rank_layer: RankLayerOpt = "aligned",
-    score: ScoreOpt = "probability",
-    mask: MaskOpt = "magnitude",
-    values: ValuesOpt = "f16",
-    max_length: MaxLengthOpt = None,
-    batch_tokens: BatchTokensOpt = config.DEFAULT_BATCH_TOKENS,
-    precision: PrecisionOpt = "fp32",
-    seed: PassSeedOpt = 0,
-    keep_offsets: KeepOffsetsOpt = False,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -73,28 +37,14 @@ def plan(
         raise OptionError("give --keep (what will it cost?) or --budget (what fits?), one of the two")
     keeps = [config.Keep.parse(each) for each in keep or ()]
     most = None if budget is None else _bytes(budget)
-    strategies = [
-        config.Strategy(layers, top_layer, layer_map, rank, rank_layer, score, mask, values) for layers in student_layers
-    ]
+    strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
     if most is not None and len(strategies) > 1:
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
     quiet_libraries()
     from hskstore.stage_one.budget import within_budget
     from hskstore.stage_one.calibration import CALIBRATION_SECONDS
     from hskstore.stage_one.forecast import forecast
-    from hskstore.stage_one.planning import PassOptions
 
-    options = PassOptions(
-        task=task,
-        text=text or (),
-        label=label,
-        validation=validation,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        precision=precision,
-        seed=seed,
-        keep_offsets=keep_offsets,
-    )
     if rate is None:
         console.err.print(f"the teacher is tried for up to {CALIBRATION_SECONDS:g} seconds")
     if most is None:

@@ -5,58 +5,30 @@ from typing import Annotated, Any
 import typer
 
 from hskstore import config
+from hskstore.cli.flags import flags_of, with_flags
 from hskstore.cli.options import (
     KEEP,
-    BatchTokensOpt,
     DataArg,
     DeviceOpt,
     JsonOpt,
-    KeepOffsetsOpt,
-    LabelOpt,
-    LayerMapOpt,
-    MaskOpt,
-    MaxLengthOpt,
-    PassSeedOpt,
-    PrecisionOpt,
-    RankLayerOpt,
-    RankOpt,
-    ScoreOpt,
     StoreArg,
     StudentLayersOpt,
-    TaskOpt,
     TeacherArg,
-    TextOpt,
-    TopLayerOpt,
-    ValidationOpt,
-    ValuesOpt,
     quiet_libraries,
     resumable,
 )
 from hskstore.errors import OptionError
 
 
+@with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def extract(
     teacher: TeacherArg,
     data: DataArg,
     keep: Annotated[list[str], KEEP],
     student_layers: StudentLayersOpt,
     out: Annotated[str, typer.Option(help="Folder (or s3://, gs://, az:// URL) that will hold the stores.")],
-    task: TaskOpt = None,
-    text: TextOpt = None,
-    label: LabelOpt = None,
-    validation: ValidationOpt = None,
-    top_layer: TopLayerOpt = None,
-    layer_map: LayerMapOpt = "round",
-    rank: RankOpt = "attention",
-    rank_layer: RankLayerOpt = "aligned",
-    score: ScoreOpt = "probability",
-    mask: MaskOpt = "magnitude",
-    values: ValuesOpt = "f16",
-    max_length: MaxLengthOpt = None,
-    batch_tokens: BatchTokensOpt = config.DEFAULT_BATCH_TOKENS,
-    precision: PrecisionOpt = "fp32",
-    seed: PassSeedOpt = 0,
-    keep_offsets: KeepOffsetsOpt = False,
+    strategy: dict[str, Any],
+    options: config.PassOptions,
     engine: Annotated[
         config.Engine,
         typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
@@ -74,9 +46,7 @@ def extract(
     from hskstore.cli import console, progress
 
     keeps = [config.Keep.parse(each) for each in keep]
-    strategies = [
-        config.Strategy(layers, top_layer, layer_map, rank, rank_layer, score, mask, values) for layers in student_layers
-    ]
+    strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
     quiet_libraries()
     from hskstore.stage_one.extract import extract as run
 
@@ -91,17 +61,9 @@ def extract(
             workers=workers,
             address=address,
             device=device,
-            task=task,
-            text=text or (),
-            label=label,
-            validation=validation,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            precision=precision,
-            seed=seed,
-            keep_offsets=keep_offsets,
             on_plan=console.print_plan,
             watch=watch,
+            **options,
         )
     if as_json:
         console.print_json(result)

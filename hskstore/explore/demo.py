@@ -25,7 +25,7 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.finetune import finetune
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.watch import Watch, unwatched
 
 SEED = 2021
@@ -127,17 +127,16 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     metric = next(iter(teacher.score))
     rows = [DemoRow("(the teacher)", teacher.score[metric], teacher.standard_error[metric], "", 0, taught.seconds)]
     for number, (learns_from, (method, store)) in enumerate(ways.items()):
-        overrides = Overrides(epochs=[100], lr=[LEARNING_RATE], max_steps=STUDENT_STEPS)
-        run = distill(
-            store,
+        recipe = Recipe(
             student=str(folder / "student"),
             method=method,
-            out=folder / f"run{number}",
-            overrides=overrides,
+            epochs=(100,),
+            lr=(LEARNING_RATE,),
+            max_steps=STUDENT_STEPS,
             seed=SEED,
             precision="fp32",
-            watch=watch,
         )
+        run = distill(store, recipe, out=folder / f"run{number}", watch=watch)
         found = evaluate(run.folder, str(corpus), splits=["test"], latency=False, **columns)
         described = describe(store)
         uses_hidden = any(phase.uses_hidden for phase in method.phases)

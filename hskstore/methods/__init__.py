@@ -1,7 +1,6 @@
 """One file per method of distillation."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import get_args
 
 from hskstore.config import MethodName, check_choice
@@ -11,20 +10,26 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
 from hskstore.methods.mud import Mud
+from hskstore.options import Option, joined, options_of
 
-METHODS: dict[MethodName, type[Mud] | type[Kd] | type[Finetune]] = {"mud": Mud, "kd": Kd, "finetune": Finetune}
+METHODS: dict[MethodName, type[Mud] | type[Kd] | type[Finetune]] = {made.name: made for made in (Mud, Kd, Finetune)}
 
 
 def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
     """A method by its name with the options given. Raises OptionError for another name, or an option that the method has not."""
     check_choice("--method", name, get_args(MethodName))
     chosen = METHODS[name]
-    own = [field.name for field in fields(chosen)]
+    own = options_of(chosen)
     for option in options:
         if option not in own:
-            flags = ", ".join("--" + field.replace("_", "-") for field in own) or "none"
+            flags = ", ".join(each.flag for each in own.values()) or "none"
             raise OptionError(f"--{option.replace('_', '-')} is no option of the method {name}; its own are: {flags}")
     return chosen(**options)  # type: ignore[arg-type]
 
 
-__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "Term", "make_method"]
+def method_options() -> dict[str, Option]:
+    """Every option that some method has, by name."""
+    return joined(METHODS)
+
+
+__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "Term", "make_method", "method_options"]

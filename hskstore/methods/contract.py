@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
+from hskstore.config import MethodName
 from hskstore.losses import Term
 from hskstore.methods.batch import Batch, StudentOutput
-from hskstore.text.tasks import PhaseRecipe, Recipe
+from hskstore.text.tasks import PhaseDefaults, TaskDefaults
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Phase:
     predicts: bool
     uses_hidden: bool
 
-    def numbers(self, recipe: Recipe) -> PhaseRecipe:
+    def numbers(self, defaults: TaskDefaults) -> PhaseDefaults:
         """The paper's hyperparameters for this phase (Table 4)."""
-        return recipe.prediction if self.predicts else recipe.hidden
+        return defaults.prediction if self.predicts else defaults.hidden
 
 
 class Method(Protocol):
-    """A frozen dataclass; its fields are the method's options."""
+    """A frozen dataclass; its fields are the method's options, each with a Doc: flags and recipes are made from them."""
+
+    name: ClassVar[MethodName]
 
     @property
     def requires(self) -> tuple[str, ...]:

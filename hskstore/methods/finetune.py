@@ -1,7 +1,9 @@
 """Gold labels alone: how a teacher is made, and the baseline that every distillation must beat."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from hskstore.config import MethodName
 from hskstore.losses import Term, hard_cross_entropy, score_mse
 from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
@@ -10,6 +12,8 @@ from hskstore.methods.contract import Phase
 @dataclass(frozen=True)
 class Finetune:
     """Cross-entropy of classes, or squared difference of a score, against the gold label."""
+
+    name: ClassVar[MethodName] = "finetune"
 
     @property
     def requires(self) -> tuple[str, ...]:

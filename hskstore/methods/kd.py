@@ -1,8 +1,11 @@
 """Conventional distillation (Hinton et al., 2015): the teacher's predictions, mixed with the gold labels if wanted."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from hskstore.config import check_positive, check_share
+from annotated_doc import Doc
+
+from hskstore.config import MethodName, check_positive, check_share
 from hskstore.losses import Term, score_mse, soft_cross_entropy
 from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
@@ -16,8 +19,9 @@ class Kd:
     With the defaults it is the second phase of `Mud` alone: the paper's "prediction distillation".
     """
 
-    temperature: float = 1.0
-    alpha: float = 0.0
+    name: ClassVar[MethodName] = "kd"
+    temperature: Annotated[float, Doc("Of the soft labels.")] = 1.0
+    alpha: Annotated[float, Doc("Weight of the gold label beside the logits.")] = 0.0
 
     def __post_init__(self) -> None:
         check_positive("--temperature", self.temperature)

@@ -1,9 +1,11 @@
 """Marginal Utility Diminishes (Liu et al., ACL 2021): the kept hidden states first, then the teacher's predictions."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated, ClassVar, get_args
 
-from hskstore.config import RegressionTarget, Targets, check_choice, check_positive
+from annotated_doc import Doc
+
+from hskstore.config import MethodName, RegressionTarget, Targets, check_choice, check_positive
 from hskstore.losses import Term, kept_hidden_mse
 from hskstore.methods.batch import Batch, StudentOutput
 from hskstore.methods.contract import Phase
@@ -18,9 +20,10 @@ class Mud:
     `regression_target`: a score is learnt from the teacher's score (the paper) or the gold one (its code).
     """
 
-    targets: Targets = "zero"
-    regression_target: RegressionTarget = "teacher"
-    temperature: float = 1.0
+    name: ClassVar[MethodName] = "mud"
+    targets: Annotated[Targets, Doc("Learn masked-out units as zero, or ignore them.")] = "zero"
+    regression_target: Annotated[RegressionTarget, Doc("Whose score to learn.")] = "teacher"
+    temperature: Annotated[float, Doc("Of the soft labels.")] = 1.0
 
     def __post_init__(self) -> None:
         check_choice("--targets", self.targets, get_args(Targets))

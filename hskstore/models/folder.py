@@ -15,6 +15,7 @@ from hskstore.models import pruned_bert as pruned_bert  # registered with the Au
 from hskstore.text.tokenizers import Tokenizer, tokenizer_files
 
 RESULT = "metrics.json"
+RECIPE = "recipe.toml"
 WEIGHTS = "model.safetensors"
 ONNX_FILE = "model.onnx"
 WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".bin")
@@ -44,11 +45,17 @@ def new_model(out: Path) -> Iterator[Path]:
 
 
 def save_model(
-    model: Any, tokenizer: Tokenizer, out: Path, *, card: str | None = None, result: Mapping[str, Any] | None = None
+    model: Any,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    card: str | None = None,
+    result: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> None:
     """Write a model folder beside what is there; files appear only once all of them are written.
 
-    `card` becomes README.md, `result` metrics.json. Raises HskError where the disk refuses.
+    `card` becomes README.md, `result` metrics.json, `recipe` recipe.toml. Raises HskError where the disk refuses.
     """
     try:
         with new_model(out) as folder:
@@ -62,6 +69,8 @@ def save_model(
                 (folder / "README.md").write_text(card)
             if result is not None:
                 (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+            if recipe is not None:
+                (folder / RECIPE).write_text(recipe, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or error
         raise HskError(f"{out} could not be written ({cause}): make room, or choose another --out") from None

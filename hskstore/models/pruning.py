@@ -7,7 +7,7 @@ factorised by a truncated singular value decomposition.
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,8 @@ class Widths(NamedTuple):
 class PruneTo:
     """How wide a BERT shall be; None: as wide as it is."""
 
+    EXPECTED: ClassVar[str] = "HEADS,FFN,RANK (each a count, or all), such as 2,768,128"
+
     heads: int | None = None
     ffn: int | None = None
     embedding_rank: int | None = None
@@ -47,8 +49,11 @@ class PruneTo:
         """Read "2,768,128" or "2,768,all", as an option was given. Raises OptionError."""
         parts = [part.strip() for part in text.split(",")]
         if len(parts) != 3 or not all(part == "all" or (part.isdecimal() and len(part) < 10) for part in parts):
-            raise OptionError(f"{option} {text}: expected HEADS,FFN,RANK (each a count, or all), such as 2,768,128")
+            raise OptionError(f"{option} {text}: expected {cls.EXPECTED}")
         return cls(*(None if part == "all" else int(part) for part in parts))
+
+    def __str__(self) -> str:
+        return ",".join("all" if wish is None else str(wish) for wish in astuple(self))
 
     def within(self, now: Widths, name: str) -> Widths:
         """The widths to reach from those of `name` now. Raises OptionError for none, or more than there is."""

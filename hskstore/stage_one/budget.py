@@ -9,10 +9,10 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from hskstore.config import Keep, Strategy, check_positive, units_of_hsk
+from hskstore.config import Keep, PassOptions, Strategy, check_positive, units_of_hsk
 from hskstore.errors import OptionError
 from hskstore.stage_one.calibration import CALIBRATION_SECONDS, SAMPLE_BYTES, calibrate, device_of_trial, samples_of
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare
+from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import (
     N_KEPT_BYTES,
     SampledRows,

@@ -12,12 +12,12 @@ from typing import Unpack, get_args
 
 import torch
 
-from hskstore.config import Engine, Keep, Strategy, check_choice, check_count
+from hskstore.config import Engine, Keep, PassOptions, Strategy, check_choice, check_count
 from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, run_ray, static_jobs, static_rank
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare
+from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import most_bytes
 from hskstore.stage_one.teacher_pass import probe
 from hskstore.stage_one.worker import UnitWorker, recruit

@@ -14,7 +14,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 import torch
 
-from hskstore.config import Keep, Strategy, units_of_hsk
+from hskstore.config import Keep, PassOptions, Strategy, units_of_hsk
 from hskstore.stage_one.calibration import (
     CALIBRATION_SECONDS,
     SAMPLE_BYTES,
@@ -27,7 +27,7 @@ from hskstore.stage_one.calibration import (
     samples_of,
 )
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, make_jobs
-from hskstore.stage_one.planning import PassOptions, Prepared, prepare
+from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import (
     ArraySize,
     SampledRows,

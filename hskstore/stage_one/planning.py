@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -43,21 +43,6 @@ class Prepared:
     rows: Mapping[str, Rows]
     rows_by_admitted: Int[np.ndarray, " count"]
     plans: Mapping[str, Plan]
-
-
-class PassOptions(TypedDict, total=False):
-    """What decides a store besides teacher, data and configuration; by these names options of `hsk extract` as well."""
-
-    task: str | None
-    text: Sequence[str]
-    label: str | None
-    validation: str | None
-    max_length: int | None
-    batch_tokens: int
-    precision: Precision
-    seed: int
-    keep_offsets: bool
-    """Keep the text too, and each token's place in it, for students of another tokenizer."""
 
 
 def prepare(

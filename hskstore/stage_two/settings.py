@@ -1,42 +1,16 @@
-"""A run's numbers: each phase's from the task's recipe, and the user's where given."""
+"""A run's numbers: each phase's from the recipe, and the task's where it has none."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from hskstore.config import DEFAULT_WARMUP, check_count, check_positive, check_share
+from hskstore.config import DEFAULT_WARMUP
 from hskstore.errors import OptionError
-from hskstore.methods import Method, Phase
+from hskstore.methods import Phase
 from hskstore.stage_two.feed import Supply, steps_per_epoch
-from hskstore.text.tasks import Recipe
+from hskstore.stage_two.recipe import Recipe
+from hskstore.text.tasks import TaskDefaults
 
-
-@dataclass(frozen=True)
-class Overrides:
-    """What a user sets apart from the task's recipe, one value per phase or one for all; None: the recipe's.
-
-    `max_steps` and `max_minutes` are of the whole run, shared among the phases in proportion to their steps; a decaying rate
-    decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends.
-    """
-
-    epochs: Sequence[int] | None = None
-    lr: Sequence[float] | None = None
-    batch_size: Sequence[int] | None = None
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    patience: int | None = None
-    warmup: float = DEFAULT_WARMUP
-
-    def __post_init__(self) -> None:
-        for option, counts in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
-            for count in () if counts is None else counts:
-                check_count(option, count)
-        for rate in () if self.lr is None else self.lr:
-            check_positive("--lr", rate)
-        check_count("--max-steps", self.max_steps)
-        check_positive("--max-minutes", self.max_minutes)
-        check_count("--patience", self.patience)
-        check_share("--warmup", self.warmup)
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -70,22 +44,32 @@ class PhaseSettings:
         return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
 
 
-def phase_settings(method: Method, recipe: Recipe, supply: Supply, overrides: Overrides) -> list[PhaseSettings]:
-    """Each phase's numbers: the recipe's, the user's where given."""
-    phases = method.phases
-    epochs = _per_phase("--epochs", overrides.epochs, [phase.numbers(recipe).epochs for phase in phases])
-    rates = _per_phase("--lr", overrides.lr, [phase.numbers(recipe).lr for phase in phases])
-    sizes = _per_phase("--batch-size", overrides.batch_size, [phase.numbers(recipe).batch_size for phase in phases])
-    steps = [steps_per_epoch(supply, size) * count for size, count in zip(sizes, epochs, strict=True)]
-    if overrides.max_steps is not None and sum(steps) > overrides.max_steps:
-        if overrides.max_steps < len(steps):
-            raise OptionError(f"--max-steps {overrides.max_steps}: the method has {len(steps)} phases, of at least a step each")
-        steps = _share_steps(overrides.max_steps, steps)
-    minutes = overrides.max_minutes
+def for_task(recipe: Recipe, defaults: TaskDefaults) -> Recipe:
+    """The recipe with a number for each phase: the task's where it has none. Raises OptionError for too many or few."""
+    phases = recipe.method.phases
+    numbers = [phase.numbers(defaults) for phase in phases]
+    return replace(
+        recipe,
+        epochs=_per_phase("--epochs", recipe.epochs, tuple(each.epochs for each in numbers)),
+        lr=_per_phase("--lr", recipe.lr, tuple(each.lr for each in numbers)),
+        batch_size=_per_phase("--batch-size", recipe.batch_size, tuple(each.batch_size for each in numbers)),
+    )
+
+
+def phase_settings(recipe: Recipe, defaults: TaskDefaults, supply: Supply) -> list[PhaseSettings]:
+    """Each phase's numbers: the recipe's, the task's where it has none. Raises OptionError."""
+    recipe = for_task(recipe, defaults)
+    assert recipe.epochs is not None and recipe.lr is not None and recipe.batch_size is not None
+    steps = [steps_per_epoch(supply, size) * count for size, count in zip(recipe.batch_size, recipe.epochs, strict=True)]
+    if recipe.max_steps is not None and sum(steps) > recipe.max_steps:
+        if recipe.max_steps < len(steps):
+            raise OptionError(f"--max-steps {recipe.max_steps}: the method has {len(steps)} phases, of at least a step each")
+        steps = _share_steps(recipe.max_steps, steps)
+    minutes = recipe.max_minutes
     seconds = [None if minutes is None else 60 * minutes * count / sum(steps) for count in steps]
     return [
-        PhaseSettings(phase, lr, size, count, overrides.warmup, limit, overrides.patience)
-        for phase, lr, size, count, limit in zip(phases, rates, sizes, steps, seconds, strict=True)
+        PhaseSettings(phase, lr, size, count, recipe.warmup, limit, recipe.patience)
+        for phase, lr, size, count, limit in zip(recipe.method.phases, recipe.lr, recipe.batch_size, steps, seconds, strict=True)
     ]
 
 
@@ -98,10 +82,10 @@ def _share_steps(most: int, steps: list[int]) -> list[int]:
     return shared
 
 
-def _per_phase(option: str, given: Sequence[Any] | None, recipe: list[Any]) -> list[Any]:
+def _per_phase(option: str, given: tuple[Number, ...] | None, defaults: tuple[Number, ...]) -> tuple[Number, ...]:
     if given is None:
-        return recipe
-    values = list(given) * len(recipe) if len(given) == 1 else list(given)
-    if len(values) != len(recipe):
-        raise OptionError(f"{option}: {len(values)} values for {len(recipe)} phases; give one for all, or one for each")
+        return defaults
+    values = given * len(defaults) if len(given) == 1 else given
+    if len(values) != len(defaults):
+        raise OptionError(f"{option}: {len(values)} values for {len(defaults)} phases; give one for all, or one for each")
     return values

@@ -1,6 +1,8 @@
-"""The student of a run: loaded, matched with the layers that the store has, and refused where it does not fit."""
+"""The student of a run: loaded, matched with the rows and layers that the store has, and refused where it does not fit."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from hskstore.layers import layer_pairs
 from hskstore.methods import Method
 from hskstore.models.folder import WEIGHTS
 from hskstore.models.load import load_classifier
-from hskstore.models.run import check_length
-from hskstore.stage_two.rows import TrainingRows
+from hskstore.models.run import ModelShape, check_length, shape_of
+from hskstore.stage_two.feed import Supply, first_rows
+from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_store, telling_rows
 from hskstore.store import Plan, Store
 from hskstore.text.tokenizers import load_tokenizer
 
@@ -24,11 +27,62 @@ PUBLISHED_PROJECTION = "fit_dense"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
 
 
-def check_rows(model: Any, name: str, longest: int) -> None:
+@dataclass(frozen=True)
+class Student:
+    """A student that fits its store, before it is trained, and the store's dev rows as it reads them.
+
+    `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
+    takes it. `layers` are the student layers whose hidden states are learnt, lowest first, from the stored layers `places`;
+    none: no hidden states are. `width` is that of its hidden states, None where it gives none.
+    """
+
+    model: Any
+    name: str
+    tokenizer: Any
+    reading: Mapping[str, Any]
+    dev: Mapping[str, TrainingRows]
+    layers: tuple[int, ...]
+    places: tuple[int, ...]
+    width: int | None
+
+    def check_train(self, store: Store, supply: Supply) -> None:
+        """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
+        if self.reading:
+            _tell_alignment(first_rows(supply), self.name)
+        else:
+            _check_rows(self.model, self.name, store.plan.splits["train"].longest)
+
+
+def fit_student(student: str | nn.Module, store: Store, method: Method, *, tokenizer: str | None, seed: int) -> Student:
+    """Load a student, read the dev rows, and see that it fits the store. The seed decides a new head's weights.
+
+    Raises StoreError where the store lacks what the method reads, ModelError where the student does not fit.
+    """
+    check_requirements(store, method)
+    plan, hidden = store.plan, any(phase.uses_hidden for phase in method.phases)
+    model, own = load_student(student, store, tokenizer=tokenizer, seed=seed)
+    name = student if isinstance(student, str) else type(student).__name__
+    reading = reading_options(model, own, store)
+    dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
+    _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
+    shape = shape_of(model, *telling_rows(dev["validation"]), hidden=hidden)
+    if shape.outputs != len(plan.teacher["labels"]):
+        raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
+    layers, places = _layers_to_learn(plan, shape, name) if hidden else ((), ())
+    return Student(model, name, own, reading, dev, layers, places, shape.width)
+
+
+def _layers_to_learn(plan: Plan, shape: ModelShape, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if shape.layers is None:
+        raise ModelError(f"{name} gives no hidden states, which the method learns: return (logits, hidden_states), or choose kd")
+    return match_layers(plan, shape.layers)
+
+
+def _check_rows(model: Any, name: str, longest: int) -> None:
     check_length(model, name, longest, advice="choose a student with more, or extract again with --max-length {}")
 
 
-def tell_alignment(rows: TrainingRows, name: str) -> None:
+def _tell_alignment(rows: TrainingRows, name: str) -> None:
     """Say what another tokenizer costs."""
     said = f"{name} has another tokenizer than the teacher: it reads the kept text anew"
     if rows.hidden is not None:
@@ -46,11 +100,7 @@ def check_requirements(store: Store, method: Method) -> None:
     missing = [name for name in method.requires if not store.has(f"train/{name}")]
     if missing:
         advice = "extract with --label" if "label" in missing else "extract again with what it needs"
-        raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {method_name(method)} needs: {advice}")
-
-
-def method_name(method: Method) -> str:
-    return type(method).__name__.lower()
+        raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {method.name} needs: {advice}")
 
 
 def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | None = None, seed: int) -> tuple[Any, Any]:

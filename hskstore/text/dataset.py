@@ -23,7 +23,7 @@ from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.files import Table, listed, read_file
 from hskstore.text.sources import Part, glue_task, open_source
 from hskstore.text.spool import SLICE, ArrayFile, Column, in_slices, spool_text
-from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULT_RECIPE, TASKS, Kind, Task, get_task
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, TASKS, Kind, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
 _RAW_TEXT: dict[str, tuple[str, str]] = {"mrpc": ("#1 String", "#2 String"), "mnli": ("sentence1", "sentence2")}
@@ -225,7 +225,7 @@ def _complete(known: Task | None, table: Table, text: Sequence[str], label: str 
     """The named task, or one for the labels of `table`."""
     if known is not None:
         return replace(known, text=tuple(text) or known.text, label=label or known.label)
-    task = Task("custom", "classes", tuple(text), label, (), ("accuracy", "f1"), DEFAULT_MAX_LENGTH, DEFAULT_RECIPE)
+    task = Task("custom", "classes", tuple(text), label, (), ("accuracy", "f1"), DEFAULT_MAX_LENGTH, DEFAULTS)
     if label is None:
         return task
     names = _label_names(table, label)

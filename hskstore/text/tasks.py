@@ -1,6 +1,7 @@
-"""What a data set asks of a model: columns, label names, metrics, and the recipe the paper trained it with.
+"""What a data set asks of a model: columns, label names, metrics, and the hyperparameters the paper trained it with.
 
-The recipes are Table 4 of *Marginal Utility Diminishes* (Liu et al., 2021); columns and label names are GLUE's on the hub.
+The hyperparameters are those of Table 4 of *Marginal Utility Diminishes* (Liu et al., 2021); columns and label names are
+GLUE's on the hub.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
-class PhaseRecipe:
+class PhaseDefaults:
     """The hyperparameters of one training phase."""
 
     lr: float
@@ -31,14 +32,14 @@ class PhaseRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TaskDefaults:
     """HSK first, at a constant rate; then the teacher's predictions, at one that decays linearly to 0 (Table 4)."""
 
-    hidden: PhaseRecipe
-    prediction: PhaseRecipe
+    hidden: PhaseDefaults
+    prediction: PhaseDefaults
 
 
-DEFAULT_RECIPE = Recipe(hidden=PhaseRecipe(5e-5, 32, 10), prediction=PhaseRecipe(2e-5, 32, 5))
+DEFAULTS = TaskDefaults(hidden=PhaseDefaults(5e-5, 32, 10), prediction=PhaseDefaults(2e-5, 32, 5))
 DEFAULT_MAX_LENGTH = 128
 
 
@@ -57,7 +58,7 @@ class Task:
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     max_length: int
-    recipe: Recipe
+    defaults: TaskDefaults
 
     @property
     def num_labels(self) -> int:
@@ -65,7 +66,7 @@ class Task:
         return 1 if self.kind == "score" else len(self.labels)
 
     def as_json(self) -> dict[str, object]:
-        """What a store keeps of its task; the recipe and `max_length` are the reader's."""
+        """What a store keeps of its task; the defaults and `max_length` are the reader's."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -77,7 +78,7 @@ class Task:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Task:
-        """The inverse of `as_json`; the recipe and `max_length` come from TASKS by name, else they are the defaults.
+        """The inverse of `as_json`; `defaults` and `max_length` come from TASKS by name, else they are DEFAULTS.
 
         Raises StoreError for what `as_json` never wrote.
         """
@@ -95,12 +96,12 @@ class Task:
             labels=tuple(data["labels"]),
             metrics=tuple(metric for metric in data["metrics"] if metric in METRICS),
             max_length=known.max_length if known else DEFAULT_MAX_LENGTH,
-            recipe=known.recipe if known else DEFAULT_RECIPE,
+            defaults=known.defaults if known else DEFAULTS,
         )
 
 
-_SMALL_PAIRS = Recipe(hidden=PhaseRecipe(5e-5, 32, 20), prediction=PhaseRecipe(2e-5, 32, 5))
-_MNLI = Recipe(hidden=PhaseRecipe(5e-5, 64, 5), prediction=PhaseRecipe(5e-5, 64, 5))
+_SMALL_PAIRS = TaskDefaults(hidden=PhaseDefaults(5e-5, 32, 20), prediction=PhaseDefaults(2e-5, 32, 5))
+_MNLI = TaskDefaults(hidden=PhaseDefaults(5e-5, 64, 5), prediction=PhaseDefaults(5e-5, 64, 5))
 _PAIR = ("sentence1", "sentence2")
 
 TASKS: dict[str, Task] = {
@@ -112,7 +113,7 @@ TASKS: dict[str, Task] = {
         labels=("unacceptable", "acceptable"),
         metrics=("matthews", "accuracy"),
         max_length=64,
-        recipe=Recipe(hidden=PhaseRecipe(5e-5, 32, 30), prediction=PhaseRecipe(2e-5, 32, 5)),
+        defaults=TaskDefaults(hidden=PhaseDefaults(5e-5, 32, 30), prediction=PhaseDefaults(2e-5, 32, 5)),
     ),
     "sst2": Task(
         name="sst2",
@@ -122,7 +123,7 @@ TASKS: dict[str, Task] = {
         labels=("negative", "positive"),
         metrics=("accuracy",),
         max_length=64,
-        recipe=Recipe(hidden=PhaseRecipe(5e-5, 32, 10), prediction=PhaseRecipe(2e-5, 32, 5)),
+        defaults=TaskDefaults(hidden=PhaseDefaults(5e-5, 32, 10), prediction=PhaseDefaults(2e-5, 32, 5)),
     ),
     "mrpc": Task(
         name="mrpc",
@@ -132,7 +133,7 @@ TASKS: dict[str, Task] = {
         labels=("not_equivalent", "equivalent"),
         metrics=("accuracy", "f1"),
         max_length=128,
-        recipe=_SMALL_PAIRS,
+        defaults=_SMALL_PAIRS,
     ),
     "stsb": Task(
         name="stsb",
@@ -142,7 +143,7 @@ TASKS: dict[str, Task] = {
         labels=(),
         metrics=("spearman", "pearson"),
         max_length=128,
-        recipe=_SMALL_PAIRS,
+        defaults=_SMALL_PAIRS,
     ),
     # The paper has no QQP; its size and its kind are MNLI's.
     "qqp": Task(
@@ -153,7 +154,7 @@ TASKS: dict[str, Task] = {
         labels=("not_duplicate", "duplicate"),
         metrics=("accuracy", "f1"),
         max_length=128,
-        recipe=_MNLI,
+        defaults=_MNLI,
     ),
     "mnli": Task(
         name="mnli",
@@ -163,7 +164,7 @@ TASKS: dict[str, Task] = {
         labels=("entailment", "neutral", "contradiction"),
         metrics=("accuracy",),
         max_length=128,
-        recipe=_MNLI,
+        defaults=_MNLI,
     ),
     "qnli": Task(
         name="qnli",
@@ -173,7 +174,7 @@ TASKS: dict[str, Task] = {
         labels=("entailment", "not_entailment"),
         metrics=("accuracy",),
         max_length=128,
-        recipe=Recipe(hidden=PhaseRecipe(5e-5, 64, 5), prediction=PhaseRecipe(2e-5, 64, 5)),
+        defaults=TaskDefaults(hidden=PhaseDefaults(5e-5, 64, 5), prediction=PhaseDefaults(2e-5, 64, 5)),
     ),
     "rte": Task(
         name="rte",
@@ -183,7 +184,7 @@ TASKS: dict[str, Task] = {
         labels=("entailment", "not_entailment"),
         metrics=("accuracy",),
         max_length=128,
-        recipe=_SMALL_PAIRS,
+        defaults=_SMALL_PAIRS,
     ),
     # The paper has no WNLI; it is RTE's kind of small set.
     "wnli": Task(
@@ -194,7 +195,7 @@ TASKS: dict[str, Task] = {
         labels=("not_entailment", "entailment"),
         metrics=("accuracy",),
         max_length=128,
-        recipe=_SMALL_PAIRS,
+        defaults=_SMALL_PAIRS,
     ),
 }
 

@@ -18,7 +18,7 @@ from hskstore.config import Keep
 from hskstore.errors import HskError, StoreError
 from hskstore.methods import Mud
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.settings import Overrides
+from hskstore.stage_two.recipe import Recipe
 from hskstore.store.commit import all_receipts, faults
 from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive
@@ -147,7 +147,7 @@ def derived(source: str, out: Path) -> str:
 
 
 def distilled(source: str, student: str, out: Path) -> bytes:
-    distill(source, student=student, method=Mud(), out=out, overrides=Overrides(epochs=[1]), device="cpu")
+    distill(source, Recipe(student, Mud(), epochs=(1,)), out=out, device="cpu")
     return (out / "model.safetensors").read_bytes()
 
 

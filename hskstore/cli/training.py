@@ -1,0 +1,129 @@
+"""hsk finetune, distill, eval: how teachers and students are trained and scored."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hskstore import config
+from hskstore.cli.flags import Command, flags_of, with_flags
+from hskstore.cli.options import DataArg, DeviceOpt, JsonOpt, first_process, prepare_torch, quiet_libraries, resumable
+from hskstore.errors import OptionError
+
+
+@with_flags(options=flags_of(config.FinetuneOptions))
+def finetune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A pretrained encoder: folder or hub name.")],
+    data: DataArg,
+    out: Annotated[Path, typer.Option(help="Folder for the fine-tuned model.")],
+    options: config.FinetuneOptions,
+    device: DeviceOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make a teacher: fine-tune MODEL on DATA's gold labels; the best epoch by the dev score is saved."""
+    from hskstore.cli import console, progress
+
+    quiet_libraries()
+    from hskstore.stage_two.finetune import finetune as run
+
+    with resumable(), progress.bars(shown=first_process()) as watch:
+        result = run(model, data, out=out, device=device, watch=watch, **options)
+    if not first_process():
+        return
+    if as_json:
+        console.print_json(result)
+        return
+    console.print_scores(result.scores)
+    console.out.print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps in {result.seconds:.0f} s")
+
+
+def distill() -> None:
+    """Train a student from STORE alone; the teacher is not needed. Stopped, the same command goes on."""
+
+
+def distill_with_flags() -> Command:
+    """`distill` itself: its flags are those of the methods, which import torch, so it is made when it is asked for."""
+    prepare_torch()
+    from hskstore.stage_two.recipe import Recipe, read_recipe, recipe_options, write_recipe
+
+    @with_flags(given=recipe_options())
+    def command(
+        store: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="STORE",
+                help="A sealed store's folder or URL. Needed, as are --out and --student, but for --write-recipe.",
+            ),
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Folder for the trained student, its log, metrics.json and recipe.toml.")
+        ] = None,
+        recipe: Annotated[
+            Path | None, typer.Option(help='A TOML file with options by their names: epochs = "10,5". Those given here win.')
+        ] = None,
+        write_to: Annotated[
+            Path | None,
+            typer.Option(
+                "--write-recipe",
+                help="Write the recipe of these options to this new file, and stop: nothing is read, nothing trained.",
+            ),
+        ] = None,
+        given: Any = None,
+        device: DeviceOpt = None,
+        as_json: JsonOpt = False,
+    ) -> None:
+        chosen = Recipe.of((read_recipe(recipe) if recipe is not None else {}) | given)
+        if write_to is not None:
+            write_recipe(write_to, chosen)
+        elif store is None or out is None:
+            raise OptionError("distill needs a STORE and --out; only --write-recipe does without")
+        else:
+            _train(store, chosen, out, device, as_json)
+
+    command.__name__, command.__doc__ = distill.__name__, distill.__doc__
+    return command
+
+
+def _train(store: str, recipe: Any, out: Path, device: str | None, as_json: bool) -> None:
+    from hskstore.cli import console, progress
+
+    quiet_libraries()
+    from hskstore.stage_two.distill import distill as run
+
+    with resumable(), progress.bars(shown=first_process()) as watch:
+        result = run(store, recipe, out=out, device=device, command=shlex.join(["hsk", *sys.argv[1:]]), watch=watch)
+    if not first_process():
+        return
+    if as_json:
+        console.print_json(result)
+    else:
+        console.print_distilled(result)
+
+
+@with_flags(reading=flags_of(config.DataOptions))
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier: folder (of torch or ONNX) or hub name.")],
+    source: Annotated[str, typer.Argument(metavar="DATA|STORE", help="A data set, or a store (its validation split).")],
+    reading: config.DataOptions,
+    split: Annotated[list[str] | None, typer.Option(help="Default: validation. Several are scored together.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Score a model: its metrics with a standard error, parameters, bytes on disk, CPU latency of one example."""
+    from hskstore.cli import console, progress
+
+    quiet_libraries()
+    from hskstore.stage_two.evaluate import evaluate as run
+    from hskstore.stage_two.scores import Scored
+
+    with progress.bars() as watch:
+        result = run(model, source, splits=split or ("validation",), watch=watch, **reading)
+    if as_json:
+        console.print_json(result)
+        return
+    console.print_scores(result.by_split)
+    if split and len(split) > 1:
+        console.print_scores({"together": Scored(result.score, result.standard_error, result.rows)})
+    weights = console.size(result.bytes) if result.bytes else "weights on the hub"
+    console.out.print(f"{result.parameters:,} parameters, {weights}, {result.latency_ms:.1f} ms an example on the CPU")

@@ -1,0 +1,162 @@
+"""A run of stage two as one typed value: what decides a student besides its store; as TOML, and as the command line has it."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import tomli_w
+from annotated_doc import Doc
+
+from hskstore.config import (
+    DEFAULT_WARMUP,
+    Loader,
+    MethodName,
+    Projection,
+    TrainPrecision,
+    TrainPrecisionOption,
+    TrainSeedOption,
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+    check_share,
+)
+from hskstore.errors import OptionError
+from hskstore.methods import Method, Mud, make_method, method_options
+from hskstore.models.pruning import PruneTo
+from hskstore.options import Option, Plain, options_of, plain, refuse_unknown
+
+METHOD = Option("method", MethodName, "mud (hidden states, then logits), kd (logits) or finetune (gold labels).", Mud.name)
+"""In a file and on the command line a method is its name, and its options stand among the others."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a student besides its store. What is given per phase is one value for each, or one for all.
+
+    `student` is None where it is a module, which no file can name. What is None of `epochs`, `lr` and `batch_size` is the
+    task's. `max_steps` and `max_minutes` are of the whole run, shared among the phases in proportion to their steps; a decaying
+    rate decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends. With
+    `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first phase (None: half).
+    `projection`: of hidden states, where widths differ, one for all layers (None) or one for each.
+
+    Raises OptionError for what makes no sense.
+    """
+
+    student: Annotated[str | None, Doc("The student to train: folder or hub name.")] = None
+    method: Method = field(default_factory=Mud)
+    epochs: Annotated[
+        tuple[int, ...] | None, Doc("Per phase: 10,5. Default: the paper's for the task, SST-2's for data of your own.")
+    ] = None
+    lr: Annotated[tuple[float, ...] | None, Doc("Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None
+    batch_size: Annotated[tuple[int, ...] | None, Doc("Per phase: 32,32. Default: likewise.")] = None
+    max_steps: Annotated[int | None, Doc("At most so many steps, shared among the phases.")] = None
+    max_minutes: Annotated[
+        float | None, Doc("At most so many minutes of training, shared likewise; a decaying rate decays in them.")
+    ] = None
+    patience: Annotated[int | None, Doc("End a phase after so many epochs whose dev score is no better than the best.")] = None
+    warmup: Annotated[float, Doc("Share of a decaying phase over which the rate rises.")] = DEFAULT_WARMUP
+    projection: Annotated[Projection | None, Doc("One for all layers or one each, if widths differ (mud). Default: shared.")] = (
+        None
+    )
+    prune_to: Annotated[
+        PruneTo | None, Doc("HEADS,FFN,RANK: a BERT gets so narrow while it learns, a head at a time (ROSITA).")
+    ] = None
+    prune_share: Annotated[float | None, Doc("Share of the first phase over which it does. Default: 0.5.")] = None
+    seed: TrainSeedOption = 0
+    precision: TrainPrecisionOption = "auto"
+    loader: Annotated[
+        Loader, Doc("Rows in memory (ram) or read in pieces (blocks). Default: ram, if 40 % of memory will do.")
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        for option, values in (("--epochs", self.epochs), ("--lr", self.lr), ("--batch-size", self.batch_size)):
+            if values is not None and not (isinstance(values, tuple) and values):
+                raise OptionError(f"{option} {values}: expected a tuple, one value for all phases or one for each")
+            for value in values or ():
+                if option == "--lr":
+                    check_positive(option, value)
+                else:
+                    check_count(option, value)  # type: ignore[arg-type]
+        check_count("--max-steps", self.max_steps)
+        check_positive("--max-minutes", self.max_minutes)
+        check_count("--patience", self.patience)
+        check_share("--warmup", self.warmup)
+        check_seed(self.seed)
+        check_choice("--precision", self.precision, get_args(TrainPrecision))
+        check_choice("--loader", self.loader, get_args(Loader))
+        if self.projection is not None:
+            check_choice("--projection", self.projection, get_args(Projection))
+            if not self.uses_hidden:
+                raise OptionError(f"--projection: the method {self.method.name} learns no hidden states; only mud has one")
+        if self.prune_share is not None and self.prune_to is None:
+            raise OptionError("--prune-share goes with --prune-to")
+
+    @property
+    def uses_hidden(self) -> bool:
+        """Whether some phase learns hidden states."""
+        return any(phase.uses_hidden for phase in self.method.phases)
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> "Recipe":
+        """From options by name as a TOML file or the command line gives them.
+
+        Raises OptionError for a name that is no option, or one of another method, and for a value that is none.
+        """
+        known = recipe_options()
+        refuse_unknown(given, list(known), "a recipe")
+        values: dict[str, Any] = {name: known[name].read(value) for name, value in given.items()}
+        name = values.pop(METHOD.name, METHOD.default)
+        own = {option: values.pop(option) for option in method_options() if option in values}
+        return cls(method=make_method(name, own), **values)
+
+    def as_options(self) -> dict[str, Plain]:
+        """The inverse of `of`: everything that is not None."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        own[METHOD.name] = self.method.name
+        of_method = {each.name: getattr(self.method, each.name) for each in fields(self.method)}  # type: ignore[arg-type]
+        found = own | of_method
+        return {name: plain(found[name]) for name in recipe_options() if found.get(name) is not None}
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.as_options())
+
+
+def recipe_options() -> dict[str, Option]:
+    """Every option that a recipe can have, by name: flags of `hsk distill`, keys of a file."""
+    own = options_of(Recipe)
+    return {"student": own.pop("student"), METHOD.name: METHOD} | method_options() | own
+
+
+def read_recipe(path: Path) -> dict[str, Plain]:
+    """The options in a recipe file, by name, each of its kind; a file may have some of them alone.
+
+    Raises OptionError for a file that is none.
+    """
+    where = f"--recipe {path}"
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no TOML
+        raise OptionError(f"{where}: no recipe could be read ({getattr(error, 'strerror', None) or error})") from None
+    known = recipe_options()
+    refuse_unknown(given, list(known), where)
+    for name, value in given.items():
+        said = "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else value
+        try:
+            known[name].read(value)
+        except OptionError:
+            raise OptionError(f"{where}: {name} is {said}; expected {known[name].expected}") from None
+    return given
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write a recipe file that is not there yet. Raises OptionError where it is, or where the disk refuses."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
+    except FileExistsError:
+        raise OptionError(f"{path} already exists: choose another name, or delete it") from None
+    except OSError as error:
+        raise OptionError(f"{path} could not be written ({error.strerror}): make room, or choose another place") from None
