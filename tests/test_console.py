@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hskstore.cli import console, progress
+from hskstore.cli import console, print_models, print_stores, progress
 from hskstore.explore.demo import DemoResult
 from hskstore.explore.show import Progress, RankedRow, StoreDescription
 from hskstore.models.anatomy import Anatomy
@@ -65,32 +65,32 @@ def made(name: str) -> StoreDescription:
 
 
 PRINTED: dict[str, Callable[[str], None]] = {
-    "scores": lambda name: console.print_scores({name: fill(Scored, name)}),
-    "a forecast": lambda name: console.print_forecast(fill(Forecast, name)),
-    "what is affordable": lambda name: console.print_affordable(fill(Affordable, name)),
-    "a store": lambda name: console.print_shown(made(name)),
-    "a store cut from another": lambda name: console.print_shown(
+    "scores": lambda name: print_models.print_scores({name: fill(Scored, name)}),
+    "a forecast": lambda name: print_stores.print_forecast(fill(Forecast, name)),
+    "what is affordable": lambda name: print_stores.print_affordable(fill(Affordable, name)),
+    "a store": lambda name: print_stores.print_shown(made(name)),
+    "a store cut from another": lambda name: print_stores.print_shown(
         dataclasses.replace(made(name), made=made(name).made | {"derived_from": name})
     ),
-    "an unsealed store": lambda name: console.print_shown(fill(Progress, name)),
-    "a row": lambda name: console.print_shown(dataclasses.replace(fill(RankedRow, name), tokens=[name] * 3)),
-    "a row without ranks": lambda name: console.print_shown(dataclasses.replace(fill(RankedRow, name), ranks=[])),
-    "anatomies": lambda name: console.print_anatomy([fill(Anatomy, name)] * 2),
-    "damage": lambda name: console.print_verified(fill(Verified, name), fill(Replayed, name)),
-    "damage that stays": lambda name: console.print_verified(dataclasses.replace(fill(Verified, name), condemned=()), None),
-    "a whole store": lambda name: console.print_verified(dataclasses.replace(fill(Verified, name), problems=()), None),
-    "a whole unsealed store": lambda name: console.print_verified(
+    "an unsealed store": lambda name: print_stores.print_shown(fill(Progress, name)),
+    "a row": lambda name: print_stores.print_shown(dataclasses.replace(fill(RankedRow, name), tokens=[name] * 3)),
+    "a row without ranks": lambda name: print_stores.print_shown(dataclasses.replace(fill(RankedRow, name), ranks=[])),
+    "anatomies": lambda name: print_models.print_anatomy([fill(Anatomy, name)] * 2),
+    "damage": lambda name: print_stores.print_verified(fill(Verified, name), fill(Replayed, name)),
+    "damage that stays": lambda name: print_stores.print_verified(dataclasses.replace(fill(Verified, name), condemned=()), None),
+    "a whole store": lambda name: print_stores.print_verified(dataclasses.replace(fill(Verified, name), problems=()), None),
+    "a whole unsealed store": lambda name: print_stores.print_verified(
         dataclasses.replace(fill(Verified, name), problems=(), digest=None), None
     ),
-    "extracted stores": lambda name: console.print_extracted([fill(ExtractedStore, name)]),
-    "a changed digest": lambda name: console.print_extracted(
+    "extracted stores": lambda name: print_stores.print_extracted([fill(ExtractedStore, name)]),
+    "a changed digest": lambda name: print_stores.print_extracted(
         [dataclasses.replace(fill(ExtractedStore, name), condemned="0" * 16)]
     ),
-    "an unfinished extraction": lambda name: console.print_extracted(
+    "an unfinished extraction": lambda name: print_stores.print_extracted(
         [dataclasses.replace(fill(ExtractedStore, name), digest=None)]
     ),
-    "a distilled student": lambda name: console.print_distilled(fill(Distilled, name)),
-    "the demo": lambda name: console.print_demo(fill(DemoResult, name)),
+    "a distilled student": lambda name: print_models.print_distilled(fill(Distilled, name)),
+    "the demo": lambda name: print_models.print_demo(fill(DemoResult, name)),
     "a warning": lambda name: console.Warnings().emit(logging.makeLogRecord({"msg": "it is %s", "args": (name,)})),
     "a line": lambda name: console.out.print(name),
 }

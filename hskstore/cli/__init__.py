@@ -86,7 +86,7 @@ def demo(
     as_json: JsonOpt = False,
 ) -> None:
     """The whole story offline, on a made-up language: teacher, stores, teacher deleted, students, table."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
     from hskstore.explore.demo import run_demo
@@ -96,7 +96,7 @@ def demo(
     if as_json:
         console.print_json(result)
     else:
-        console.print_demo(result)
+        print_models.print_demo(result)
 
 
 def main() -> None:

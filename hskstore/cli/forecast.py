@@ -31,7 +31,7 @@ def plan(
     as_json: JsonOpt = False,
 ) -> None:
     """What hsk extract with the same options will write, need and take; or, with --budget, what fits. Nothing is written."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_stores, progress
 
     if (keep is None) == (budget is None):
         raise OptionError("give --keep (what will it cost?) or --budget (what fits?), one of the two")
@@ -50,13 +50,13 @@ def plan(
     if most is None:
         with progress.bars() as watch:
             cost = forecast(teacher, data, keeps=keeps, strategies=strategies, rate=rate, device=device, watch=watch, **options)
-        console.print_json(cost) if as_json else console.print_forecast(cost)
+        console.print_json(cost) if as_json else print_stores.print_forecast(cost)
     else:
         with progress.bars() as watch:
             fitting = within_budget(
                 teacher, data, budget=most, strategy=strategies[0], rate=rate, device=device, watch=watch, **options
             )
-        console.print_json(fitting) if as_json else console.print_affordable(fitting)
+        console.print_json(fitting) if as_json else print_stores.print_affordable(fitting)
 
 
 def _bytes(text: str) -> int:

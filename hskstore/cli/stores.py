@@ -43,7 +43,7 @@ def extract(
     as_json: JsonOpt = False,
 ) -> None:
     """Run TEACHER once over DATA and write a sealed store for every --keep. Stopped, the same command goes on."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_stores, progress
 
     keeps = [config.Keep.parse(each) for each in keep]
     strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
@@ -61,14 +61,14 @@ def extract(
             workers=workers,
             address=address,
             device=device,
-            on_plan=console.print_plan,
+            on_plan=print_stores.print_plan,
             watch=watch,
             **options,
         )
     if as_json:
         console.print_json(result)
         return
-    console.print_extracted(result)
+    print_stores.print_extracted(result)
 
 
 def show(
@@ -78,7 +78,7 @@ def show(
     as_json: JsonOpt = False,
 ) -> None:
     """Tell what a store holds: arrays and their sizes, units of HSK, provenance; of an unsealed one, how far it is."""
-    from hskstore.cli import console
+    from hskstore.cli import console, print_stores
     from hskstore.explore import show as shown
 
     result: Any
@@ -92,7 +92,7 @@ def show(
     if as_json:
         console.print_json(result)
     else:
-        console.print_shown(result)
+        print_stores.print_shown(result)
 
 
 def verify(
@@ -107,7 +107,7 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """Check every object of STORE, sealed or not, against its seal and its receipts. Damage ends with exit code 2."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_stores, progress
     from hskstore.store.verify import verify as run
 
     if (replay is None) != (teacher is None):
@@ -124,7 +124,7 @@ def verify(
     if as_json:
         console.print_json({"verified": verified, "replayed": replayed})
     else:
-        console.print_verified(verified, replayed)
+        print_stores.print_verified(verified, replayed)
     if verified.problems or (replayed is not None and replayed.differing):
         raise typer.Exit(2)
 

@@ -100,7 +100,7 @@ def student_show(
     as_json: JsonOpt = False,
 ) -> None:
     """A student's parameters by part, FLOPs a token and CPU latency at lengths 32 and 128, beside its teacher's."""
-    from hskstore.cli import console
+    from hskstore.cli import console, print_models
 
     quiet_libraries()
     from hskstore.explore.stored_teacher import describe_teacher
@@ -110,7 +110,7 @@ def student_show(
     if as_json:
         console.print_json(result)
     else:
-        console.print_anatomy(result)
+        print_models.print_anatomy(result)
 
 
 def student_export(

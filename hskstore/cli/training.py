@@ -23,7 +23,7 @@ def finetune(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a teacher: fine-tune MODEL on DATA's gold labels; the best epoch by the dev score is saved."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
     from hskstore.stage_two.finetune import finetune as run
@@ -35,7 +35,7 @@ def finetune(
     if as_json:
         console.print_json(result)
         return
-    console.print_scores(result.scores)
+    print_models.print_scores(result.scores)
     console.out.print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps in {result.seconds:.0f} s")
 
 
@@ -87,7 +87,7 @@ def distill_with_flags() -> Command:
 
 
 def _train(store: str, recipe: Any, out: Path, device: str | None, as_json: bool) -> None:
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
     from hskstore.stage_two.distill import distill as run
@@ -99,7 +99,7 @@ def _train(store: str, recipe: Any, out: Path, device: str | None, as_json: bool
     if as_json:
         console.print_json(result)
     else:
-        console.print_distilled(result)
+        print_models.print_distilled(result)
 
 
 @with_flags(reading=flags_of(config.DataOptions))
@@ -111,7 +111,7 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Score a model: its metrics with a standard error, parameters, bytes on disk, CPU latency of one example."""
-    from hskstore.cli import console, progress
+    from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
     from hskstore.stage_two.evaluate import evaluate as run
@@ -122,8 +122,8 @@ def evaluate(
     if as_json:
         console.print_json(result)
         return
-    console.print_scores(result.by_split)
+    print_models.print_scores(result.by_split)
     if split and len(split) > 1:
-        console.print_scores({"together": Scored(result.score, result.standard_error, result.rows)})
+        print_models.print_scores({"together": Scored(result.score, result.standard_error, result.rows)})
     weights = console.size(result.bytes) if result.bytes else "weights on the hub"
     console.out.print(f"{result.parameters:,} parameters, {weights}, {result.latency_ms:.1f} ms an example on the CPU")

@@ -1,0 +1,274 @@
+"""What `hsk` prints of stores: planned, forecast, made, shown, verified."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
+    from hskstore.explore.show import Progress as StoreProgress
+    from hskstore.explore.show import RankedRow, StoreDescription
+    from hskstore.stage_one.budget import Affordable
+    from hskstore.stage_one.extract import ExtractedStore
+    from hskstore.stage_one.forecast import Forecast
+    from hskstore.stage_one.jobs import PlannedStore
+    from hskstore.stage_one.replay import Replayed
+    from hskstore.store.verify import Verified
+from hskstore.cli.console import duration, err, grid, out, size, warn
+
+
+def print_plan(planned: list[PlannedStore]) -> None:
+    """What will be written, before the teacher starts: sizes are before compression."""
+    from hskstore.stage_one.jobs import missing_jobs
+
+    rows = sum(job.rows for job in missing_jobs(planned))
+    table = grid("store", "layers", "tokens", "units", "rows", "hidden states", "the rest", "to do")
+    for store in planned:
+        plan = store.plan
+        units = len(list(plan.units()))
+        table.add_row(
+            store.objects.root,
+            ",".join(str(pair.teacher) for pair in plan.pairs),
+            str(plan.length),
+            f"{plan.width} of {plan.hidden_size}",
+            str(plan.splits["train"].rows),
+            f"≤ {size(store.most_bytes['hidden'])}",
+            f"about {size(store.most_bytes['inputs'])}",
+            f"{len(store.missing)} of {units} units",
+        )
+    err.print(table)
+    err.print(f"the teacher runs over {rows} rows" if rows else "nothing is missing: the teacher need not run")
+
+
+BEST_SHOWN = 10
+
+
+def print_forecast(cost: Forecast) -> None:
+    """What an extraction will cost: what is exact, what was measured, and what is an estimate."""
+    table = grid("split", "rows", "tokens", "with padding", "batches")
+    for name, split in cost.splits.items():
+        table.add_row(name, *(f"{n:,}" for n in (split.rows, split.tokens, split.padded_tokens, split.batches)))
+    out.print(table)
+    out.print()
+    table = grid("store", "teacher layers", "A^HSK planned", "of these rows", "on disk", "uncompressed")
+    for store in cost.stores:
+        layers = ",".join(map(str, store.teacher_layers))
+        units = (f"{store.units_of_hsk:g}", f"{store.kept_units:.3g}")
+        table.add_row(store.name, layers, *units, f"about {size(store.bytes)}", size(store.decoded_bytes))
+    out.print(table)
+    out.print()
+    table = grid("on disk / uncompressed", *(store.name for store in cost.stores))
+    groups = dict.fromkeys(_group(path) for store in cost.stores for path in store.arrays)
+    for group in groups:
+        sizes = [[array for path, array in store.arrays.items() if _group(path) == group] for store in cost.stores]
+        cells = (f"{size(sum(a.on_disk for a in some))} / {size(sum(a.decoded for a in some))}" if some else "" for some in sizes)
+        table.add_row(group, *cells)
+    table.add_row("tokenizer, metadata, receipts", *(size(store.other_bytes) for store in cost.stores))
+    out.print(table)
+    out.print()
+    _print_memory(cost)
+    _print_time(cost)
+    basis = "estimates, from what was kept of rows of the trial"
+    if not all(array.measured for array in cost.stores[0].arrays.values()):
+        why = "the teacher did not run: leave out --rate to measure them" if cost.trial is None else "too few rows ran in time"
+        basis = f"by a rule of thumb, because {why}"
+    out.print(f"Rows, tokens, padding and uncompressed bytes are exact. Bytes on disk are {basis}.")
+
+
+def _group(path: str) -> str:
+    """Arrays of the train split one by one, those of another split together."""
+    return path if path.startswith("train/") else f"{path.partition('/')[0]}/*"
+
+
+def _print_memory(cost: Forecast) -> None:
+    memory = cost.memory
+    measured = "measured" if memory.measured else "the loaded teacher and the rows; what batches need was not measured"
+    out.print(
+        f"memory:  about {size(memory.host_bytes)} of this machine's: {size(memory.host_bytes - memory.in_flight_bytes)}"
+        f" {measured}, and {size(memory.in_flight_bytes)} for units under way"
+    )
+    if memory.device_bytes is not None:
+        out.print(f"         {size(memory.device_bytes)} on the GPU, measured")
+
+
+def _print_time(cost: Forecast) -> None:
+    took, trial = cost.time, cost.trial
+    spread = "" if took.low is None or took.high is None else f" ({duration(took.low)} to {duration(took.high)})"
+    if trial is None:
+        out.print(f"time:    {duration(took.seconds)} at {took.rows_per_second:g} rows a second, as given")
+    else:
+        out.print(f"time:    about {duration(took.seconds)}{spread} on one {cost.device}")
+        out.print(
+            f"         measured over {trial.rows:,} rows in {trial.batches} batches, {trial.seconds:.1f} s:"
+            f" {took.padded_tokens_per_second:,.0f} tokens a second with padding, in all {took.rows_per_second:,.4g} rows"
+        )
+    if took.devices > 1:
+        out.print(f"         about {duration(took.seconds_on_all_devices)} on all {took.devices} GPUs that are here")
+    out.print(f"         and {duration(took.preparation_seconds)} before it, to load the teacher and read and tokenise the data")
+    if trial is not None and trial.better_batch_tokens is not None:
+        out.print(
+            f"advice:  --batch-tokens {trial.better_batch_tokens} runs {trial.times_faster:.2g} times faster here than"
+            f" {cost.batch_tokens}; it is part of what a store is, so choose before the first extraction"
+        )
+
+
+def print_affordable(found: Affordable) -> None:
+    """What fits into a number of bytes, the best first."""
+    best = found.configurations[:BEST_SHOWN]
+    out.print(
+        f"{len(found.configurations):,} of the {found.grid:,} configurations of the paper's grid fit into {size(found.budget)}"
+        f" (student of {found.student_layers} layers); the best by the A^HSK of these rows:"
+    )
+    table = grid("configuration", "A^HSK planned", "of these rows", "on disk")
+    for each in best:
+        table.add_row(f"--keep {each.keep}", f"{each.units_of_hsk:g}", f"{each.kept_units:.3g}", f"about {size(each.bytes)}")
+    out.print(table)
+    if len(found.configurations) > len(best):
+        out.print("--json lists them all")
+    how = (
+        "measured on rows of the data"
+        if found.measured
+        else "by a rule of thumb, because the teacher ran over no rows, or too few"
+    )
+    out.print(
+        f"Bytes are estimates, {how}; {size(found.shared_bytes)} of each are inputs, labels, logits, tokenizer and metadata."
+    )
+
+
+def print_shown(result: StoreDescription | StoreProgress | RankedRow) -> None:
+    """A store, sealed or not, or one of its rows."""
+    from hskstore.explore.show import Progress as StoreProgress
+    from hskstore.explore.show import RankedRow
+
+    if isinstance(result, RankedRow):
+        _print_row(result)
+    elif isinstance(result, StoreProgress):
+        _print_progress(result)
+    else:
+        _print_store(result)
+
+
+def _print_progress(found: StoreProgress) -> None:
+    out.print(f"{found.root}: not sealed; {found.units_done} of {found.units} units done")
+    out.print(f"keep {found.keep}; {found.rows_done} of {found.rows} rows")
+    if found.newest is not None:
+        ago = (datetime.now(UTC) - datetime.fromisoformat(found.newest)).total_seconds()
+        workers = f"{found.workers} worker" + ("s" if found.workers > 1 else "")
+        speed = ""
+        if found.rows_per_second:
+            left = duration((found.rows - found.rows_done) / found.rows_per_second)
+            speed = f"; {found.rows_per_second:g} rows/s by {workers}, at which {left} are left"
+        out.print(f"the newest unit was finished {duration(max(0, ago))} ago{speed}")
+    out.print("if nobody is at work on it, run the same hsk extract again: it goes on from there")
+
+
+def _print_store(store: StoreDescription) -> None:
+    out.print(Text.assemble((store.root, "bold"), f": sealed, {size(store.total_bytes)}, digest {store.digest}"))
+    planned = ", ".join(f"{name} {value}" for name, value in store.plan.items())
+    out.print(f"keep {store.keep} (depth,length,width): {planned}")
+    share = 100 * store.kept_units / store.full_units
+    out.print(
+        f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
+    )
+    for name, split in store.splits.items():
+        out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {split['units']} units")
+    table = grid("array", "shape and type", "bytes on disk")
+    for path, shape in store.arrays.items():
+        table.add_row(path, shape, size(store.array_bytes[path]))
+    out.print(table)
+    made = store.made
+    out.print(f"teacher: sha256 of its weights {made['teacher_sha256'][:16]}")
+    if "versions" in made:
+        maker = f"cut from store {made['derived_from'][:16]}" if "derived_from" in made else f"made by {made['teacher']}"
+        device = f" on {made['device']}" if "device" in made else ""
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        out.print(f"{maker}{device}, {made['first_unit']} to {made['last_unit']}; {versions}")
+
+
+def _print_row(row: RankedRow) -> None:
+    label = "" if row.label is None else f", label {row.label:g}"
+    out.print(f"{row.split} row {row.row} (row {row.row_id} of the split as it was read{label})")
+    out.print(f"the teacher's logits: {', '.join(f'{value:g}' for value in row.logits)}")
+    if not row.ranks:
+        out.print(Text(" ".join(row.tokens)))
+    for layer in row.ranks:
+        line = Text(f"teacher layer {layer.teacher_layer}, for the student's {layer.student_layer}: ")
+        for position, token in enumerate(row.tokens):
+            line.append(token, style=_rank_style(layer.kept, position))
+            line.append(" ")
+        out.print(line)
+        out.print(Text("  best first: " + " ".join(row.tokens[position] for position in layer.kept), style="dim"))
+
+
+def _rank_style(ranks: list[int], position: int) -> str:
+    """From red (best) to blue (last kept); what was not kept is dim."""
+    if position not in ranks:
+        return "dim"
+    colours = ("bold red", "red", "yellow", "green", "cyan", "blue")
+    return colours[ranks.index(position) * len(colours) // len(ranks)]
+
+
+def print_verified(found: Verified, replayed: Replayed | None) -> None:
+    """What is wrong with a store, or that nothing is."""
+    for problem in found.problems:
+        unit = "" if problem.unit is None else f" (unit {problem.unit} of {problem.split})"
+        out.print(f"{found.root}/{problem.key} {problem.what}{unit}")
+    looked = "sizes and every sha256" if found.deep else "presence and sizes; --deep reads every byte"
+    if found.problems:
+        out.print(f"{len(found.problems)} of {found.objects} objects are bad ({looked})")
+        _print_repair(found)
+    elif found.digest is None:
+        out.print(
+            f"{found.root}: not sealed; {found.units_done} of {found.units} units done, nothing is wrong with them ({looked})"
+        )
+    else:
+        out.print(f"{found.root}: sealed and whole: {found.objects} objects, {size(found.bytes)} ({looked})")
+        out.print(f"digest {found.digest}")
+    if replayed is not None:
+        _print_replayed(replayed)
+
+
+def _print_repair(found: Verified) -> None:
+    if found.condemned:
+        out.print(f"condemned: {', '.join(found.condemned)}")
+        out.print(f"run the same hsk extract again: it makes just that; or hsk pull GOOD_COPY {found.root}")
+    elif any(problem.key == "plan.json" for problem in found.problems):
+        out.print(f"plan.json cannot be made again: hsk pull GOOD_COPY {found.root}, or extract to another place")
+    else:
+        out.print(f"repair it: hsk pull GOOD_COPY {found.root}; or hsk verify --deep --condemn, then the same hsk extract")
+
+
+def _print_replayed(replayed: Replayed) -> None:
+    out.print(
+        f"replayed {replayed.rows} rows: {replayed.equal} equal to the last bit; {100 * replayed.same_tokens:.2f} % of the kept"
+        f" tokens chosen again; largest difference {replayed.logits_difference:.2g} in logits, {replayed.hidden_difference:.2g}"
+        f" in hidden states (allowed {replayed.tolerance:.2g})"
+    )
+    if replayed.differing:
+        rows = ", ".join(map(str, replayed.differing[:8]))
+        out.print(f"{len(replayed.differing)} rows are not what this teacher says, train rows {rows} first")
+
+
+def print_extracted(stores: list[ExtractedStore]) -> None:
+    """The stores that were made: their digests, or what other processes have still to make."""
+    sealed = [store for store in stores if store.digest is not None]
+    if sealed:
+        table = grid("sealed store", "bytes", "digest")
+        for store in sealed:
+            table.add_row(store.root, size(store.bytes), store.digest[:16] if store.digest else "")
+        out.print(table)
+    for store in stores:
+        if store.digest is None:
+            out.print(f"{store.root}: this process is done; {store.missing} units are left to others, the last of whom seals it")
+        elif store.condemned not in (None, store.digest):
+            _print_changed_digest(store.root, store.condemned or "", store.digest)
+
+
+def _print_changed_digest(root: str, before: str, after: str) -> None:
+    """A store that was re-made in part, and came out as another."""
+    warn(
+        f"{root} had the digest {before[:16]} and has {after[:16]} now: what was condemned was re-made with"
+        " other last bits (another device, library or number of threads). Students made from it before name the old digest"
+    )
