@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 CONDEMNED = "condemned.json"
 """What `verify --condemn` leaves in the manifest's place: the digest that the store had."""
 
+TRIES = 16
+"""To lay a receipt where something stands that is none: each time that it failed, something else stood there."""
+
 RECEIPTS = "units/"
 TEACHER = "teacher.json"
 TOKENIZER = "tokenizer/"
@@ -238,10 +241,13 @@ def commit_unit(objects: Objects, receipt: Receipt, blobs: Mapping[str, bytes]) 
     objects.put_all(blobs)
     # What stands there is nothing, or no receipt, and alone is written over: a rival's may be laid at any moment, and this put
     # may arrive when its process is long dead.
-    while not _laid(objects, receipt.key, receipt.to_bytes(), standing):
+    for _ in range(TRIES):
+        if _laid(objects, receipt.key, receipt.to_bytes(), standing):
+            return
         standing = objects.get(receipt.key)
         if _agrees(objects, receipt, standing):
             return
+    raise StoreError(f"{objects.root}: {receipt.key} could not be written {TRIES} times: what stands there cannot be replaced")
 
 
 def _agrees(objects: Objects, receipt: Receipt, standing: bytes | None) -> bool:
