@@ -19,15 +19,15 @@ from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.methods import Finetune, Kd, Method, Mud, make_method
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled, model_card
-from hskstore.stage_two.distill import _key, distill
+from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
-from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.learner import Learner, take_published_projection
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.settings import phase_settings
-from hskstore.stage_two.student import match_layers, take_published_projection
+from hskstore.stage_two.student import match_layers, rows_key
 from hskstore.store import Plan, Store, open_store
 from hskstore.text.tasks import get_task
 from hskstore.text.tokenizers import tokenizer_sha256
@@ -286,7 +286,7 @@ def test_a_run_is_of_one_store_read_in_one_way() -> None:
     """What a stopped run is compared by, so that it never goes on with other words."""
     store: Any = SimpleNamespace(digest="ab" * 32)
     readings = [{}] + [{"tokenizer": byte_level(trim=trim), "max_length": length} for trim in (True, False) for length in (5, 6)]
-    keys = [_key(store, reading) for reading in readings]
+    keys = [rows_key(store, reading) for reading in readings]
     assert keys[0] == store.digest
     assert len(set(keys)) == len(keys) and all(int(key, 16) >= 0 for key in keys)
 

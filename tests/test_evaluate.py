@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hskstore.stage_two.scores import score_rows, standard_errors
+from hskstore.stage_two.scores import score_rows
+from hskstore.text.metrics import standard_errors
 from hskstore.text.tasks import get_task
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hskstore.errors import OptionError, StoreError
-from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, TASKS, PhaseDefaults, Task, compute_metrics, get_task
+from hskstore.text.metrics import compute_metrics
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, TASKS, PhaseDefaults, Task, get_task
 
 
 def custom(kind="classes", labels=("a", "b", "c"), metrics=("accuracy", "f1")) -> Task:

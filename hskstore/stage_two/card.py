@@ -1,16 +1,22 @@
 """What came of a run, and the model card that tells it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from hskstore.methods import Method
+from hskstore.models.folder import save_model
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
-from hskstore.stage_two.checkpoint import PhaseResult
+from hskstore.stage_two.checkpoint import PhaseResult, forget_checkpoint
+from hskstore.stage_two.learner import Learner
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
+from hskstore.stage_two.student import Student
 from hskstore.store import Store
+from hskstore.text.tokenizers import tokenizer_from_files
 
 MODULE_CARD = """
 It is a torch module, `{name}`: build it and give it the weights with `safetensors.torch.load_model`.
@@ -85,3 +91,17 @@ It was trained by hskstore without its teacher, from the store with the digest
 |---|---|---|---|
 {scores}
 """
+
+
+def save_student(
+    distilled: Distilled, store: Store, student: Student, recipe: Recipe, learner: Learner, command: str | None
+) -> None:
+    """The student's folder; its checkpoint is then of no more use."""
+    out, model = Path(distilled.folder), learner.student
+    result = asdict(distilled) | {"method": repr(recipe.method), "student": student.name, "seed": recipe.seed}
+    if learner.pruning is not None:
+        result |= {"pruning": repr(learner.pruning)}
+    card = model_card(distilled, store, recipe.method, student.name, command, model)
+    words = student.tokenizer or tokenizer_from_files(store.tokenizer_files())
+    save_model(model, words, out, card=card, result=result, recipe=recipe.to_toml())
+    forget_checkpoint(out)

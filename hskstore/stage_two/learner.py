@@ -5,11 +5,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import set_seed
+from transformers.utils import cached_file
 
 from hskstore.methods.batch import Batch, HiddenTargets, StudentOutput
-from hskstore.models.pruning import GradualPruning
+from hskstore.models.folder import WEIGHTS
+from hskstore.models.pruning import GradualPruning, as_pruned_bert
 from hskstore.models.run import run_model
+from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.student import Student
+
+PUBLISHED_PROJECTION = "fit_dense"
 
 
 class Learner(nn.Module):
@@ -56,3 +65,40 @@ class Learner(nn.Module):
                 kept = self.projection[index if len(self.projection) > 1 else 0](kept)
             projected.append(kept.float())
         return torch.stack(projected)
+
+
+def take_published_projection(projection: nn.ModuleList, student: str) -> None:
+    """Start from the projection that a checkpoint brings along, if it is of this shape: TinyBERT's is `fit_dense`."""
+    file = cached_file(student, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return
+    with safe_open(file, "pt") as tensors:
+        names = {name: f"{PUBLISHED_PROJECTION}.{name}" for name in ("weight", "bias")}
+        if not set(names.values()) <= set(tensors.keys()):
+            return
+        published = {name: tensors.get_tensor(key).float() for name, key in names.items()}
+    for linear in projection:
+        if all(published[name].shape == tensor.shape for name, tensor in linear.state_dict().items()):
+            linear.load_state_dict(published)
+
+
+def build_learner(student: Student, recipe: Recipe, settings: Sequence[PhaseSettings], width: int) -> Learner:
+    """The student with its projection to the teacher's `width`, and its pruning if it gets narrower."""
+    model, pruning = student.model, None
+    if recipe.prune_to is not None:
+        assert recipe.prune_share is not None
+        model = as_pruned_bert(model, student.name)
+        pruning = GradualPruning(model, recipe.prune_to, recipe.prune_share, student.name)
+        pruning.check_steps(settings[0].steps)
+    set_seed(recipe.seed)  # for the projection's weights
+    learner = Learner(
+        model,
+        layers=student.layers,
+        own=student.width,
+        width=width,
+        per_layer=recipe.projection == "per-layer",
+        pruning=pruning,
+    )
+    if learner.projection is not None and recipe.student is not None:
+        take_published_projection(learner.projection, recipe.student)
+    return learner

@@ -54,17 +54,18 @@ class HiddenRows:
         length = int(n_kept.max())
         token = self.token[rows, :, :length]
         kept = (np.arange(length) < n_kept[..., None]) & (token >= 0)
-        values = self.values[rows, :, :length]
-        if self.encoding not in ("f16", "f32"):
-            assert self.scale is not None
-            values = unpack_values(values, self.scale[rows, :, :length], self.encoding, self.width)
         whole = bool(kept.all())  # as a rule; then nothing need be blanked
         mask = self.mask[rows, :, :length]
         coordinate = None
         if self.width < self.hidden_size:
-            coordinate = self._coordinates(mask).reshape(values.shape) if whole else np.zeros(values.shape, dtype=np.int64)
+            shape = (*token.shape, self.width)
+            coordinate = self._coordinates(mask).reshape(shape) if whole else np.zeros(shape, dtype=np.int64)
             if not whole:
                 coordinate[kept] = self._coordinates(mask[kept])
+        values = self.values[rows, :, :length]
+        if self.encoding not in ("f16", "f32"):
+            assert self.scale is not None
+            values = unpack_values(values, self.scale[rows, :, :length], self.encoding, self.width)
         return HiddenTargets(
             position=_by_layer((token if whole else np.where(kept, token, 0)).astype(np.int64)),
             token_kept=_by_layer(kept),

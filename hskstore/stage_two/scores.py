@@ -1,6 +1,5 @@
 """Scores of a model on rows, with a standard error."""
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,11 +12,11 @@ from hskstore.methods.batch import Batch
 from hskstore.models.run import put_back, run_model
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.rows import TrainingRows
-from hskstore.text.tasks import Task, compute_metrics
+from hskstore.text.metrics import compute_metrics, standard_errors
+from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
 
 EVALUATION_BATCH = 64
-RESAMPLES = 200
 
 
 def predict(
@@ -41,15 +40,6 @@ def predict(
 
 def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     return run_model(model, *batch.inputs).logits
-
-
-def standard_errors(
-    task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"], *, seed: int = 0
-) -> dict[str, float]:
-    """One standard error of each metric over the choice of rows: the spread over bootstrap resamples (Efron, 1979)."""
-    rng = np.random.default_rng(seed)
-    drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
-    return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from hskstore.config import DEFAULT_WARMUP
+from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, TrainPrecision
 from hskstore.errors import OptionError
 from hskstore.methods import Phase
 from hskstore.stage_two.feed import Supply, steps_per_epoch
 from hskstore.stage_two.recipe import Recipe
-from hskstore.text.tasks import TaskDefaults
+from hskstore.text.tasks import Task, TaskDefaults
 
 Number = TypeVar("Number", int, float)
 
@@ -89,3 +89,9 @@ def _per_phase(option: str, given: tuple[Number, ...] | None, defaults: tuple[Nu
     if len(values) != len(defaults):
         raise OptionError(f"{option}: {len(values)} values for {len(defaults)} phases; give one for all, or one for each")
     return values
+
+
+def completed(recipe: Recipe, task: Task, precision: TrainPrecision, loader: Loader) -> Recipe:
+    """The recipe with nothing left open, so that it makes the same student wherever it is followed."""
+    share = recipe.prune_share if recipe.prune_to is None or recipe.prune_share is not None else DEFAULT_PRUNE_SHARE
+    return replace(for_task(recipe, task.defaults), precision=precision, loader=loader, prune_share=share)

@@ -1,29 +1,26 @@
 """The student of a run: loaded, matched with the rows and layers that the store has, and refused where it does not fit."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 from transformers import set_seed
-from transformers.utils import cached_file
 
 from hskstore.errors import ModelError, StoreError
 from hskstore.layers import layer_pairs
 from hskstore.methods import Method
-from hskstore.models.folder import WEIGHTS
 from hskstore.models.load import load_classifier
 from hskstore.models.run import ModelShape, check_length, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_store, telling_rows
 from hskstore.store import Plan, Store
-from hskstore.text.tokenizers import load_tokenizer
+from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
 
 log = logging.getLogger(__name__)
-PUBLISHED_PROJECTION = "fit_dense"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
 
 
@@ -33,7 +30,7 @@ class Student:
 
     `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
     takes it. `layers` are the student layers whose hidden states are learnt, lowest first, from the stored layers `places`;
-    none: no hidden states are. `width` is that of its hidden states, None where it gives none.
+    none: no hidden states are. `width` is that of its hidden states, None where it gives none. `key` names the rows it reads.
     """
 
     model: Any
@@ -44,6 +41,7 @@ class Student:
     layers: tuple[int, ...]
     places: tuple[int, ...]
     width: int | None
+    key: str
 
     def check_train(self, store: Store, supply: Supply) -> None:
         """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
@@ -64,12 +62,13 @@ def fit_student(student: str | nn.Module, store: Store, method: Method, *, token
     name = student if isinstance(student, str) else type(student).__name__
     reading = reading_options(model, own, store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
+    key = rows_key(store, reading)
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
     shape = shape_of(model, *telling_rows(dev["validation"]), hidden=hidden)
     if shape.outputs != len(plan.teacher["labels"]):
         raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
     layers, places = _layers_to_learn(plan, shape, name) if hidden else ((), ())
-    return Student(model, name, own, reading, dev, layers, places, shape.width)
+    return Student(model, name, own, reading, dev, layers, places, shape.width, key)
 
 
 def _layers_to_learn(plan: Plan, shape: ModelShape, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -126,21 +125,6 @@ def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | Non
     return model, own
 
 
-def take_published_projection(projection: nn.ModuleList, student: str) -> None:
-    """Start from the projection that a checkpoint brings along, if it is of this shape: TinyBERT's is `fit_dense`."""
-    file = cached_file(student, WEIGHTS, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return
-    with safe_open(file, "pt") as tensors:
-        names = {name: f"{PUBLISHED_PROJECTION}.{name}" for name in ("weight", "bias")}
-        if not set(names.values()) <= set(tensors.keys()):
-            return
-        published = {name: tensors.get_tensor(key).float() for name, key in names.items()}
-    for linear in projection:
-        if all(published[name].shape == tensor.shape for name, tensor in linear.state_dict().items()):
-            linear.load_state_dict(published)
-
-
 def has_tokenizer(student: str) -> bool:
     """Whether a model comes with a tokenizer; one on the hub is taken to."""
     folder = Path(student)
@@ -173,3 +157,11 @@ def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tupl
         )
     places = tuple(stored.get((pair.teacher, pair.rank), by_layer[pair.teacher]) for pair in pairs)
     return tuple(pair.student for pair in pairs), places
+
+
+def rows_key(store: Store, reading: Mapping[str, Any]) -> str:
+    """What names the rows: the store's digest, and the student's own tokenizer if it has one."""
+    if not reading:
+        return store.digest
+    words = f"{store.digest} {tokenizer_sha256(reading['tokenizer'])} {reading['max_length']}"
+    return hashlib.sha256(words.encode()).hexdigest()

@@ -7,14 +7,9 @@ GLUE's on the hub.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
-
-import numpy as np
-from jaxtyping import Float, Shaped
-from numpy.typing import NDArray
+from typing import Any, Literal, get_args
 
 from hskstore.errors import OptionError, StoreError
 
@@ -208,48 +203,3 @@ def get_task(name: str) -> Task:
             f"unknown task {name!r}; the known ones are {', '.join(TASKS)}; for any other data pass --text and --label"
         )
     return task
-
-
-def compute_metrics(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> dict[str, float]:
-    """The task's metrics, in its order, each between -1 and 1.
-
-    `logits` has one class for a score; `label` are class ids, or scores. F1 is that of class 1 where there are two classes, else
-    the mean over the classes that occur.
-    """
-    assert logits.ndim == 2 and len(logits) == len(label) > 0, (logits.shape, label.shape)
-    if task.kind == "score":
-        assert logits.shape[1] == 1, logits.shape
-        prediction = logits[:, 0].astype(np.float64)
-    else:
-        prediction = logits.argmax(axis=1)
-    return {metric: _metric(metric, prediction, label, n_classes=logits.shape[1]) for metric in task.metrics}
-
-
-def _metric(name: str, prediction: NDArray[Any], label: NDArray[Any], *, n_classes: int) -> float:
-    if name == "accuracy":
-        return float((prediction == label).mean())
-    if name == "f1":
-        from sklearn.metrics import f1_score
-
-        classes = [1] if n_classes == 2 else None  # None: every class that stands in label or prediction
-        return float(cast(Any, f1_score)(label, prediction, labels=classes, average="macro", zero_division=0))
-    if name == "matthews":
-        from sklearn.metrics import matthews_corrcoef
-
-        return float(cast(Any, matthews_corrcoef)(label, prediction))
-    assert name in ("pearson", "spearman"), name
-    return _correlation(name, prediction, label.astype(np.float64))
-
-
-def _correlation(name: str, prediction: NDArray[np.float64], label: NDArray[np.float64]) -> float:
-    import scipy.stats
-
-    if len(label) < 2:
-        return 0.0
-    correlate: Any = scipy.stats.pearsonr if name == "pearson" else scipy.stats.spearmanr
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        value = float(correlate(prediction, label).statistic)
-    # A constant (or diverged) prediction has no correlation, only 0/0. It tells nothing about the label: 0.0 says so, and
-    # NaN would poison the comparisons that pick the best checkpoint.
-    return 0.0 if np.isnan(value) else value
