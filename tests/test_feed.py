@@ -109,7 +109,7 @@ def test_the_order_is_a_pure_function_of_digest_seed_and_epoch(source: Any) -> N
 def test_a_run_goes_on_from_any_step_as_if_it_had_not_stopped(rows: int, size: int, window: int, data: st.DataObject) -> None:
     lengths = np.random.default_rng(rows).integers(1, 60, rows).tolist()
     feed = Feed(Pieces(lengths, window), size, KEY, 0)
-    stop = 3 * steps_per_epoch(feed.source, size)
+    stop = 3 * steps_per_epoch(feed.supply, size)
     whole = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(hidden=False, start=0, stop=stop)]
     start = data.draw(st.integers(0, stop))
     rest = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(hidden=False, start=start, stop=stop)]
