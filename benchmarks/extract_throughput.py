@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, 
         "planning": planning,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "layers": ready.teacher.layers,
-        "hidden": ready.teacher.hidden_size,
+        "hidden": ready.facts.planned["hidden_size"],
     }
     return rounds, parts, facts
 

@@ -148,7 +148,7 @@ def test_another_size_of_batches_is_told_where_it_is_faster(
     speeds: tuple[int, int], best: tuple[int, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = object.__new__(_Rehearsal)
-    trial.__dict__ |= {"_n_tokens": np.full(64, 10), "_run": type("Run", (), {"batch_tokens": 200, "block_rows": 64})()}
+    trial.__dict__ |= {"_n_tokens": np.full(64, 10), "_pass_plan": type("Pass", (), {"batch_tokens": 200, "block_rows": 64})()}
     by_size = {50: speeds[0], 800: speeds[1]}
     monkeypatch.setattr(_Rehearsal, "measure", lambda _, size, *__: Speed(by_size[size], 0.01, 9, 9, 1.0))
     assert trial.better_size(Speed(100, 0.01, 9, 9, 1.0), 1.0) == best

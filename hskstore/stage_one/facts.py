@@ -17,11 +17,9 @@ class TeacherFacts:
     """Of a teacher and its tokenizer. `planned` and `tokenizer` are plain JSON, as a plan holds them.
 
     `positions` are the tokens that the teacher has positions for (None: no such limit), `most_tokens` those that it and its
-    tokenizer take. `files` travel beside the arrays: the tokenizer's, and the teacher's config and hash (never its
-    weights).
+    tokenizer take. `files` travel beside the arrays: the tokenizer's, and the teacher's config and hash (never its weights).
     """
 
-    name: str
     label_names: tuple[str, ...]
     positions: int | None
     most_tokens: int
@@ -34,7 +32,6 @@ def facts_of(teacher: Teacher) -> TeacherFacts:
     """Its weights are hashed here, which takes a while."""
     model, tokenizer, names = teacher.model, teacher.tokenizer, label_names(teacher.model)
     return TeacherFacts(
-        name=teacher.name,
         label_names=names,
         positions=usable_positions(model),
         most_tokens=usual_length(model, tokenizer, MOST_COUNT),
