@@ -50,7 +50,7 @@ def distill(
     chosen = _chosen(recipe, student)
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)
-    fitted = fit_student(chosen, store, recipe.method, tokenizer=tokenizer, seed=recipe.seed)
+    fitted = fit_student(chosen, store, recipe, tokenizer=tokenizer)
     telling = telling_rows(fitted.dev["validation"])
     precision = precision_for(
         fitted.model, fitted.name, telling, wanted=recipe.precision, device=device, hidden=recipe.uses_hidden

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from hskstore.methods.batch import Batch, HiddenTargets, StudentOutput
 from hskstore.models.folder import WEIGHTS
-from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.models.pruning import GradualPruning
 from hskstore.models.run import run_model
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.settings import PhaseSettings
@@ -84,15 +84,14 @@ def take_published_projection(projection: nn.ModuleList, student: str) -> None:
 
 def build_learner(student: Student, recipe: Recipe, settings: Sequence[PhaseSettings], width: int) -> Learner:
     """The student with its projection to the teacher's `width`, and its pruning if it gets narrower."""
-    model, pruning = student.model, None
+    pruning = None
     if recipe.prune_to is not None:
         assert recipe.prune_share is not None
-        model = as_pruned_bert(model, student.name)
-        pruning = GradualPruning(model, recipe.prune_to, recipe.prune_share, student.name)
+        pruning = GradualPruning(student.model, recipe.prune_to, recipe.prune_share, student.name)
         pruning.check_steps(settings[0].steps)
     set_seed(recipe.seed)  # for the projection's weights
     learner = Learner(
-        model,
+        student.model,
         layers=student.layers,
         own=student.width,
         width=width,

@@ -14,8 +14,10 @@ from hskstore.errors import ModelError, StoreError
 from hskstore.layers import layer_pairs
 from hskstore.methods import Method
 from hskstore.models.load import load_classifier
+from hskstore.models.pruning import as_pruned_bert
 from hskstore.models.run import ModelShape, check_length, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
+from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_store, telling_rows
 from hskstore.store import Plan, Store
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
@@ -51,15 +53,17 @@ class Student:
             _check_rows(self.model, self.name, store.plan.splits["train"].longest)
 
 
-def fit_student(student: str | nn.Module, store: Store, method: Method, *, tokenizer: str | None, seed: int) -> Student:
-    """Load a student, read the dev rows, and see that it fits the store. The seed decides a new head's weights.
+def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, tokenizer: str | None) -> Student:
+    """Load a student, read the dev rows, and see that it fits the store; one that will be pruned is a PrunedBert from here on.
 
     Raises StoreError where the store lacks what the method reads, ModelError where the student does not fit.
     """
-    check_requirements(store, method)
-    plan, hidden = store.plan, any(phase.uses_hidden for phase in method.phases)
-    model, own = load_student(student, store, tokenizer=tokenizer, seed=seed)
+    check_requirements(store, recipe.method)
+    plan, hidden = store.plan, recipe.uses_hidden
+    model, own = load_student(student, store, tokenizer=tokenizer, seed=recipe.seed)
     name = student if isinstance(student, str) else type(student).__name__
+    if recipe.prune_to is not None:
+        model = as_pruned_bert(model, name)
     reading = reading_options(model, own, store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
     key = rows_key(store, reading)
