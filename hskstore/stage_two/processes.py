@@ -1,5 +1,6 @@
 """One process or several that train one student together, as `accelerate launch` and `torchrun` start them."""
 
+import atexit
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.distributed import ReduceOp, all_reduce, broadcast
+from torch.distributed import ReduceOp, all_reduce, broadcast, destroy_process_group, is_initialized
 
 SAME_SIGNAL_SECONDS = 1.0
 """A launcher sends on what the terminal has sent already: within this time a second signal is the first one again."""
@@ -28,7 +29,17 @@ def start(device: torch.device, *, bf16: bool) -> Accelerator:
         torch.cuda.set_device(device)
     # One process may train twice with different precisions; accelerate keeps the first one in a global.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=device.type == "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+    return accelerator
+
+
+def _leave() -> None:
+    """Leave the group before the interpreter ends: threads of it that are still there then end the process by a signal."""
+    if is_initialized():
+        destroy_process_group()
 
 
 def is_main() -> bool:
