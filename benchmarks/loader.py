@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from hskstore.config import Loader
 from hskstore.methods import Mud
-from hskstore.stage_two.feed import Feed, Prefetched, Source, open_supply
+from hskstore.stage_two.feed import Feed, Prefetched, Supply, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
@@ -156,7 +156,7 @@ class Segment:
 def step_times(small: str, big: str, steps: int, rounds: int) -> dict[tuple[str, str], list[Segment]]:
     """By loader and store, one a round."""
     stores = {"small": open_store(small), "big": open_store(big)}
-    sources: dict[tuple[str, str], Source] = {
+    sources: dict[tuple[str, str], Supply] = {
         (loader, size): open_supply(store, "train", loader=loader, layers=LAYERS)
         for loader in TARGETS
         for size, store in stores.items()
@@ -170,7 +170,7 @@ def step_times(small: str, big: str, steps: int, rounds: int) -> dict[tuple[str,
     return found
 
 
-def segment(source: Source, store: Store, steps: int, seed: int, out: Path) -> Segment:
+def segment(source: Supply, store: Store, steps: int, seed: int, out: Path) -> Segment:
     """One training that begins anew."""
     set_seed(0)
     config = BertConfig(hidden_size=312, num_hidden_layers=4, num_attention_heads=12, intermediate_size=1200)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hskstore.stage_one.worker import UnitWorker
 from hskstore.store import open_store
 from hskstore.store.commit import receipts
 from hskstore.store.objects import Objects
-from tests.conftest import hsk, make_bert, save_folder, sealed_tree, write_tsv
+from tests.conftest import hsk, make_bert, make_tokenizer, save_folder, sealed_tree, write_tsv
 
 KEEPS = ("1,9,0.1", "2,4,0.5")
 
@@ -182,12 +183,15 @@ def test_a_device_without_room_for_a_batch_is_no_defect(
         run(teacher_folder, data, tmp_path)
 
 
-def test_a_mistake_in_a_worker_process_is_told_as_itself(teacher_folder: str, data: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_worker_process_is_told_as_itself(data: str, tmp_path: Path) -> None:
     teacher = make_bert()
     with torch.no_grad():
-        teacher.classifier.bias[0] = torch.nan
-    with pytest.raises(ModelError, match=r"logits for train row \d+ are not finite"):
-        run(save_folder(teacher, tmp_path / "nan"), data, tmp_path / "out", engine="procs", workers=2)
+        teacher.bert.embeddings.word_embeddings.weight[make_tokenizer().unk_token_id] = torch.nan
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    with (folder / "train.tsv").open("a") as file:  # behind the rows that are tried before the workers start
+        file.writelines("the unheard cat\t1\n" for _ in range(3))
+    with pytest.raises(ModelError, match=r"logits for train row 170\d are not finite"):
+        run(save_folder(teacher, tmp_path / "nan"), str(folder), tmp_path / "out", engine="procs", workers=2)
 
 
 def test_a_worker_refuses_another_teacher_than_the_plans(teacher_folder: str, data: str, tmp_path: Path) -> None:
