@@ -185,18 +185,6 @@ def test_what_a_user_imports_stands_at_the_top() -> None:
         hskstore.distil  # noqa: B018
 
 
-def test_a_card_names_pruned_bert_and_it_is_there(tmp_path: Path) -> None:
-    """`import hskstore.pruned_bert` alone lets transformers' Auto classes load such a folder."""
-    code = (
-        "import hskstore.pruned_bert as named; from transformers import AutoConfig, AutoModelForSequenceClassification as Auto\n"
-        "config = AutoConfig.for_model('pruned_bert', vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,"
-        " intermediate_size=8)\n"
-        f"Auto.from_config(config).save_pretrained({str(tmp_path)!r})\n"
-        f"assert type(Auto.from_pretrained({str(tmp_path)!r})) is named.PrunedBertForSequenceClassification"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
 def test_losses_import_torch_alone() -> None:
     for module in (PACKAGE / "losses").glob("*.py"):
         roots = {

@@ -382,7 +382,7 @@ def test_a_saved_student_is_loaded_by_the_auto_classes_after_one_import(tmp_path
         output = student(**padded_batch(), output_hidden_states=True)
     torch.save({"batch": padded_batch(), "logits": output.logits, "last": output.hidden_states[-1]}, tmp_path / "expected.pt")
     code = (
-        "import sys, torch, hskstore.models.pruned_bert\n"
+        "import sys, torch, hskstore.pruned_bert\n"
         "from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification\n"
         f"folder, seen = {str(tmp_path / 'student')!r}, torch.load({str(tmp_path / 'expected.pt')!r})\n"
         "config = AutoConfig.from_pretrained(folder)\n"
@@ -399,7 +399,8 @@ def test_a_saved_student_is_loaded_by_the_auto_classes_after_one_import(tmp_path
         "True",
         "True",
         "[1, 3, 2] [40, 7, 64] 8 6",
-        "PrunedBertForSequenceClassification PrunedBertModel ['hskstore.models.pruned_bert']",
+        "PrunedBertForSequenceClassification PrunedBertModel"
+        " ['hskstore.models', 'hskstore.models.pruned_bert', 'hskstore.pruned_bert', 'hskstore.version']",
     ]
 
 
