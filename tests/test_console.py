@@ -124,8 +124,10 @@ def test_a_bars_title_and_its_note_are_shown_as_they_are(name: str, monkeypatch:
 
 
 def test_commands_print_paths_and_name_mistakes_as_they_were_given(
-    teacher_folder: str, data_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher_folder: str, data_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for one in (console.out, console.err):
+        monkeypatch.setattr(one, "_width", 400)  # a table breaks what is longer than a line
     out = tmp_path / "[bold] :warning: [" / "]"
     options = ["--task", "sst2", "--student-layers", 2, "--keep", "1,4,0.25", "--out", out]
     assert hsk("extract", teacher_folder, data_folder, *options) == 0

@@ -408,6 +408,7 @@ def test_ties_among_units_are_cut_as_the_teachers_device_masks_them(data: st.Dat
     assert values.tobytes() == vectors[narrow].tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_real_sentences_are_cut_as_they_would_be_extracted_and_replay_to_the_last_bit(tmp_path: Path) -> None:
     teacher, dev = SHARED / "models" / "minilm-l6-sst2", SHARED / "data" / "sst2_small" / "dev.tsv"

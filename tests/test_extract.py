@@ -398,6 +398,7 @@ def test_labels_follow_the_teachers_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.read_all("train/label"), 1 - given[stored.read_all("train/row_id")])
 
 
+@pytest.mark.long
 @pytest.mark.real
 @pytest.mark.parametrize(("values", "least"), [("f16", 6), ("q8", 9), ("q4", 12)])
 def test_hidden_states_take_a_fraction_of_the_papers_bytes(values: Any, least: float, tmp_path: Path) -> None:

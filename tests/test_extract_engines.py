@@ -225,6 +225,7 @@ def test_engines_and_options_that_do_not_fit_are_refused_before_anything_is_read
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["inline", "procs"])
 def test_a_scheduler_that_ends_hsk_extract_loses_no_finished_unit(
     engine: str, teacher_folder: str, alone: list[ExtractedStore], data: str, tmp_path: Path

@@ -171,6 +171,7 @@ print(json.dumps([rows, peak]))
 FEW, MANY = 10_000, 100_000
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads how much memory it takes from /proc")
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -246,6 +246,7 @@ def test_the_command_prints_what_the_function_returns(
 # --- real models and data
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_on_real_rows_bytes_are_within_a_tenth_by_a_trial_and_by_the_rule_of_thumb(tmp_path: Path) -> None:
     data = tmp_path / "data"

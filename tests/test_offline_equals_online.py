@@ -82,6 +82,7 @@ def test_offline_losses_equal_online_losses_for_a_narrower_student(
     check(teacher_folder, data_folder, student_folder, tmp_path, layers=2, task="sst2")
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_offline_losses_equal_online_losses_with_a_real_teacher(tmp_path: Path) -> None:
     teacher = str(SHARED / "models/minilm-l6-sst2")

@@ -366,6 +366,7 @@ def test_an_export_is_scored_like_any_model(
     assert onnx_score["bytes"] == (out / "model.onnx").stat().st_size and onnx_score["latency_ms"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_real_classifier_keeps_its_judgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(SHARED / "models" / "minilm-l6-sst2")

@@ -26,6 +26,8 @@ from hskstore.store.objects import Objects
 from tests.conftest import sealed_tree, write_tsv
 from tests.test_engines import done, no_worker, scribe, stillborn
 
+pytestmark = pytest.mark.long
+
 KEEPS = ("1,9,0.1", "2,4,0.5")
 
 

@@ -154,6 +154,7 @@ SPAWNED = ("all, with sep, offsets", "random, eq5")
 """Processes take long to start: those strategies whose workers are handed most, the text, and numbers drawn by row."""
 
 
+@pytest.mark.long
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("strategy", "route"),

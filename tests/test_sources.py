@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from hskstore.errors import DataError
-from hskstore.text import sources
+from hskstore.text import files
 from hskstore.text.dataset import read_dataset
 from tests.conftest import SHARED
 from tests.test_data import labels, one, write, write_tsv
@@ -122,7 +122,7 @@ def test_a_damaged_file_names_itself_and_the_place(tmp_path, name, content, mess
 @pytest.mark.parametrize("block", [1, 4, 2**20])
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.json", "a.tsv.gz"])
 def test_text_that_is_not_utf8_names_its_line(tmp_path, monkeypatch, name, block):
-    monkeypatch.setattr(sources, "_BLOCK", block)
+    monkeypatch.setattr(files, "_BLOCK", block)
     content = b'{"s": "a"}\n{"s": "b"}\n"\xff"\n' if "json" in name else b"s\ngood\nb\xff\n"
     content = b"[" + content if name == "a.json" else content
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
@@ -133,7 +133,7 @@ def test_text_that_is_not_utf8_names_its_line(tmp_path, monkeypatch, name, block
 @pytest.mark.parametrize("block", [1, 3, 50])
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz", "a.csv", "a.jsonl", "a.json"])
 def test_a_file_reads_the_same_in_blocks_of_any_size(tmp_path, monkeypatch, name, block):
-    monkeypatch.setattr(sources, "_BLOCK", block)
+    monkeypatch.setattr(files, "_BLOCK", block)
     if name == "a.csv":
         test_csv_knows_quotes_commas_line_breaks_and_long_texts(tmp_path)
     else:

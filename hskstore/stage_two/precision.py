@@ -5,12 +5,12 @@ import os
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hskstore.config import TrainPrecision
 from hskstore.errors import ModelError
 from hskstore.models.device import choose_device, computes_in
-from hskstore.models.run import put_back, run_model
+from hskstore.models.run import Inputs, put_back, run_model
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def resolve_precision(precision: TrainPrecision, device: torch.device) -> Litera
 def precision_for(
     model: nn.Module,
     name: str,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Inputs,
     *,
     wanted: TrainPrecision,
     device: str | None,

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, broadcast, destroy_process_group, is_initialized
 
@@ -63,7 +64,7 @@ def from_first(find: Callable[[], Found]) -> Found:
     return cast(Found, found[0])
 
 
-def added_up(parts: Sequence[Tensor], accelerator: Accelerator) -> list[Tensor]:
+def added_up(parts: Sequence[Shaped[Tensor, "..."]], accelerator: Accelerator) -> list[Shaped[Tensor, "..."]]:
     """Each of some small tensors summed over all processes, in one message.
 
     A sum's gradient goes to this process's part of it alone: those of the weights are to be added up by `add_gradients`.

@@ -38,7 +38,7 @@ def predict(
     return found
 
 
-def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+def logits_of(model: nn.Module, batch: Batch) -> Float[torch.Tensor, "batch class"]:
     return run_model(model, *batch.inputs).logits
 
 

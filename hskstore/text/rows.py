@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped, UInt8
+from jaxtyping import Int, Int32, Int64, Shaped, UInt8
 from numpy.typing import ArrayLike, NDArray
 
 from hskstore.text.spool import ArrayFile, open_array
@@ -297,7 +297,9 @@ def _runs(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:
         start = stop
 
 
-def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def gather(
+    starts: Int[np.ndarray, " row"], lengths: Int[np.ndarray, " row"]
+) -> tuple[Int[np.ndarray, " bound"], Int[np.ndarray, " element"]]:
     """Ragged rows that begin at `starts`: their bounds once they lie one after the other, and where each element is now."""
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return bounds, np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)

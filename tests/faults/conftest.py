@@ -52,3 +52,10 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
             zarr=zarr.__version__,
         )
         Path(path).write_text(header + "".join(found.lines))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Campaigns take long, also with a few faults of each kind."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.long)
