@@ -25,7 +25,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.models.anatomy import describe_model, describe_module
 from hskstore.models.folder import weight_bytes
-from hskstore.models.pruning import PruneTo
+from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate

@@ -27,7 +27,7 @@ from hskstore.config import (
     units_of_hsk,
 )
 from hskstore.errors import OptionError
-from hskstore.models.pruning import PruneTo
+from hskstore.models.widths import PruneTo
 
 fractions = st.floats(min_value=0, max_value=1, exclude_min=True)
 amounts = st.one_of(st.integers(1, 10**6), fractions, st.just("all"))

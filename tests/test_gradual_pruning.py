@@ -27,7 +27,8 @@ from hskstore.errors import ModelError, OptionError
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.models.load import load_classifier
 from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
-from hskstore.models.pruning import GradualPruning, PruneTo, Widths, as_pruned_bert, most_important, widths_of
+from hskstore.models.pruning import GradualPruning, as_pruned_bert, most_important, widths_of
+from hskstore.models.widths import PruneTo, Widths
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import trainer
 from hskstore.stage_two.distill import distill

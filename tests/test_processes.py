@@ -20,7 +20,8 @@ from hskstore.errors import OptionError
 from hskstore.losses import Term, whole_batch
 from hskstore.methods import Finetune, Kd, Method, Mud, Phase
 from hskstore.methods.batch import Batch, StudentOutput
-from hskstore.models.pruning import GradualPruning, PruneTo, as_pruned_bert
+from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import processes
 from hskstore.stage_two.card import Distilled

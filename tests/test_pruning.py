@@ -28,7 +28,8 @@ from hskstore.models.pruned_bert import (
     PrunedBertForSequenceClassification,
     word_vectors,
 )
-from hskstore.models.pruning import Importance, PruneTo, Widths, as_pruned_bert, factorise, most_important, narrow, widths_of
+from hskstore.models.pruning import Importance, as_pruned_bert, factorise, most_important, narrow, widths_of
+from hskstore.models.widths import PruneTo, Widths
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_two.distill import distill

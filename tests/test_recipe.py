@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hskstore.config import DataOptions, FinetuneOptions, Keep, MethodName, PassOptions, Strategy
 from hskstore.errors import OptionError
 from hskstore.methods import METHODS, Finetune, Kd, Mud, method_options
-from hskstore.models.pruning import PruneTo
+from hskstore.models.widths import PruneTo
 from hskstore.options import options_of
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.planning import prepare

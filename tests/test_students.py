@@ -16,7 +16,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError
 from hskstore.methods import Mud
 from hskstore.models.load import load_classifier
-from hskstore.models.pruning import PruneTo
+from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe

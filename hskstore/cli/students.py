@@ -75,7 +75,7 @@ def student_prune(
     from hskstore.cli import console, progress
 
     quiet_libraries()
-    from hskstore.models.pruning import PruneTo
+    from hskstore.models.widths import PruneTo
     from hskstore.students import prune_teacher
 
     with progress.bars() as watch:

@@ -25,7 +25,7 @@ from hskstore.config import (
 )
 from hskstore.errors import OptionError
 from hskstore.methods import Method, Mud, make_method, method_options
-from hskstore.models.pruning import PruneTo
+from hskstore.models.widths import PruneTo
 from hskstore.options import Option, Plain, options_of, plain, refuse_unknown
 
 METHOD = Option("method", MethodName, "mud (hidden states, then logits), kd (logits) or finetune (gold labels).", Mud.name)

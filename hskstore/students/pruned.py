@@ -11,8 +11,9 @@ from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import label_names, load_trained
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
-from hskstore.models.pruning import Importance, PruneTo, as_pruned_bert, widths_of
+from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
 from hskstore.models.run import check_length, run_model, usual_length
+from hskstore.models.widths import PruneTo
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows, rows_from_data
 from hskstore.students.new import NewStudent
