@@ -1,4 +1,4 @@
-"""What a model is made of: parameters by part, FLOPs per token, CPU latency; a store's teacher too, from its config alone."""
+"""What a model is made of: parameters by part, FLOPs per token, CPU latency."""
 
 import statistics
 import time
@@ -55,7 +55,7 @@ def describe_model(name: str) -> Anatomy:
 def describe_module(module: nn.Module, name: str) -> Anatomy:
     """A model at hand. It is looked at on the CPU in eval mode, and is then on the device and in the mode it was in before.
 
-    Any that `classifiers.run_model` can call, with an `nn.Embedding` for its words. Raises ModelError.
+    Any that `models.run.run_model` can call, with an `nn.Embedding` for its words. Raises ModelError.
     """
     with put_back(module):
         return describe(module.to("cpu"), name)
