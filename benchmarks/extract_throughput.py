@@ -40,12 +40,14 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
+import hskstore.models.observe
 import hskstore.stage_one.teacher
 import hskstore.stage_one.teacher_pass
 import hskstore.stage_one.worker
 from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Strategy
 from hskstore.engines import run_inline
 from hskstore.models.device import choose_device
+from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.jobs import make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, padded, probe
@@ -90,8 +92,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, 
     began = time.monotonic()
     ready = ready_for(THREE, teacher, data, scratch, device, options)
     planning = time.monotonic() - began
-    one = replace(ready, plans={name: plan for name, plan in ready.plans.items() if str(plan.keep) == ONE[0]})
-    probe(ready.teacher, Strategy(STUDENT_LAYERS), ready.rows["train"])
+    one = replace(
+        ready, plans={name: plan for name, plan in ready.plans.items() if str(plan.hidden and plan.hidden.keep) == ONE[0]}
+    )
+    probe(ready.teacher, ready.plans.values(), ready.rows["train"])
     batches = list(batches_of(ready))
     streams = TeacherPass(list(ready.plans.values()), ready.teacher).streams
     bare(ready, batches[: 2 * streams], 1)  # the first kernels of a process are slow
@@ -132,8 +136,7 @@ def ready_for(
         teacher,
         str(data),
         rows,
-        keeps=[Keep.parse(keep) for keep in keeps],
-        strategies=[Strategy(STUDENT_LAYERS)],
+        Asked([Keep.parse(keep) for keep in keeps], [Strategy(STUDENT_LAYERS)]),
         device=device,
         task="sst2",
         max_length=128,
@@ -176,7 +179,7 @@ def bare(ready: Prepared, batches: list[tuple[torch.Tensor, ...]], streams: int)
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
     torch.set_num_threads(threads)
-    model.set_attn_implementation(hskstore.stage_one.teacher.SEAM)
+    model.set_attn_implementation(hskstore.models.observe.SEAM)
     return seconds
 
 
@@ -219,14 +222,14 @@ def plain(ready: Prepared, rows: int, folder: Path) -> float:
         }
         torch.save(kept, folder / f"{start}.pt")
     seconds = time.monotonic() - began
-    model.set_attn_implementation(hskstore.stage_one.teacher.SEAM)
+    model.set_attn_implementation(hskstore.models.observe.SEAM)
     return seconds
 
 
 PARTS = {
     "forward pass": (hskstore.stage_one.teacher.Teacher, "forward"),
-    "of which: [CLS] rows of the attention": (hskstore.stage_one.teacher, "_first_row"),
-    "ranks, masks, packing": (hskstore.stage_one.teacher_pass, "kept_hidden"),
+    "of which: [CLS] rows of the attention": (hskstore.models.observe, "_first_row"),
+    "ranks, masks, packing": (hskstore.stage_one.teacher_pass, "captured"),
     "padding batches": (hskstore.stage_one.teacher_pass, "padded"),
     "laying rows into units": (UnitWorker, "_place"),
     "encoding, decoding back": (hskstore.stage_one.worker, "encode_unit"),

@@ -84,7 +84,8 @@ def ratios(made: ExtractedStore) -> Ratios:
         name: sum(size for key, size in sizes.items() if key.startswith(f"train/hidden/{name}/c/")) for name in ("values", "mask")
     }
     spec = plan.arrays["train/hidden/values"]
-    entropy = math.log2(math.comb(plan.hidden_size, plan.width)) / 8
+    assert plan.hidden is not None
+    entropy = math.log2(math.comb(plan.hidden.hidden_size, plan.hidden.width)) / 8
     return Ratios(
         values=on_disk["values"] / (vectors * spec.shape[-1] * np.dtype(spec.dtype).itemsize),
         mask=on_disk["mask"] / (vectors * entropy) if entropy else None,

@@ -34,7 +34,9 @@ from synthetic_store import make_store
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from hskstore.config import Loader
-from hskstore.methods import Mud
+from hskstore.methods import Mud, Phase
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.run import ModelShape
 from hskstore.stage_two.feed import Feed, Prefetched, Supply, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.settings import PhaseSettings
@@ -42,7 +44,8 @@ from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
 
 BATCH_SIZE = 32
-LAYERS = (0,)
+STUDENT = ModelShape("the student", 2, (4, 312))
+PLACES = {"hidden": (0,)}
 """The one hidden layer that the stores hold, by its place in them."""
 
 TARGETS: dict[Loader, int] = {"ram": 100_000, "blocks": 20_000}
@@ -104,8 +107,8 @@ def rate(loader: Loader, store: str, seconds: float) -> dict[str, float]:
         began = time.perf_counter()
         opened = open_store(store)
         rows = opened.plan.splits["train"].rows
-        feed = Feed(open_supply(opened, "train", loader=loader, layers=LAYERS), BATCH_SIZE, opened.digest, seed=0)
-        steps = Prefetched(feed.steps(hidden=True, start=0, stop=sys.maxsize))
+        feed = Feed(open_supply(opened, "train", loader=loader, places=PLACES), BATCH_SIZE, opened.digest, seed=0)
+        steps = Prefetched(feed.steps(reads=hidden_phase(opened).reads, start=0, stop=sys.maxsize))
         taken, first, now = 0, 0.0, 0.0
         for step in steps:
             now = time.perf_counter() - began
@@ -157,7 +160,7 @@ def step_times(small: str, big: str, steps: int, rounds: int) -> dict[tuple[str,
     """By loader and store, one a round."""
     stores = {"small": open_store(small), "big": open_store(big)}
     sources: dict[tuple[str, str], Supply] = {
-        (loader, size): open_supply(store, "train", loader=loader, layers=LAYERS)
+        (loader, size): open_supply(store, "train", loader=loader, places=PLACES)
         for loader in TARGETS
         for size, store in stores.items()
     }
@@ -170,18 +173,23 @@ def step_times(small: str, big: str, steps: int, rounds: int) -> dict[tuple[str,
     return found
 
 
+def hidden_phase(store: Store) -> Phase:
+    """The first of mud's, for a student of four layers."""
+    return Mud().phases(teacher_shape(store.plan), STUDENT)[0]
+
+
 def segment(source: Supply, store: Store, steps: int, seed: int, out: Path) -> Segment:
     """One training that begins anew."""
     set_seed(0)
     config = BertConfig(hidden_size=312, num_hidden_layers=4, num_attention_heads=12, intermediate_size=1200)
-    learner = Learner(BertForSequenceClassification(config), layers=(4,), own=312, width=store.plan.hidden_size)
-    method = Mud()
+    method, teacher = Mud(), teacher_shape(store.plan)
+    learner = Learner(BertForSequenceClassification(config), aids=method.aids(teacher, STUDENT))
     times: list[float] = []
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
         times.append(time.perf_counter())
 
-    phases = [PhaseSettings(method.phases[0], lr=5e-5, batch_size=BATCH_SIZE, steps=steps)]
+    phases = [PhaseSettings(hidden_phase(store), lr=5e-5, batch_size=BATCH_SIZE, steps=steps)]
     (result,) = train(learner, source, method, phases, key=store.digest, seed=seed, out=out, score=None, watch=watch)
     taken = [after - before for before, after in itertools.pairwise(times)]
     return Segment(taken[UNCOUNTED - 1 :], result.waited)

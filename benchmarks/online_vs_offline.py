@@ -50,6 +50,9 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from hskstore.config import Keep, Strategy, TrainPrecision
 from hskstore.methods import Mud
 from hskstore.methods.batch import Batch
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.observe import Sight
+from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_two.dropout import FastDropout
@@ -73,7 +76,7 @@ UNCOUNTED = 2
 FIGURE_STUDENTS = {"TinyBERT-4": "tinybert-4l-312d", "ROSITA-6": "rosita-6"}
 ALONE, OFFLINE, ONLINE, FORWARD = "student alone", "from the store", "teacher beside it", "teacher's forward alone"
 OPPONENT, HSKSTORE = "the opponent", "hskstore"
-PHASES = {phase.name: phase for phase in Mud().phases}
+PHASES = ("hidden", "prediction")
 
 Segment = Callable[[int], list[float]]
 """Runs some steps and says the seconds of those that count; takes the number of the round."""
@@ -124,7 +127,7 @@ class Case:
     def batches(self, seed: int) -> list[Padded]:
         """The batches that `train_segment` takes with this seed."""
         feed = Feed(self.rows, self.batch_size, self.store.digest, seed)
-        return [self.padded(step.batch) for step in feed.steps(hidden=False, start=0, stop=self.steps)]
+        return [self.padded(step.batch) for step in feed.steps(start=0, stop=self.steps)]
 
     def padded(self, batch: Batch) -> Padded:
         plan = self.store.plan
@@ -136,20 +139,19 @@ class Case:
 
 def case_of(student: str, store: str, **numbers: Any) -> Case:
     opened = open_store(store)
-    rows = open_supply(opened, "train", loader="ram", layers=range(len(opened.plan.pairs)))
+    assert opened.plan.hidden is not None
+    rows = open_supply(opened, "train", loader="ram", places={"hidden": tuple(range(len(opened.plan.hidden.pairs)))})
     assert isinstance(rows, InMemory)
     return Case(load(student), opened, rows, **numbers)
 
 
 def train_segment(case: Case, phase: str, seed: int) -> list[float]:
     """A real training, from its beginning."""
-    learner = Learner(
-        copy.deepcopy(case.student),
-        layers=[pair.student for pair in case.store.plan.pairs],
-        own=case.student.config.hidden_size,
-        width=case.store.plan.hidden_size,
-    )
-    settings = PhaseSettings(PHASES[phase], lr=peak(phase), batch_size=case.batch_size, steps=case.steps)
+    config, teacher = case.student.config, teacher_shape(case.store.plan)
+    shape = ModelShape("the student", config.num_labels, (config.num_hidden_layers, config.hidden_size))
+    phases = {each.name: each for each in Mud().phases(teacher, shape)}
+    learner = Learner(copy.deepcopy(case.student), aids=Mud().aids(teacher, shape))
+    settings = PhaseSettings(phases[phase], lr=peak(phase), batch_size=case.batch_size, steps=case.steps)
     ended: list[float] = []
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
@@ -183,7 +185,7 @@ def loop_segment(batches: Sequence[Any], step: Callable[[Any], object]) -> list[
 
 
 def peak(phase: str) -> float:
-    return PHASES[phase].numbers(get_task("sst2").defaults).lr
+    return getattr(get_task("sst2").defaults, phase).lr
 
 
 def in_turns(ways: dict[str, Segment], rounds: int) -> dict[str, list[list[float]]]:
@@ -284,9 +286,10 @@ def own_loss(loop: OnlineOpponent, batch: Padded) -> torch.Tensor:
 def fair_target(teacher: Teacher, loop: OnlineOpponent, batch: Padded) -> Target:
     """What extraction would keep of this batch."""
     rank = loop.pair.rank
-    features = teacher.forward(batch.input_ids, batch.token_type_ids, batch.attention_mask.bool(), rank_layers=frozenset({rank}))
+    sight = Sight(frozenset({loop.pair.teacher}), frozenset({rank}))
+    features = teacher.forward(batch.input_ids, batch.token_type_ids, batch.attention_mask.bool(), sight)
     with torch.no_grad():
-        return kept(features.hidden[loop.pair.teacher], features.token_score[rank], batch, length=loop.length, units=loop.units)
+        return kept(features.hidden[loop.pair.teacher], features.cls_row[rank], batch, length=loop.length, units=loop.units)
 
 
 # The whole way
@@ -294,7 +297,7 @@ def fair_target(teacher: Teacher, loop: OnlineOpponent, batch: Padded) -> Target
 
 def whole(options: argparse.Namespace) -> list[str]:
     defaults = get_task("sst2").defaults
-    epochs = {name: phase.numbers(defaults).epochs for name, phase in PHASES.items()}
+    epochs = {name: getattr(defaults, name).epochs for name in PHASES}
     lines = [
         f"## The whole way: sentences of sst2, batches of {WHOLE_BATCH} of the same rows",
         "",

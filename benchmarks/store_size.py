@@ -56,13 +56,15 @@ def measure(keep: str, values: str, root: str) -> dict[str, object]:
     store = open_store(root)
     vectors = int(store.read_all("train/hidden/n_kept").sum())
     sizes = store.sizes()
-    full = store.plan.width == store.plan.hidden_size
+    hidden = store.plan.hidden
+    assert hidden is not None
+    full = hidden.width == hidden.hidden_size
     return {
         "keep": keep,
         "values": values,
         "vectors": vectors,
         "hidden": sum(size for key, size in sizes.items() if key.startswith("train/hidden/")),
-        "paper": vectors * (4 * store.plan.width + (0 if full else store.plan.hidden_size)),
+        "paper": vectors * (4 * hidden.width + (0 if full else hidden.hidden_size)),
         "store": sum(sizes.values()),
     }
 

@@ -22,6 +22,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.layers import plan_strategy
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.hidden import plan_hidden
 from hskstore.store.layout import SplitRows
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan, make_plan
@@ -63,8 +64,9 @@ def make_store(
     objects = Objects(folder)
     begin(objects, plan, {**files, "teacher.json": canonical_json({"sha256": plan.teacher["sha256"], "config": {}})})
     order = rng.permutation(rows)
-    slots = len(plan.pairs) * plan.length
-    vectors = draw_vectors(rng, plan.splits["train"].unit_rows * slots, plan.width, hidden_size)
+    assert plan.hidden is not None
+    slots = len(plan.hidden.pairs) * plan.hidden.length
+    vectors = draw_vectors(rng, plan.splits["train"].unit_rows * slots, plan.hidden.width, hidden_size)
     for split, unit in plan.units():
         inside = range_of(plan, split, unit)
         columns = input_columns(rng, plan, split, lengths[split][inside])
@@ -101,15 +103,20 @@ def plan_of(
 ) -> Plan:
     rows, longest = len(lengths["train"]), {split: int(n_tokens.max()) for split, n_tokens in lengths.items()}
     task = get_task("sst2")
-    return make_plan(
+    hidden = plan_hidden(
         Keep.parse(keep),
         plan_strategy(Strategy(student_layers), TEACHER_LAYERS),
+        teacher_layers=TEACHER_LAYERS,
+        hidden_size=hidden_size,
+        most_admitted=longest["train"] - 1,
+    )
+    return make_plan(
+        [hidden],
         Pass(seed, "fp32", LONGEST, 4096, block_rows(rows)),
         splits={
             split: SplitRows(rows=len(n_tokens), tokens=int(n_tokens.sum()), longest=longest[split], sha256=f"{seed:064x}")
             for split, n_tokens in lengths.items()
         },
-        most_admitted=longest["train"] - 1,
         teacher={
             "sha256": f"{seed:064x}",
             "model_type": "bert",
@@ -164,7 +171,8 @@ def input_columns(rng: np.random.Generator, plan: Plan, split: str, n_tokens: np
 
 def hidden_columns(rng: np.random.Generator, plan: Plan, vectors: Vectors, n_tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Any tokens of a row but its [SEP], best first, and a vector for each."""
-    rows, layers, length = len(n_tokens), len(plan.pairs), plan.length
+    assert plan.hidden is not None
+    rows, layers, length = len(n_tokens), len(plan.hidden.pairs), plan.hidden.length
     admitted = n_tokens - 1
     score = rng.random((rows, layers, plan.splits["train"].longest), dtype=np.float32)
     score[np.broadcast_to(np.arange(score.shape[-1]) >= admitted[:, None, None], score.shape)] = 2  # behind all others

@@ -31,7 +31,7 @@ Loader: TypeAlias = Literal["auto", "ram", "blocks"]
 Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
-MethodName: TypeAlias = Literal["mud", "kd", "finetune"]
+MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert"]
 
 
 DEFAULT_BATCH_TOKENS = 4096
@@ -136,6 +136,10 @@ class Keep:
         return f"d{self.depth}-l{self.length}-w{self.width}"
 
 
+DEFAULT_KEEP = Keep(1, 9, 0.1)
+"""Of `hidden`, where a method reads it and nobody says how much: the configuration of the paper's Figure 10."""
+
+
 def _parse_amount(part: str, text: str) -> Amount:
     if part == "all":
         return "all"
@@ -212,6 +216,12 @@ def check_positive(option: str, value: float | None) -> None:
     """Raise OptionError unless `value` is a finite number above zero; None, an option left out, is all right."""
     if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
         raise OptionError(f"{option} {value}: must be above zero and finite")
+
+
+def check_not_negative(option: str, value: float) -> None:
+    """Raise OptionError unless `value` is a finite number of at least zero."""
+    if not (isinstance(value, Real) and 0 <= value < math.inf):
+        raise OptionError(f"{option} {value}: must be from zero, and finite")
 
 
 def check_share(option: str, value: float) -> None:

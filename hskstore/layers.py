@@ -9,11 +9,11 @@ from hskstore.errors import OptionError
 
 @dataclass(frozen=True)
 class LayerPair:
-    """A student layer, the teacher layer g(l) that guides it, and the teacher layer whose attention ranks the tokens."""
+    """A student layer, the teacher layer that guides it, and the one whose attention ranks the tokens; None where none does."""
 
     student: int
     teacher: int
-    rank: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,14 @@ def teacher_layer(layer: int, *, student_layers: int, top_layer: int, layer_map:
     return round(Fraction(layer * top_layer, student_layers))
 
 
+def even_layer(layer: int, *, student_layers: int, teacher_layers: int) -> int:
+    """round(l L / L'), halves to even: the teacher layer of student layer l where the last learns from the last."""
+    return round(Fraction(layer * teacher_layers, student_layers))
+
+
 def rank_layer(layer: int, *, student_layers: int, teacher_layers: int) -> int:
     """The layer whose attention ranks tokens for student layer l: g(l, L), at least 1 ("Att (L_top = last)")."""
-    return max(1, round(Fraction(layer * teacher_layers, student_layers)))
+    return max(1, even_layer(layer, student_layers=student_layers, teacher_layers=teacher_layers))
 
 
 def layer_pairs(

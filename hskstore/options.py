@@ -38,6 +38,11 @@ class Option:
         return get_origin(self.kind) is tuple or hasattr(self.kind, "parse")
 
     @property
+    def repeated(self) -> bool:
+        """Whether its flag may be given several times, each time with a part of its text; commas then join them."""
+        return bool(getattr(self.kind, "REPEATED", False))
+
+    @property
     def expected(self) -> str:
         """What its values look like, for messages."""
         if get_origin(self.kind) is Literal:

@@ -78,7 +78,7 @@ def main() -> None:
 
 def epochs(method: Method) -> tuple[int, ...]:
     """More than any number of steps asked for, in the paper's proportion of the phases: hidden states 2, predictions 1."""
-    return (200, 100) if len(method.phases) == 2 else (300,)
+    return (200, 100) if method.name == Mud.name else (300,)
 
 
 def score(model: str, options: argparse.Namespace) -> dict[str, object]:

@@ -143,7 +143,7 @@ def learn(name: str, student: Student, method: str, seed: int, store: Store, opt
         recipe = Recipe(
             student=made if isinstance(made, str) else None,
             method=METHODS[method],
-            epochs=(200, 100) if len(METHODS[method].phases) == 2 else (300,),
+            epochs=(200, 100) if method == Mud.name else (300,),
             lr=None if student.lr is None else (student.lr,),
             max_steps=options.steps,
             prune_to=student.prune_to,

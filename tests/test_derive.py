@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,14 @@ from hypothesis.extra import numpy as hnp
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError, PlanError, StoreError
+from hskstore.features.select import magnitude_mask
+from hskstore.layers import plan_strategy
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.replay import replay
-from hskstore.stage_one.select import magnitude_mask
 from hskstore.store import Store, open_store
 from hskstore.store import derive as derive_module
 from hskstore.store.derive import Derived
+from hskstore.store.hidden import Hidden
 from hskstore.store.objects import Objects
 from hskstore.store.shard import index_bytes, ranges_of
 from hskstore.store.verify import verify
@@ -98,7 +99,7 @@ def folder_of(keep: str) -> str:
 
 
 def derive(source: Path, keep: str, out: Path) -> Derived:
-    return derive_module.derive(source, Keep.parse(keep), out)
+    return derive_module.derive(source, out, keep=Keep.parse(keep))
 
 
 @pytest.fixture(scope="module")
@@ -398,9 +399,10 @@ def test_ties_among_units_are_cut_as_the_teachers_device_masks_them(data: st.Dat
     kept = data.draw(st.integers(2, width))
     fewer = data.draw(st.integers(1, kept - 1))
     wide, narrow = (magnitude_mask(torch.from_numpy(vectors), count).numpy() for count in (kept, fewer))
-    plan = SimpleNamespace(strategy=Strategy(1), hidden_size=width, width=fewer)
+    asked = Hidden(Keep.parse("all"), plan_strategy(Strategy(1), 1), (), 1, fewer, width)
     values, bits = derive_module._narrow(
-        SimpleNamespace(plan=plan),  # type: ignore[arg-type]
+        asked,
+        0,
         vectors[wide].reshape(3, kept),
         np.packbits(wide, axis=-1),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,28 +13,35 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import AutoModelForSequenceClassification, DebertaConfig, DebertaV2Config, PreTrainedTokenizerFast
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
-from hskstore.methods import Finetune, Kd, Method, Mud, make_method
+from hskstore.methods import Finetune, Kd, Method, Mud, Phase, Weights, make_method
+from hskstore.methods.projection import Projection
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled, model_card
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
-from hskstore.stage_two.learner import Learner, take_published_projection
+from hskstore.stage_two.learner import take_published_projection
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.settings import phase_settings
-from hskstore.stage_two.student import match_layers, rows_key
+from hskstore.stage_two.student import check_store, places_of, rows_key
 from hskstore.store import Plan, Store, open_store
 from hskstore.text.tasks import get_task
 from hskstore.text.tokenizers import tokenizer_sha256
 from tests.conftest import hsk, make_bert, save_folder, sentences, write_tsv
+from tests.made_up import STUDENT, made_hidden, shape_of_teacher
 from tests.test_feed import numbered
 from tests.test_offsets import byte_level
+
+PHASES = Mud().phases(shape_of_teacher(made_hidden(Keep(1, 2, 4))), STUDENT)
 
 
 def csv(path: Path, rows: int, seed: int, label: Any) -> str:
@@ -71,6 +79,26 @@ def test_a_score_is_learnt_by_every_method(method: Method, tmp_path: Path) -> No
     assert again.score == pytest.approx(found.scores["validation"].score)
 
 
+def test_weights_decide_what_is_learnt(tmp_path: Path) -> None:
+    store = store_of(
+        tmp_path,
+        csv(tmp_path / "data.csv", 80, 1, lambda text: int("cat" in text)),
+        text=["one"],
+        label="label",
+        validation="0.2",
+    )
+    weights = {}
+    for name, options in {"half": {}, "same": {"weight": "gold=0.5"}, "gold": {"weight": "gold=1,prediction=0"}}.items():
+        own = {option: Weights.parse(text) for option, text in options.items()}
+        run(store, tmp_path, Kd(alpha=0.5), **own)
+        weights[name] = (tmp_path / "run" / "model.safetensors").read_bytes()
+        assert ("\nweight = " in (tmp_path / "run" / "recipe.toml").read_text()) == bool(own)
+        (tmp_path / "run").rename(tmp_path / name)
+    assert weights["half"] == weights["same"] != weights["gold"]
+    run(store, tmp_path, Finetune())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights["gold"]
+
+
 def test_named_classes_keep_their_names_in_the_student(tmp_path: Path) -> None:
     data = csv(tmp_path / "data.csv", 120, 1, lambda text: "feline" if "cat" in text.split() else "other")
     store = store_of(tmp_path, data, text=["one"], label="label", validation="0.2")
@@ -84,6 +112,12 @@ def test_the_teachers_logits_alone_teach_where_there_are_no_labels(tmp_path: Pat
     store = store_of(tmp_path, csv(tmp_path / "data.csv", 100, 1, lambda _: "x"), text=["one"], validation="0.2")
     with pytest.raises(StoreError, match=r"holds no label, which the method finetune needs: extract with --label"):
         run(store, tmp_path, Finetune())
+    with pytest.raises(StoreError, match=r"holds no label, which the method kd needs"):
+        run(store, tmp_path, Kd(alpha=0.5))
+    assert run(store, tmp_path, Mud(regression_target="gold")).scores == {}, "it learns classes from the teacher alone"
+    shutil.rmtree(tmp_path / "run")
+    assert run(store, tmp_path, Kd(alpha=0.5), weight=Weights.parse("gold=0")).phases[0].losses.keys() == {"prediction"}
+    shutil.rmtree(tmp_path / "run")
     found = run(store, tmp_path, Mud())
     assert found.scores == {} and found.phases[1].best is None
 
@@ -107,25 +141,34 @@ def test_mnli_has_two_dev_sets_and_both_are_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", ["q8", "q4", "f32"])
 def test_every_encoding_trains(values: str, teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
     found = run(store_of(tmp_path, data_folder, values=values, task="sst2"), tmp_path, Mud(targets="ignore"))
-    assert np.isfinite(found.phases[0].losses["hidden_mse"])
+    assert np.isfinite(found.phases[0].losses["mud.hidden"])
+
+
+def phases_of(store: Store, depth: int) -> tuple[Phase, ...]:
+    student = ModelShape("it", 2, (depth, 16))
+    phases = Mud().phases(teacher_shape(store.plan), student)
+    check_store(store, phases, student, Mud())
+    return phases
 
 
 def test_a_store_serves_any_student_whose_teacher_layers_it_holds(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
     (made,) = extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(1, 2, 4)], strategies=[Strategy(2)], task="sst2")
-    plan = open_store(made.root).plan  # L = 4, L_top = 3: the last layer of a student of any depth learns from layer 3
+    store = open_store(made.root)  # L = 4, L_top = 3: the last layer of a student of any depth learns from layer 3
     for depth in (1, 2, 3, 6):
-        assert match_layers(plan, depth) == ((depth,), (0,))
+        phases = phases_of(store, depth)
+        assert [(pair.student, pair.teacher) for pair in phases[0].reads[0].pairs] == [(depth, 3)]
+        assert places_of(store, phases) == {"hidden": (0,)}
     (everything,) = extract(
         teacher_folder, data_folder, out=tmp_path, keeps=[Keep.parse("all")], strategies=[Strategy(2)], task="sst2"
     )
     with pytest.raises(StoreError, match=r"needs teacher layers 0, 1, 2, 3; the store holds 0, 2, 3: .*--student-layers 3"):
-        match_layers(open_store(everything.root).plan, 3)
+        phases_of(open_store(everything.root), 3)
 
 
 def test_steps_are_shared_in_proportion_and_no_phase_goes_without() -> None:
     def steps(most: int | None, task: str = "sst2") -> list[int]:
         source = InMemory(numbered(np.full(6920, 5)))
-        return [phase.steps for phase in phase_settings(Recipe(max_steps=most), get_task(task).defaults, source)]
+        return [phase.steps for phase in phase_settings(Recipe(max_steps=most), PHASES, get_task(task).defaults, source)]
 
     assert steps(None) == [2170, 1085]
     assert steps(1000) == [667, 333]
@@ -153,8 +196,6 @@ def test_a_setting_that_is_no_number_of_its_kind_is_refused(numbers: Callable[[A
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"projection": "shared"}, "--projection: the method kd learns no hidden states; only mud has one"),
-        ({"projection": "own", "method": Mud()}, "--projection own: choose one of shared, per-layer"),
         ({"prune_share": 0.5}, "--prune-share goes with --prune-to"),
         ({"seed": -1}, "--seed -1: must be"),
         ({"precision": "fp64"}, "--precision fp64: choose one of auto, fp32, bf16"),
@@ -185,17 +226,18 @@ def test_so_does_finetune(options: dict[str, Any], said: str, tmp_path: Path) ->
 
 
 def test_a_methods_options_are_its_own() -> None:
-    for made in (lambda: Mud(targets="none"), lambda: Mud(regression_target="none"), lambda: make_method("mudd", {})):  # type: ignore[arg-type]
+    strange: list[dict[str, Any]] = [{"targets": "none"}, {"regression_target": "none"}, {"projection": "own"}]
+    for made in (*(lambda own=own: Mud(**own) for own in strange), lambda: make_method("mudd", {})):  # type: ignore[arg-type,misc]
         with pytest.raises(OptionError, match="choose one of"):
             made()
     assert make_method("kd", {"alpha": 0.5}) == Kd(alpha=0.5)
     with pytest.raises(OptionError, match="--targets is no option of the method kd; its own are: --temperature, --alpha"):
         make_method("kd", {"targets": "zero"})
+    with pytest.raises(OptionError, match="--projection is no option of the method kd; its own are: --temperature, --alpha"):
+        make_method("kd", {"projection": "shared"})
 
 
 def test_the_teachers_folder_is_not_needed(tmp_path: Path) -> None:
-    import shutil
-
     data = csv(tmp_path / "data.csv", 80, 1, lambda text: int("cat" in text.split()))
     store = store_of(tmp_path, data, text=["one"], label="label", validation="0.2")
     shutil.rmtree(tmp_path / "teacher")
@@ -263,18 +305,16 @@ def test_a_published_projection_is_where_training_starts(teacher_folder: str, da
     weights = load_file(folder / "model.safetensors")
     save_file(weights | published, folder / "model.safetensors", metadata={"format": "pt"})
     for per_layer in (False, True):
-        projection = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), own=16, width=32, per_layer=per_layer).projection
-        assert projection is not None
+        projection = nn.ModuleDict({"hidden": Projection(16, 32, linears=2 if per_layer else 1)})  # wherever among the aids
         take_published_projection(projection, str(folder))
-        for linear in projection:
+        for linear in projection["hidden"].linears:
             assert torch.equal(linear.weight, published["fit_dense.weight"]) and torch.equal(
                 linear.bias, published["fit_dense.bias"]
             )
-    other = Learner(make_bert(layers=2, hidden=16), layers=(1,), own=16, width=24).projection
-    assert other is not None
-    before = other[0].weight.detach().clone()
+    other = Projection(16, 24)
+    before = other.linears[0].weight.detach().clone()
     take_published_projection(other, str(folder))
-    assert torch.equal(other[0].weight, before), "it is for another teacher's width"
+    assert torch.equal(other.linears[0].weight, before), "it is for another teacher's width"
     store = store_of(tmp_path, data_folder, task="sst2")
     first = distill(store, Recipe(str(folder), Mud(), max_steps=2), out=tmp_path / "one")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -308,7 +348,7 @@ def test_the_result_says_how_it_was_trained(teacher_folder: str, data_folder: st
 
 def test_minutes_are_shared_in_proportion_to_the_steps() -> None:
     source = InMemory(numbered(np.full(6920, 5)))
-    hidden, prediction = phase_settings(Recipe(max_minutes=3, patience=2), get_task("sst2").defaults, source)
+    hidden, prediction = phase_settings(Recipe(max_minutes=3, patience=2), PHASES, get_task("sst2").defaults, source)
     assert (hidden.seconds, prediction.seconds, prediction.patience) == (120, 60, 2)
 
 

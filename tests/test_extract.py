@@ -12,6 +12,7 @@ import torch
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import DataError, HskError, ModelError, OptionError, PlanError
+from hskstore.models.observe import Sight
 from hskstore.stage_one import facts
 from hskstore.stage_one.extract import ExtractedStore, extract
 from hskstore.stage_one.forecast import forecast
@@ -65,14 +66,15 @@ def load_teacher_of(store: Store) -> Any:
 
 def test_what_is_stored_is_what_the_teacher_says_of_each_row_alone(everything: Store, teacher_folder: str) -> None:
     teacher = load_teacher(teacher_folder, device=torch.device("cpu"))
-    assert [pair.teacher for pair in everything.plan.pairs] == [0, 2, 3]  # L = 4, L_top = 3, L' = 2: 3/2 rounds to 2
+    assert [pair.teacher for pair in everything.plan.hidden.pairs] == [0, 2, 3]  # L = 4, L_top = 3, L' = 2: 3/2 rounds to 2
     for index in (0, 13, 699):
         row = everything.row("train", index)
         n_tokens = int(row["n_tokens"])
         ids = torch.from_numpy(row["input_ids"][:n_tokens].astype(np.int64))[None]
-        features = teacher.forward(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+        every = Sight(frozenset(range(5)))
+        features = teacher.forward(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool), every)
         np.testing.assert_allclose(row["logits"], features.logits[0].numpy(), atol=1e-4)
-        for place, pair in enumerate(everything.plan.pairs):
+        for place, pair in enumerate(everything.plan.hidden.pairs):
             positions = row["hidden/token"][place][:n_tokens]
             assert sorted(positions) == list(range(n_tokens))
             expected = features.hidden[pair.teacher][0][torch.from_numpy(positions.astype(np.int64))]
@@ -87,8 +89,8 @@ def test_tokens_are_ranked_by_the_attention_they_get_from_cls(everything: Store,
     ids = torch.from_numpy(row["input_ids"][:n_tokens].astype(np.int64))[None]
     with torch.no_grad():
         attentions = teacher.model(ids, output_attentions=True).attentions
-    assert [pair.rank for pair in everything.plan.pairs] == [1, 2, 4]  # round(l x 4 / 2), at least 1
-    for place, pair in enumerate(everything.plan.pairs):
+    assert [pair.rank for pair in everything.plan.hidden.pairs] == [1, 2, 4]  # round(l x 4 / 2), at least 1
+    for place, pair in enumerate(everything.plan.hidden.pairs):
         score = attentions[pair.rank - 1][0, :, 0].mean(dim=0)
         np.testing.assert_array_equal(row["hidden/token"][place][:n_tokens], score.argsort(descending=True).numpy())
 
@@ -286,7 +288,7 @@ def test_non_finite_teachers_are_refused_naming_the_row_and_finished_units_stay(
             return features
         if where == "logits":
             return replace(features, logits=features.logits * torch.nan)
-        return replace(features, hidden=tuple(state * 1e9 for state in features.hidden))
+        return replace(features, hidden={layer: state * 1e9 for layer, state in features.hidden.items()})
 
     monkeypatch.setattr(Teacher, "probe", lambda *_, **__: None)
     monkeypatch.setattr(Teacher, "forward", poisoned)

@@ -31,6 +31,7 @@ from hskstore.stage_two.feed import (
 )
 from hskstore.stage_two.rows import TrainingRows, bytes_per_row, rows_from_store
 from hskstore.store import Store, open_store
+from tests.made_up import want_of
 
 KEY = "ab" * 32
 
@@ -39,7 +40,7 @@ def numbered(n_tokens: np.ndarray) -> TrainingRows:
     """Rows whose first word says which they are."""
     ids = np.zeros((len(n_tokens), int(n_tokens.max())), dtype=np.int32)
     ids[:, 0] = np.arange(len(n_tokens))
-    return TrainingRows(ids, np.zeros_like(ids), n_tokens, None, None, None)
+    return TrainingRows(ids, np.zeros_like(ids), n_tokens, None, None)
 
 
 class Pieces:
@@ -71,14 +72,14 @@ def rows_of(batch: Batch) -> list[int]:
 def order(source: Any, steps: slice = slice(None), **changed: Any) -> list[list[int]]:
     options = {"batch_size": 16, "key": KEY, "seed": 0} | {k: v for k, v in changed.items() if k != "epoch"}
     feed = Feed(source, **options)
-    return [rows_of(step.batch) for step in feed.epoch(changed.get("epoch", 0), hidden=False)][steps]
+    return [rows_of(step.batch) for step in feed.epoch(changed.get("epoch", 0))][steps]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 40), st.integers(1, 50), st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_an_epoch_has_every_row_once_and_no_batch_is_too_big(lengths: list[int], size: int, window: int, epoch: int) -> None:
     for source in (InMemory(numbered(np.array(lengths))), Pieces(lengths, window)):
-        steps = list(Feed(source, size, KEY, 0).epoch(epoch, hidden=False))
+        steps = list(Feed(source, size, KEY, 0).epoch(epoch))
         assert sorted(row for step in steps for row in rows_of(step.batch)) == list(range(len(lengths)))
         assert max(len(step.batch) for step in steps) <= size
         assert [step.number for step in steps] == list(range(steps_per_epoch(source, size)))
@@ -90,7 +91,7 @@ def test_an_epoch_has_every_row_once_and_no_batch_is_too_big(lengths: list[int],
 def test_processes_share_every_batch_without_overlap_or_loss(rows: int, size: int, window: int, of: int, epoch: int) -> None:
     lengths = np.random.default_rng(rows).integers(1, 60, rows).tolist()
     whole = order(Pieces(lengths, window), batch_size=size, epoch=epoch)
-    shares = [list(Feed(Pieces(lengths, window), size, KEY, 0, Share(rank, of)).epoch(epoch, hidden=False)) for rank in range(of)]
+    shares = [list(Feed(Pieces(lengths, window), size, KEY, 0, Share(rank, of)).epoch(epoch)) for rank in range(of)]
     for batch, *parts in zip(whole, *shares, strict=True):
         counted = [row for part in parts if part.counts for row in rows_of(part.batch)]
         assert sorted(counted) == sorted(batch)
@@ -110,15 +111,15 @@ def test_a_run_goes_on_from_any_step_as_if_it_had_not_stopped(rows: int, size: i
     lengths = np.random.default_rng(rows).integers(1, 60, rows).tolist()
     feed = Feed(Pieces(lengths, window), size, KEY, 0)
     stop = 3 * steps_per_epoch(feed.supply, size)
-    whole = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(hidden=False, start=0, stop=stop)]
+    whole = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(start=0, stop=stop)]
     start = data.draw(st.integers(0, stop))
-    rest = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(hidden=False, start=start, stop=stop)]
+    rest = [(step.number, step.ends_epoch, rows_of(step.batch)) for step in feed.steps(start=start, stop=stop)]
     assert rest == whole[start:]
 
 
 def test_windows_that_were_trained_on_before_are_not_read_again() -> None:
     source = Pieces([5] * 640, 64)
-    list(Feed(source, 16, KEY, 0).epoch(0, hidden=False, start=30))
+    list(Feed(source, 16, KEY, 0).epoch(0, start=30))
     assert len(source.read_windows) == 3
 
 
@@ -140,20 +141,18 @@ def store(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
 
 
 def test_blocks_read_the_very_rows_of_the_store(store: Store) -> None:
-    whole = rows_from_store(store, "train", layers=(1,))
-    source = InWindows(store, "train", {"layers": (1,)})
+    whole = rows_from_store(store, "train", places={"hidden": (1,)})
+    source = InWindows(store, "train", {"places": {"hidden": (1,)}})
     (window,) = source.windows(np.random.default_rng(0), 16)
     found = source.read(window)
     starts = np.cumsum([0, *(store.plan.splits["train"].rows_of(unit) for unit in range(store.plan.splits["train"].units))])
     at = np.concatenate([np.arange(starts[unit], starts[unit + 1]) for unit in window.units])
     np.testing.assert_array_equal(found.input_ids, whole.input_ids[at])
-    assert found.hidden is not None and whole.hidden is not None
+    both = rows_from_store(store, "train", places={"hidden": (0, 1)})
     for name in ("values", "mask", "token", "n_kept"):
-        np.testing.assert_array_equal(getattr(found.hidden, name), getattr(whole.hidden, name)[at])
-    both = rows_from_store(store, "train", layers=(0, 1)).hidden
-    assert both is not None
-    np.testing.assert_array_equal(whole.hidden.values[:, 0], both.values[:, 1])
-    np.testing.assert_array_equal(whole.hidden.n_kept[:, 0], both.n_kept[:, 1])
+        one, window_of_one, two = (rows.features["hidden"].arrays[name] for rows in (whole, found, both))
+        np.testing.assert_array_equal(window_of_one, one[at])
+        np.testing.assert_array_equal(one[:, 0], two[:, 1])
 
 
 def test_windows_hold_whole_units_up_to_their_bytes_and_at_least_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,24 +173,24 @@ def test_windows_hold_whole_units_up_to_their_bytes_and_at_least_a_batch(store: 
 def test_the_loader_is_chosen_by_memory_unless_it_is_named(
     loader: Any, share: float, chosen: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = store.plan.splits["train"].rows * bytes_per_row(store, "train", (0,))
+    needed = store.plan.splits["train"].rows * bytes_per_row(store, "train", {"hidden": (0,)})
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": needed / share})())
-    assert open_supply(store, "train", loader=loader, layers=(0,)).name == chosen
+    assert open_supply(store, "train", loader=loader, places={"hidden": (0,)}).name == chosen
     if chosen == "ram" and loader == "auto":
-        assert open_supply(store, "train", loader=loader, layers=(0,), processes=2).name == "blocks"
+        assert open_supply(store, "train", loader=loader, places={"hidden": (0,)}, processes=2).name == "blocks"
 
 
 def test_a_damaged_shard_is_named_when_its_window_is_read(store: Store, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(store.root, tmp_path / "store")
-    source = InWindows(open_store(tmp_path / "store"), "train", {"layers": (0,)})
+    source = InWindows(open_store(tmp_path / "store"), "train", {"places": {"hidden": (0,)}})
     shard = tmp_path / "store" / "train" / "logits" / "c" / "0" / "0"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(StoreError, match=r"train/logits/c/0/0 is damaged"):
-        list(Prefetched(Feed(source, 16, KEY, 0).epoch(0, hidden=True)))
+        list(Prefetched(Feed(source, 16, KEY, 0).epoch(0, reads=[want_of(store, 0)])))
 
 
 # --- the thread
@@ -252,10 +251,10 @@ def test_batches_are_made_off_the_training_thread() -> None:
     batch = TrainingRows.batch
 
     class Watched(TrainingRows):
-        def batch(self, rows: np.ndarray, *, hidden: bool) -> Batch:
+        def batch(self, rows: np.ndarray, reads: Any = ()) -> Batch:
             where.add(threading.get_ident())
-            return batch(self, rows, hidden=hidden)
+            return batch(self, rows, reads)
 
-    steps: list[Step] = list(Prefetched(Feed(InMemory(Watched(**vars(rows))), 16, KEY, 0).epoch(0, hidden=False)))
+    steps: list[Step] = list(Prefetched(Feed(InMemory(Watched(**vars(rows))), 16, KEY, 0).epoch(0)))
     assert len(steps) == 4 and threading.get_ident() not in where
     assert all(isinstance(step.batch.input_ids, torch.Tensor) for step in steps)

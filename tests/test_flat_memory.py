@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hskstore.config import Keep, Strategy
 from hskstore.stage_one import budget, forecast, sizes
+from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import facts_of
 from hskstore.stage_one.planning import Prepared, count_admitted, make_plans
 from hskstore.stage_one.teacher import Teacher
@@ -225,7 +226,7 @@ def test_a_forecast_of_ten_times_the_rows_takes_the_same_memory(asked: str, monk
         both = {"train": train, "validation": train.slice(0, 64)}
         tracemalloc.start()
         counts = count_admitted(train, [3], Strategy(2))
-        plans = make_plans(keeps, [Strategy(2)], run, TASKS["sst2"], facts, both, most_admitted=len(counts) - 1)
+        plans = make_plans(Asked(keeps, [Strategy(2)]), run, TASKS["sst2"], facts, both, most_admitted=len(counts) - 1)
         ready = Prepared(teacher, facts, both, counts, plans)
         if asked == "forecast":
             forecast._forecast("teacher", "data", ready, rate=1.0, seconds=1.0, preparation=0.0)

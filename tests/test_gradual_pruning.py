@@ -40,7 +40,7 @@ from hskstore.store import Store, open_store
 from hskstore.watch import Watch, unwatched
 from tests.conftest import WORDS, hsk, make_bert, save_folder, write_tsv
 from tests.test_pruning import bert, odd_student
-from tests.test_trainer import equal, run
+from tests.test_trainer import STUDENT, TEACHER, equal, run
 from tests.test_trainer import settings as phases_of
 
 
@@ -131,7 +131,7 @@ def narrowing(heads: int = 1, share: float = 0.5) -> Learner:
     model = as_pruned_bert(make_bert(layers=2, hidden=16, seed=4), "it")
     torch.manual_seed(0)
     pruning = GradualPruning(model, PruneTo(heads, 20, 5), share, "it")
-    return Learner(model, layers=(2,), own=16, width=24, pruning=pruning)
+    return Learner(model, aids=Mud().aids(TEACHER, STUDENT), pruning=pruning)
 
 
 def train_narrowing(out: Path, method: Method, of: Learner | None = None, **options: Any) -> tuple[dict[str, Any], Any]:
@@ -234,7 +234,7 @@ def test_an_unfinished_run_is_not_taken_for_one_that_prunes_otherwise(tmp_path: 
         with pytest.raises(OptionError, match="differs in its pruning:"):
             train_narrowing(tmp_path, Mud(), of=other)
     with pytest.raises(OptionError, match="differs in its pruning, student:"):
-        train_narrowing(tmp_path, Mud(), of=Learner(narrowing().student, layers=(2,), own=16, width=24))
+        train_narrowing(tmp_path, Mud(), of=Learner(narrowing().student, aids=Mud().aids(TEACHER, STUDENT)))
 
 
 def test_it_is_trained_in_bf16_too(tmp_path: Path) -> None:

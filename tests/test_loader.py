@@ -11,6 +11,7 @@ from hskstore.errors import StoreError
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import open_store
+from tests.made_up import want_of
 
 KEY = "ab" * 32
 
@@ -22,10 +23,9 @@ def test_targets_are_the_teachers_states_at_the_ranked_tokens_masked_by_magnitud
     strategy = Strategy(2, values=values)  # type: ignore[arg-type]
     extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(2, 3, 8)], strategies=[strategy], task="sst2")
     store = open_store(tmp_path / "d2-l3-w8")
-    rows = rows_from_store(store, "train", layers=(0, 1))
+    rows, want = rows_from_store(store, "train", places={"hidden": (0, 1)}), want_of(store)
     chosen = np.array([5, 17, 300])
-    targets = rows.batch(chosen, hidden=True).hidden
-    assert targets is not None
+    targets = rows.batch(chosen, [want])[want]
     teacher, width_kept = targets.scattered()
     assert teacher.shape[0] == 2
     for at, row in enumerate(chosen):
@@ -47,15 +47,15 @@ def test_a_batch_is_padded_to_its_own_longest_row_and_slots_beyond_a_short_row_a
     teacher_folder: str, data_folder: str, tmp_path: Path
 ) -> None:
     extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep("all", "all", 4)], strategies=[Strategy(2)], task="sst2")
-    rows = rows_from_store(open_store(tmp_path / "dall-lall-w4"), "train", layers=(0, 1, 2))
+    store = open_store(tmp_path / "dall-lall-w4")
+    rows, want = rows_from_store(store, "train", places={"hidden": (0, 1, 2)}), want_of(store)
     chosen = np.argsort(rows.n_tokens, kind="stable")[[0, 40, 80]]
-    batch = rows.batch(chosen, hidden=True)
+    batch = rows.batch(chosen, [want])
     lengths = torch.from_numpy(rows.n_tokens[chosen])
     assert batch.input_ids.shape[1] == lengths.max()
     assert (batch.attention_mask.sum(dim=1) == lengths).all()
-    assert batch.hidden is not None
-    assert (batch.hidden.token_kept.sum(dim=2) == lengths - 1).all()  # all but the one separator
-    assert (batch.hidden.values[~batch.hidden.token_kept] == 0).all()
+    assert (batch[want].token_kept.sum(dim=2) == lengths - 1).all()  # all but the one separator
+    assert (batch[want].values[~batch[want].token_kept] == 0).all()
 
 
 def test_a_store_that_does_not_fit_into_memory_is_refused_before_it_is_read(

@@ -10,7 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.losses import Term, hard_cross_entropy, hidden_mse, kept_hidden_mse, score_mse, soft_cross_entropy, whole_batch
+from hskstore.losses import (
+    Term,
+    cosine_distance,
+    hard_cross_entropy,
+    hidden_mse,
+    kept_hidden_mse,
+    normalised_mse,
+    score_mse,
+    soft_cross_entropy,
+    whole_batch,
+)
 
 
 def normal(*shape: int, seed: int, grad: bool = False) -> torch.Tensor:
@@ -326,6 +336,8 @@ LOSSES = {
         SHAPE,
         (*SHAPE[:3], KEPT),
     ),
+    "normalised_mse": (normalised_mse, SHAPE[:1] + SHAPE[2:], SHAPE[:1] + SHAPE[2:]),
+    "cosine_distance": (lambda s, t: cosine_distance(s, t, is_real=random_mask(*SHAPE[1:3], seed=3)), SHAPE, SHAPE),
 }  # fmt: skip
 
 
@@ -352,6 +364,21 @@ def test_a_loss_s_gradient_is_its_slope(name):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher).value, (student,))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_the_same_bit_for_bit_under_autocast(name):
+    """A method is called where its aids compute in half precision; what is float32 is compared in float32 there too."""
+    loss, student_shape, teacher_shape = LOSSES[name]
+    found = []
+    for enabled in (False, True):
+        student, teacher = normal(*student_shape, seed=1, grad=True), normal(*teacher_shape, seed=2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = loss(student, teacher).value
+        value.backward()
+        found.append((value, student.grad))
+    assert torch.equal(found[0][0], found[1][0]) and found[1][0].dtype == torch.float32
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_masks_are_left_as_they_were():
     token_kept, width_kept = random_mask(*SHAPE[:3], seed=3), random_mask(*SHAPE, seed=4)
     before = token_kept.clone(), width_kept.clone()
@@ -361,6 +388,9 @@ def test_masks_are_left_as_they_were():
 
 
 # --- parts of a batch
+
+
+OF_PREDICTIONS = ("soft_cross_entropy", "hard_cross_entropy", "score_mse")
 
 
 def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
@@ -382,6 +412,8 @@ def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
     }
     for name, targets in (("kept_hidden_mse", "zero"), ("kept_hidden_mse, ignore", "ignore")):
         terms[name] = kept_hidden_mse(states, values[:, rows], coordinate[:, rows], token_kept=token_kept, targets=targets)
+    terms["normalised_mse"] = normalised_mse(states[:, :, 0], target[:, rows, 0])
+    terms["cosine_distance"] = cosine_distance(states, target[:, rows], is_real=random_mask(*SHAPE[1:3], seed=3)[rows])
     return terms, [logits, score, hidden]
 
 
@@ -392,7 +424,7 @@ def test_the_totals_and_counts_of_two_parts_of_a_batch_add_up_to_those_of_the_wh
     for name, term in whole.items():
         torch.testing.assert_close(first[name].total + second[name].total, term.total, msg=name)
         assert torch.equal(first[name].count + second[name].count, term.count), name
-        assert term.total.shape == term.count.shape == ((2,) if "hidden" in name else ()), name
+        assert term.total.shape == term.count.shape == (() if name in OF_PREDICTIONS else (2,)), name
 
 
 def test_a_loss_of_no_rows_is_zero_and_so_are_its_gradients():

@@ -82,7 +82,7 @@ def test_a_module_learns_hidden_states_and_logits_however_it_gives_them(kind: st
     found = distill(store, few(Mud()), student=Bag(OUTPUTS[kind]), out=tmp_path / kind)
     same = distill(store, few(Mud()), student=Bag(OUTPUTS["pair"]), out=tmp_path / "again")
     assert [phase.losses for phase in found.phases] == [phase.losses for phase in same.phases]
-    assert found.phases[0].losses["hidden_mse"] > 0 and found.parameters == 64 * 12 + 13 * 12 + 13 * 2
+    assert found.phases[0].losses["mud.hidden"] > 0 and found.parameters == 64 * 12 + 13 * 12 + 13 * 2
 
 
 def test_logits_alone_are_enough_for_a_method_without_hidden_states(store: Store, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ LOOKS: dict[str, Callable[[nn.Module, Store], Any]] = {
     "predict": lambda module, store: predict(module, rows_from_store(store, "validation")),
     "cpu_latency": lambda module, store: cpu_latency(module, single_rows(rows_from_store(store, "validation"), 2)),
     "describe_module": lambda module, store: describe_module(module, "it"),
-    "shape_of": lambda module, store: shape_of(module, *telling_rows(rows_from_store(store, "validation")), hidden=False),
+    "shape_of": lambda module, store: shape_of(module, *telling_rows(rows_from_store(store, "validation")), name="it"),
 }
 
 

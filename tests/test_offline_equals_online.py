@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from hskstore.config import Keep, Strategy
+from hskstore.features import HiddenTargets, Want
 from hskstore.methods import Mud
-from hskstore.methods.batch import Batch, HiddenTargets
+from hskstore.methods.batch import Batch
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.observe import Sight
+from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_two.feed import Feed, open_supply
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.settings import phase_settings
-from hskstore.stage_two.student import load_student, match_layers
+from hskstore.stage_two.student import load_student, places_of
 from hskstore.stage_two.trainer import sum_terms
 from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher
@@ -26,38 +30,41 @@ from tests.conftest import SHARED
 STEPS = 20
 
 
-def live_targets(teacher: Teacher, batch: Batch, store: Store) -> Batch:
+def live_targets(teacher: Teacher, batch: Batch, want: Want[HiddenTargets], store: Store) -> Batch:
     """What the living teacher says of a batch, computed without any of hskstore's selection or encoding."""
-    features = teacher.forward(batch.input_ids, batch.token_type_ids, batch.attention_mask)
+    layers = [pair.teacher for pair in want.pairs]
+    seen = teacher.forward(batch.input_ids, batch.token_type_ids, batch.attention_mask, Sight(hidden=frozenset(layers)))
     separators = torch.tensor(store.plan.tokenizer["separators"])
     kept = batch.attention_mask & ~torch.isin(batch.input_ids, separators)
-    hidden = torch.stack([features.hidden[pair.teacher] for pair in store.plan.pairs])
+    hidden = torch.stack([seen.hidden[layer] for layer in layers])
     token_kept = kept.expand(hidden.shape[:3])
     position = torch.arange(kept.shape[1]).expand(token_kept.shape)
     targets = HiddenTargets(position, token_kept, hidden * kept[..., None], None, hidden.shape[-1])
-    return replace(batch, hidden=targets, teacher_logits=features.logits)
+    return replace(batch, knowledge={want: targets}, teacher_logits=seen.logits)
 
 
 def losses(store: Store, student: str, teacher: Teacher | None) -> list[float]:
     """Losses of 20 steps, half on hidden states, half on predictions; without dropout, so that only targets differ."""
     model, _ = load_student(student, store, seed=0)
-    layers, places = match_layers(store.plan, model.config.num_hidden_layers)
-    source = open_supply(store, "train", layers=places)
-    torch.manual_seed(0)
-    learner = Learner(model, layers=layers, own=model.config.hidden_size, width=store.plan.hidden_size).eval()
+    shapes = teacher_shape(store.plan), ModelShape(student, 2, (model.config.num_hidden_layers, model.config.hidden_size))
     method = Mud()
+    phases = method.phases(*shapes)
+    (want,) = phases[0].reads
+    source = open_supply(store, "train", places=places_of(store, phases))
+    torch.manual_seed(0)
+    learner = Learner(model, aids=method.aids(*shapes)).eval()
     recipe = Recipe(method=method, epochs=(50,), batch_size=(16,), max_steps=STEPS)
-    settings = phase_settings(recipe, get_task("sst2").defaults, source)
+    settings = phase_settings(recipe, phases, get_task("sst2").defaults, source)
     found: list[float] = []
     for run in settings:
         run = replace(run, steps=STEPS // 2)
         optimizer = torch.optim.AdamW(learner.parameters(), lr=run.lr)
         feed = Feed(source, 16, store.digest, seed=0)
-        for step in feed.steps(hidden=run.phase.uses_hidden, start=0, stop=run.steps):
+        for step in feed.steps(reads=run.phase.reads, start=0, stop=run.steps):
             batch = step.batch
             if teacher is not None:
-                batch = live_targets(teacher, batch, store)
-            terms = method(run.phase, learner(batch, hidden=run.phase.uses_hidden), batch)
+                batch = live_targets(teacher, batch, want, store)
+            terms = method(run.phase, learner(batch, run.phase), batch, learner.aids)
             loss = sum_terms({name: term.value for name, term in terms.items()}, run.phase.weights)
             optimizer.zero_grad()
             loss.backward()

@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from hskstore.config import Keep, Strategy
 from hskstore.errors import DataError, PlanError, StoreError
 from hskstore.explore.show import describe
+from hskstore.features import HiddenTargets
+from hskstore.features.hidden import aligned_share
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.replay import replay
 from hskstore.stage_two.feed import InWindows
-from hskstore.stage_two.rows import HiddenRows, rows_from_store
+from hskstore.stage_two.rows import TrainingRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.copy import copy_store
 from hskstore.store.derive import derive
@@ -32,6 +34,7 @@ from hskstore.text.rows import Rows
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import tokenizer_from_files
 from tests.conftest import SHARED, hsk, make_tokenizer, sealed_tree, sentences
+from tests.made_up import made_hidden, rows_of, targets_of
 from tests.store.conftest import forge
 
 SCRAPS = [
@@ -237,26 +240,24 @@ def test_what_does_not_align_is_never_a_target(data: st.DataObject) -> None:
     n_kept = np.array(data.draw(st.lists(st.lists(st.integers(1, 4), min_size=2, max_size=2), min_size=1, max_size=6)), np.int16)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     shape = (len(n_kept), 2, 4)
-    rows = HiddenRows(
+    rows = rows_of(
+        made_hidden(Keep(2, 4, 3), hidden_size=6),
         values=rng.normal(size=(*shape, 3)).astype(np.float16),
         mask=np.broadcast_to(np.packbits([1, 0, 1, 0, 0, 1]), (*shape, 1)),
-        scale=None,
         token=rng.integers(-1, 5, shape).astype(np.int32),
         n_kept=n_kept,
-        encoding="f16",
-        width=3,
-        hidden_size=6,
     )
-    targets = rows.targets(np.arange(len(n_kept)))
+    targets = targets_of(rows, np.arange(len(n_kept)))
     length = int(n_kept.max())
-    kept = (rows.token >= 0) & (np.arange(4) < n_kept[..., None])
-    assert rows.aligned == kept.sum() / n_kept.sum()
+    token, values = rows.arrays["token"], rows.arrays["values"]
+    kept = (token >= 0) & (np.arange(4) < n_kept[..., None])
+    assert aligned_share(rows) == kept.sum() / n_kept.sum()
     kept = kept[..., :length]
     np.testing.assert_array_equal(targets.token_kept.transpose(0, 1).numpy(), kept)
-    np.testing.assert_array_equal(targets.position.transpose(0, 1).numpy(), np.where(kept, rows.token[..., :length], 0))
+    np.testing.assert_array_equal(targets.position.transpose(0, 1).numpy(), np.where(kept, token[..., :length], 0))
     teacher, width_kept = (found.transpose(0, 1).numpy() for found in targets.scattered())
     assert not teacher[~kept].any() and not width_kept[~kept].any()
-    np.testing.assert_array_equal(teacher[kept][:, [0, 2, 5]], rows.values[..., :length, :][kept])
+    np.testing.assert_array_equal(teacher[kept][:, [0, 2, 5]], values[..., :length, :][kept])
 
 
 # --- stores
@@ -281,6 +282,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "data"
     write_rows(folder, 90, 3)
     return folder
+
+
+def targets(rows: TrainingRows) -> HiddenTargets:
+    return targets_of(rows.features["hidden"], np.arange(len(rows)))
 
 
 def run(teacher: str, data: Path, out: Path, **options: Any) -> list[Store]:
@@ -321,16 +326,16 @@ def test_the_stored_text_is_that_of_the_data_and_everything_else_is_what_it_is_w
 
 def test_the_teachers_own_tokenizer_reads_from_the_text_what_is_stored(stores: list[Store]) -> None:
     tokenizer = tokenizer_from_files(stores[0].tokenizer_files())
-    for split, layers in (("train", (0, 2)), ("validation", ())):
-        stored = rows_from_store(stores[0], split, layers=layers)
-        anew = rows_from_store(stores[0], split, layers=layers, tokenizer=tokenizer)
+    for split, places in (("train", {"hidden": (0, 2)}), ("validation", {})):
+        stored = rows_from_store(stores[0], split, places=places)
+        anew = rows_from_store(stores[0], split, places=places, tokenizer=tokenizer)
         for name in ("input_ids", "token_type_ids", "n_tokens", "label", "logits"):
             np.testing.assert_array_equal(getattr(anew, name), getattr(stored, name))
-        if layers:
-            assert stored.hidden is not None and anew.hidden is not None
-            assert stored.hidden.aligned == anew.hidden.aligned == 1
-            np.testing.assert_array_equal(anew.hidden.token, stored.hidden.token)
-            own, other = (hidden.targets(np.arange(len(stored))) for hidden in (stored.hidden, anew.hidden))
+        if places:
+            before, after = (rows.features["hidden"] for rows in (stored, anew))
+            assert aligned_share(before) == aligned_share(after) == 1
+            np.testing.assert_array_equal(after.arrays["token"], before.arrays["token"])
+            own, other = targets(stored), targets(anew)
             assert all(
                 np.array_equal(ours, theirs) for ours, theirs in zip(vars(own).values(), vars(other).values(), strict=True)
             )
@@ -339,36 +344,33 @@ def test_the_teachers_own_tokenizer_reads_from_the_text_what_is_stored(stores: l
 @pytest.mark.parametrize("trim", [True, False])
 def test_a_student_of_another_tokenizer_learns_where_it_has_the_teachers_tokens(trim: bool, stores: list[Store]) -> None:
     store, tokenizer = stores[1], byte_level(trim=trim)
-    stored, rows = (
-        rows_from_store(store, "train", layers=(0, 1)),
-        rows_from_store(store, "train", layers=(0, 1), tokenizer=tokenizer),
-    )
-    assert rows.hidden is not None and stored.hidden is not None
-    assert 0.5 < rows.hidden.aligned < 1
+    both = {"hidden": (0, 1)}
+    stored, rows = (rows_from_store(store, "train", places=both, tokenizer=words) for words in (None, tokenizer))
+    share = aligned_share(rows.features["hidden"])
+    assert 0.5 < share < 1
     np.testing.assert_array_equal(rows.label, stored.label)
     np.testing.assert_array_equal(rows.logits, stored.logits)
-    targets, before = (hidden.targets(np.arange(len(rows))) for hidden in (rows.hidden, stored.hidden))
-    assert targets.token_kept.sum() == round(rows.hidden.aligned * int(before.token_kept.sum()))
-    assert not (targets.token_kept & ~before.token_kept).any()
+    found, before = targets(rows), targets(stored)
+    assert found.token_kept.sum() == round(share * int(before.token_kept.sum()))
+    assert not (found.token_kept & ~before.token_kept).any()
     utf8, n_bytes, offsets = (store.read_all(f"train/{name}") for name in ("text", "n_bytes", "offsets"))
     for row in range(len(rows)):
         text = bytes(utf8[row, : n_bytes[row, 0]]).decode()
         encoded = tokenizer(text, return_offsets_mapping=True)
         assert rows.input_ids[row, : rows.n_tokens[row]].tolist() == encoded["input_ids"]
         assert (rows.input_ids[row, rows.n_tokens[row] :] == tokenizer.pad_token_id).all()
-        for layer, slot in np.argwhere(targets.token_kept[:, row].numpy()).tolist():
-            theirs, ours = int(before.position[layer, row, slot]), int(targets.position[layer, row, slot])
+        for layer, slot in np.argwhere(found.token_kept[:, row].numpy()).tolist():
+            theirs, ours = int(before.position[layer, row, slot]), int(found.position[layer, row, slot])
             start, end = encoded["offset_mapping"][ours]
             assert text[start:end].strip() == (text[slice(*offsets[row, theirs])] if theirs else "")
-            assert (targets.values[layer, row, slot] == before.values[layer, row, slot]).all()
-            assert (
-                targets.coordinate is None or (targets.coordinate[layer, row, slot] == before.coordinate[layer, row, slot]).all()
-            )
+            assert (found.values[layer, row, slot] == before.values[layer, row, slot]).all()
+            assert found.coordinate is not None and before.coordinate is not None
+            assert (found.coordinate[layer, row, slot] == before.coordinate[layer, row, slot]).all()
 
 
 def test_a_store_read_in_blocks_is_tokenised_anew_piece_by_piece(stores: list[Store]) -> None:
     store, tokenizer = stores[1], byte_level(trim=True)
-    reading: dict[str, Any] = {"layers": (0, 1), "tokenizer": tokenizer, "max_length": 12}
+    reading: dict[str, Any] = {"places": {"hidden": (0, 1)}, "tokenizer": tokenizer, "max_length": 12}
     whole, source = rows_from_store(store, "train", **reading), InWindows(store, "train", reading)
     split = store.plan.splits["train"]
     for window in source.windows(np.random.default_rng(0), 4):
@@ -380,18 +382,16 @@ def test_a_store_read_in_blocks_is_tokenised_anew_piece_by_piece(stores: list[St
         for at, row in enumerate(rows):
             length = found.n_tokens[at]
             np.testing.assert_array_equal(found.input_ids[at, :length], whole.input_ids[row, :length])
-        assert found.hidden is not None and whole.hidden is not None
-        np.testing.assert_array_equal(found.hidden.token, whole.hidden.token[rows])
-        np.testing.assert_array_equal(found.hidden.values, whole.hidden.values[rows])
+        for name, array in found.features["hidden"].arrays.items():
+            np.testing.assert_array_equal(array, whole.features["hidden"].arrays[name][rows])
 
 
 def test_rows_cut_by_the_teacher_or_the_student(teacher_folder: str, data: Path, tmp_path: Path) -> None:
     (store,) = run(teacher_folder, data, tmp_path, max_length=7, keeps=KEEPS[:1])
-    rows = rows_from_store(store, "train", layers=(0, 1, 2), tokenizer=byte_level(trim=True), max_length=5)
+    rows = rows_from_store(store, "train", places={"hidden": (0, 1, 2)}, tokenizer=byte_level(trim=True), max_length=5)
     assert rows.n_tokens.max() == 5 == rows.input_ids.shape[1]
-    assert rows.hidden is not None and 0 < rows.hidden.aligned < 1
-    position = rows.hidden.targets(np.arange(len(rows))).position
-    assert position.max() == 3
+    assert 0 < aligned_share(rows.features["hidden"]) < 1
+    assert targets(rows).position.max() == 3
     assert rows_from_store(store, "train", tokenizer=byte_level(trim=True)).n_tokens.max() == 7, "as the teacher's rows"
     longest = rows_from_store(store, "train", tokenizer=byte_level(trim=True), max_length=64).n_tokens.max()
     assert longest > 7, "the text that the teacher saw may be more tokens"
@@ -405,15 +405,12 @@ def test_pairs_align_in_both_texts_though_the_first_was_cut(tmp_path: Path, teac
     (store,) = run(teacher_folder, tmp_path, tmp_path / "stores", keeps=KEEPS[:1], **options)
     assert store.plan.text is not None and store.plan.text.columns == 2
     tokenizer = byte_level(trim=True, template=True)
-    rows = rows_from_store(store, "train", layers=(0,), tokenizer=tokenizer, max_length=14)
-    assert rows.hidden is not None
-    targets, seen = rows.hidden.targets(np.arange(len(rows))), set()
-    stored = rows_from_store(store, "train", layers=(0,)).hidden
-    assert stored is not None
-    before = stored.targets(np.arange(len(rows)))
+    first = {"hidden": (0,)}
+    rows = rows_from_store(store, "train", places=first, tokenizer=tokenizer, max_length=14)
+    found, before, seen = targets(rows), targets(rows_from_store(store, "train", places=first)), set()
     vocabulary, ids = make_tokenizer().convert_ids_to_tokens, store.read_all("train/input_ids")
-    for row, slot in np.argwhere(targets.token_kept[0].numpy()).tolist():
-        theirs, ours = int(before.position[0, row, slot]), int(targets.position[0, row, slot])
+    for row, slot in np.argwhere(found.token_kept[0].numpy()).tolist():
+        theirs, ours = int(before.position[0, row, slot]), int(found.position[0, row, slot])
         word = vocabulary(int(ids[row, theirs]))
         if theirs and word != "[UNK]":
             assert tokenizer.convert_ids_to_tokens(int(rows.input_ids[row, ours])).lstrip("Ġ") == word
@@ -445,7 +442,7 @@ def test_the_option_makes_another_store_and_resuming_without_it_is_refused(
 
 def test_a_cut_keeps_the_text_and_is_what_was_extracted(stores: list[Store], tmp_path: Path) -> None:
     for keep, direct in zip(KEEPS[1:], stores[1:], strict=True):
-        made = derive(stores[0].root, keep, tmp_path / keep.name)
+        made = derive(stores[0].root, tmp_path / keep.name, keep=keep)
         assert made.digest == direct.digest
         assert sealed_tree(tmp_path / keep.name) == sealed_tree(Path(direct.root))
 
@@ -513,7 +510,7 @@ def test_a_strangers_text_is_refused_where_it_cannot_be(
 ) -> None:
     store = spoilt(stores[2], tmp_path / "store", path, place, value)
     with pytest.raises(StoreError, match=rf"{what} of train cannot be right: the store is damaged$"):
-        rows_from_store(store, "train", layers=(0,), tokenizer=byte_level(trim=True))
+        rows_from_store(store, "train", places={"hidden": (0,)}, tokenizer=byte_level(trim=True))
 
 
 def test_a_strangers_text_that_does_not_fit_into_memory_is_refused_before_it_is_read(
@@ -521,7 +518,7 @@ def test_a_strangers_text_that_does_not_fit_into_memory_is_refused_before_it_is_
 ) -> None:
     total = int(stores[2].read_all("validation/n_bytes").sum())
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 4 * total})())
-    assert rows_from_store(stores[2], "validation").hidden is None
+    assert not rows_from_store(stores[2], "validation").features
     with pytest.raises(StoreError, match="GiB of memory"):
         rows_from_store(stores[2], "validation", tokenizer=byte_level(trim=True))
 
@@ -537,6 +534,5 @@ def test_how_much_of_a_real_store_a_byte_level_student_can_learn(tmp_path: Path)
     )
     lines = (SHARED / "data/sst2_small/train.tsv").read_text().splitlines()
     tokenizer = byte_level(trim=True, prefix=True, size=8000, texts=tuple(line.split("\t")[0] for line in lines[1:]))
-    rows = rows_from_store(store, "train", layers=(0,), tokenizer=tokenizer)
-    assert rows.hidden is not None
-    assert 0.6 < rows.hidden.aligned < 0.95
+    rows = rows_from_store(store, "train", places={"hidden": (0,)}, tokenizer=tokenizer)
+    assert 0.6 < aligned_share(rows.features["hidden"]) < 0.95

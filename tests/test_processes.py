@@ -6,21 +6,27 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
+from hskstore.features import HiddenTargets, TeacherShape
 from hskstore.losses import Term, whole_batch
 from hskstore.methods import Finetune, Kd, Method, Mud, Phase
-from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.methods.batch import Batch
+from hskstore.methods.mud import gathered
+from hskstore.methods.projection import projected
+from hskstore.models.observe import Seen
 from hskstore.models.pruning import GradualPruning, as_pruned_bert
+from hskstore.models.run import ModelShape
 from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import processes
@@ -30,11 +36,12 @@ from hskstore.stage_two.feed import InMemory
 from hskstore.stage_two.finetune import finetune
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
-from hskstore.stage_two.rows import HiddenRows, TrainingRows
+from hskstore.stage_two.rows import TrainingRows
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.watch import unwatched
 from tests.conftest import make_bert, make_tokenizer, save_folder, write_tsv
+from tests.made_up import STUDENT, made_hidden, rows_of, shape_of_teacher
 
 PROGRAM = """
 import json, os, signal, sys
@@ -119,24 +126,37 @@ BATCH = 7
 ROWS = 3 * BATCH + 1
 """The last batch of an epoch has one row, which leaves every process but one without a share."""
 
+HIDDEN_STATES = made_hidden(Keep(2, 10, 8))
+TEACHER = shape_of_teacher(HIDDEN_STATES)
+
 
 @dataclass(frozen=True)
 class Related:
     """How alike any two rows of the batch are to the student, as they are to the teacher; and the kept hidden states."""
 
-    requires: tuple[str, ...] = ()
-    phases: tuple[Phase, ...] = (
-        Phase("related", {"relation": 1.0, "hidden_mse": 0.1}, schedule="linear", predicts=True, uses_hidden=True),
-    )
+    name: ClassVar[Any] = "related"
+    source: ClassVar[str] = "made up"
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
-        assert batch.teacher_logits is not None and student.hidden is not None and batch.hidden is not None
-        kept = batch.hidden.token_kept[..., None]
-        pooled = torch.where(kept, student.hidden, 0).sum(2) / kept.sum(2).clamp(min=1)
-        own = torch.cat([student.logits, pooled.transpose(0, 1).flatten(1)], dim=1)
+    def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        hidden, _ = Mud().phases(teacher, student)
+        weights = {"relation": 1.0, "mud.hidden": 0.1}
+        return (replace(hidden, name="related", weights=weights, schedule="linear", predicts=True),)
+
+    def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:
+        return Mud().aids(teacher, student)
+
+    def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
+        assert batch.teacher_logits is not None
+        (want,) = phase.reads
+        targets: HiddenTargets = batch[want]
+        layers = enumerate(zip(want.pairs, targets.position, strict=True))
+        states = [projected(aids, gathered(seen.hidden[pair.student], position), index) for index, (pair, position) in layers]
+        kept = targets.token_kept[..., None]
+        pooled = torch.where(kept, torch.stack(states), 0).sum(2) / kept.sum(2).clamp(min=1)
+        own = torch.cat([seen.logits, pooled.transpose(0, 1).flatten(1)], dim=1)
         mine, theirs = whole_batch(own), whole_batch(batch.teacher_logits)
         squares = (mine @ mine.T - theirs @ theirs.T).square()
-        return {"relation": Term(squares.sum(), torch.tensor(squares.numel()))} | Mud()(Mud().phases[0], student, batch)
+        return {"relation": Term(squares.sum(), torch.tensor(squares.numel()))} | Mud()(phase, seen, batch, aids)
 
 
 def uneven_rows() -> TrainingRows:
@@ -145,18 +165,16 @@ def uneven_rows() -> TrainingRows:
     n_tokens = rng.integers(11, 15, ROWS).astype(np.int32)
     ids = rng.integers(5, 25, (ROWS, 14)).astype(np.int32)
     mask = np.packbits(np.arange(24) % 3 == 0)[None, None, None].repeat(ROWS, 0).repeat(2, 1).repeat(10, 2)
-    hidden = HiddenRows(
+    hidden = rows_of(
+        HIDDEN_STATES,
         values=rng.normal(size=(ROWS, 2, 10, 8)).astype(np.float16),
         mask=mask,
-        scale=None,
         token=np.arange(10, dtype=np.int16)[None, None].repeat(ROWS, 0).repeat(2, 1),
         n_kept=np.where(rng.random((ROWS, 2)) < 0.5, 1, rng.integers(5, 11, (ROWS, 2))).astype(np.int16),
-        encoding="f16",
-        width=8,
-        hidden_size=24,
     )
     label = (ids[:, 1] > 14).astype(np.int64)
-    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, rng.normal(size=(ROWS, 2)).astype(np.float32), hidden)
+    logits = rng.normal(size=(ROWS, 2)).astype(np.float32)
+    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, logits, {"hidden": hidden})
 
 
 CASES: dict[str, Method] = {
@@ -175,7 +193,7 @@ def fresh(case: str) -> Learner:
         model = as_pruned_bert(model, "it")
         pruning = GradualPruning(model, PruneTo(2, 40), 0.9, "it")
     torch.manual_seed(0)
-    return Learner(model, layers=(1, 2), own=16, width=24, pruning=pruning)
+    return Learner(model, aids=CASES[case].aids(TEACHER, STUDENT), pruning=pruning)
 
 
 def learn(out: Path) -> dict[str, Any]:
@@ -195,7 +213,7 @@ def learn(out: Path) -> dict[str, Any]:
                 cut(student, cuts)
 
             learner.pruning.cut = noted  # type: ignore[method-assign]
-        phases = [PhaseSettings(phase, lr=1e-3, batch_size=BATCH, steps=STEPS) for phase in method.phases]
+        phases = [PhaseSettings(phase, lr=1e-3, batch_size=BATCH, steps=STEPS) for phase in method.phases(TEACHER, STUDENT)]
         results = train(
             learner,
             InMemory(uneven_rows()),

@@ -22,6 +22,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError
 from hskstore.methods import Mud
 from hskstore.models.load import load_classifier
+from hskstore.models.observe import Sight
 from hskstore.models.pruned_bert import (
     FactorisedEmbedding,
     PrunedBertConfig,
@@ -242,14 +243,14 @@ def test_the_most_important_are_the_highest_in_their_own_order_and_ties_go_to_th
 
 
 def tiny_rows() -> TrainingRows:
-    return replace(rows(), hidden=None, logits=None)
+    return replace(rows(), features={}, logits=None)
 
 
 def by_hand(model: Any, of: TrainingRows, key: str) -> list[tuple[list[float], list[float]]]:
     """Each layer's importance of heads and of units, weight by weight, batches of 32."""
     model = copy.deepcopy(model).eval()
     found = [(np.zeros(HEADS), np.zeros(FFN)) for _ in model.bert.encoder.layer]
-    for step in Feed(InMemory(of), 32, key, seed=0).epoch(0, hidden=False):
+    for step in Feed(InMemory(of), 32, key, seed=0).epoch(0):
         batch = step.batch
         logits = model(
             input_ids=batch.input_ids, token_type_ids=batch.token_type_ids, attention_mask=batch.attention_mask.long()
@@ -468,12 +469,12 @@ def test_a_pruned_teachers_states_and_ranks_are_those_of_eager_attention() -> No
     teacher = Teacher(student, None, name="pruned", device=torch.device("cpu"))
     teacher.probe(*inputs)
     assert not teacher.eager
-    features = teacher.forward(*inputs, rank_layers=frozenset({1, 2, 3}))
+    features = teacher.forward(*inputs, Sight(frozenset(range(4)), frozenset({1, 2, 3})))
     for layer, map_ in enumerate(eager.attentions, start=1):
         assert map_.shape[1] == student.config.heads_per_layer[layer - 1]
-        torch.testing.assert_close(features.token_score[layer], map_[:, :, 0].mean(dim=1), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(features.cls_row[layer], map_[:, :, 0].mean(dim=1), atol=1e-6, rtol=1e-5)
     real = inputs[2]
-    for ours, theirs in zip(features.hidden, eager.hidden_states, strict=True):
+    for ours, theirs in zip(features.hidden.values(), eager.hidden_states, strict=True):
         torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=1e-5)
 
 

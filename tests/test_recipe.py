@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hskstore.config import DataOptions, FinetuneOptions, Keep, MethodName, PassOptions, Strategy
 from hskstore.errors import OptionError
-from hskstore.methods import METHODS, Finetune, Kd, Mud, method_options
+from hskstore.features import TeacherShape
+from hskstore.methods import METHODS, Finetune, Kd, Mud, Phase, Weights, method_options, weighed
+from hskstore.methods.batch import Batch
+from hskstore.methods.distilbert import DistilBert
+from hskstore.methods.pkd import Pkd
+from hskstore.models.observe import Seen
+from hskstore.models.run import ModelShape
 from hskstore.models.widths import PruneTo
 from hskstore.options import options_of
 from hskstore.stage_one.extract import extract
@@ -27,6 +34,11 @@ from tests.conftest import hsk, make_bert, save_folder
 COUNTS = st.integers(1, 2**31 - 1)
 RATES = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 SHARES = st.floats(0, 1)
+PROJECTIONS = ["shared", "per-layer"]
+
+
+NAMES = st.from_regex(r"[a-z_]+(\.[a-z_]+)?", fullmatch=True)
+WEIGHTS = st.dictionaries(NAMES, st.floats(0, allow_infinity=False), min_size=1).map(lambda each: Weights(tuple(each.items())))
 
 
 def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -34,8 +46,18 @@ def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 METHOD_VALUES = st.one_of(
-    st.builds(Mud, st.sampled_from(["zero", "ignore"]), st.sampled_from(["teacher", "gold"]), RATES),
+    st.builds(
+        Mud,
+        st.sampled_from(["zero", "ignore"]),
+        st.sampled_from(["teacher", "gold"]),
+        RATES,
+        st.sampled_from(PROJECTIONS),
+    ),
     st.builds(Kd, RATES, SHARES),
+    st.builds(
+        Pkd, st.sampled_from(["skip", "last"]), st.floats(0, allow_infinity=False), RATES, SHARES, st.sampled_from(PROJECTIONS)
+    ),
+    st.builds(DistilBert, RATES, st.sampled_from(PROJECTIONS)),
     st.just(Finetune()),
 )
 
@@ -52,6 +74,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "max_minutes": RATES,
         "patience": COUNTS,
         "warmup": SHARES,
+        "weight": WEIGHTS,
         "prune_to": st.builds(PruneTo, wished, wished, wished),
         "seed": st.integers(0, 2**32 - 1),
         "precision": st.sampled_from(["auto", "fp32", "bf16"]),
@@ -60,8 +83,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
     found = draw(st.fixed_dictionaries({"method": METHOD_VALUES}, optional=fields))
     if "prune_to" in found:
         found |= draw(st.fixed_dictionaries({}, optional={"prune_share": SHARES}))
-    if isinstance(found["method"], Mud):
-        found |= draw(st.fixed_dictionaries({}, optional={"projection": st.sampled_from(["shared", "per-layer"])}))
     return Recipe(**found)
 
 
@@ -137,6 +158,74 @@ def test_a_missing_or_foreign_file_is_one_message(tmp_path: Path, capsys: pytest
         assert "no recipe could be read" in err and why in err and err.count("\n") == 1
 
 
+# --- weights
+
+
+def test_weights_are_read_from_text_and_written_as_text() -> None:
+    weights = Weights((("pkd.cls", 100.0), ("gold", 0.5)))
+    assert Weights.parse("pkd.cls=100,gold=0.5") == Weights.parse(" pkd.cls = 1e2 , gold=.5") == weights
+    assert str(weights) == "pkd.cls=100.0,gold=0.5"
+
+
+@given(WEIGHTS)
+def test_weights_survive_being_written(weights: Weights) -> None:
+    assert Weights.parse(str(weights)) == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gold", "--weight gold: expected TERM=NUMBER"),
+        ("gold=", "--weight gold=: expected TERM=NUMBER"),
+        ("gold=much", "--weight gold=much: expected TERM=NUMBER"),
+        ("gold=1,", "--weight gold=1,: expected TERM=NUMBER"),
+        ("", "--weight : expected TERM=NUMBER"),
+        ("=1", "--weight: '' is no name of a term; expected TERM=NUMBER"),
+        ("gold=-1", "--weight gold=-1.0: must be from 0, and finite"),
+        ("gold=inf", "--weight gold=inf: must be from 0, and finite"),
+        ("gold=nan", "--weight gold=nan: must be from 0, and finite"),
+        ("gold=1,gold=2", "--weight: gold is given 2 weights; one is enough"),
+    ],
+)
+def test_what_is_no_weight_is_refused(text: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert hsk("distill", "no store", "--weight", text, "--out", tmp_path / "new") == 2
+    assert said in capsys.readouterr().err
+
+
+def weighed_kd(text: str | None, **options: Any) -> tuple[Phase, ...]:
+    student, teacher = ModelShape("it", 2, "gives no hidden states"), TeacherShape(4, 24)
+    return weighed(Kd(**options).phases(teacher, student), None if text is None else Weights.parse(text), "kd")
+
+
+def test_weights_stand_in_place_of_the_methods_own() -> None:
+    (phase,) = weighed_kd("gold=3", alpha=0.25)
+    assert phase.weights == {"prediction": 0.75, "gold": 3.0} and phase.reads_labels
+    assert weighed_kd(None, alpha=0.25)[0].weights == {"prediction": 0.75, "gold": 0.25}
+
+
+def test_a_weight_of_zero_leaves_the_term_out_and_with_gold_the_need_of_labels() -> None:
+    (phase,) = weighed_kd("gold=0", alpha=0.25)
+    assert phase.weights == {"prediction": 0.75} and not phase.reads_labels
+    logits = torch.ones(3, 2)
+    batch = Batch(torch.ones(3, 4, dtype=torch.int64), torch.ones(3, 4, dtype=torch.int64), torch.ones(3, 4).bool(), None, logits)
+    assert Kd(alpha=0.25)(phase, Seen(logits), batch, None).keys() == {"prediction"}
+    (phase,) = weighed_kd("prediction=0", alpha=0.25)
+    labelled = dataclasses.replace(batch, label=torch.zeros(3, dtype=torch.int64), teacher_logits=None)
+    assert Kd(alpha=0.25)(phase, Seen(logits), labelled, None).keys() == phase.weights.keys() == {"gold"}
+    assert weighed_kd(None, alpha=1.0)[0].weights == {"gold": 1.0}
+    gold = Mud(regression_target="gold").phases(TeacherShape(4, 24), ModelShape("it", 1, (2, 16)))
+    assert [phase.reads_labels for phase in weighed(gold, Weights.parse("prediction=2"), "mud")] == [False, True]
+
+
+def test_a_term_that_is_none_and_a_phase_without_one_are_refused_naming_the_methods_terms() -> None:
+    with pytest.raises(OptionError, match=r"--weight gold=1: there is no such term; the terms of the method kd are: prediction$"):
+        weighed_kd("gold=1")
+    with pytest.raises(OptionError, match=r"the phase prediction is left without a term; .* kd are: prediction, gold$"):
+        weighed_kd("prediction=0,gold=0", alpha=0.5)
+    with pytest.raises(OptionError, match=r"the phase hidden is left without a term; .* mud are: mud\.hidden, prediction$"):
+        weighed(Mud().phases(TeacherShape(4, 24), ModelShape("it", 2, (2, 16))), Weights.parse("mud.hidden=0"), "mud")
+
+
 # --- the command line
 
 
@@ -153,6 +242,22 @@ def test_options_on_the_command_line_override_the_file(tmp_path: Path) -> None:
     found = write(tmp_path, *words)
     changed = {"alpha": 0.0, "seed": 0, "student": "two", "temperature": 2.0}
     assert found | changed == found and (found["epochs"], found["warmup"], found["method"]) == ("7", 0.2, "kd")
+
+
+def test_a_flag_of_parts_may_be_given_several_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once = write(tmp_path, "--weight", "gold=0.5,prediction=2", "--method", "kd")
+    twice = write(tmp_path, "--weight", "gold=0.5", "--weight", "prediction=2", "--method", "kd")
+    assert once == twice and once["weight"] == "gold=0.5,prediction=2.0"
+    (tmp_path / "mine.toml").write_text('weight = "gold=1"\n')
+    assert write(tmp_path, "--recipe", tmp_path / "mine.toml", "--weight", "prediction=3")["weight"] == "prediction=3.0"
+    (tmp_path / "mine.toml").write_text("weight = 3\n")
+    assert hsk("distill", "no store", "--recipe", tmp_path / "mine.toml", "--out", tmp_path / "new") == 2
+    assert "weight is 3; expected TERM=NUMBER" in capsys.readouterr().err
+
+
+def test_a_recipe_of_before_that_names_a_projection_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('method = "mud"\ntargets = "zero"\nprojection = "per-layer"\n')
+    assert Recipe.of(read_recipe(tmp_path / "mine.toml")) == Recipe(method=Mud(projection="per-layer"))
 
 
 def test_write_recipe_writes_what_these_options_mean_and_does_nothing_else(
@@ -260,7 +365,7 @@ def test_the_recipe_beside_a_student_is_complete_and_makes_it_again(
     one, two = tmp_path / "one", tmp_path / "two"
     assert hsk("distill", store, "--student", student, "--max-steps", 12, *words, "--out", one) == 0
     recipe = Recipe.of(read_recipe(one / "recipe.toml"))
-    phases = len(recipe.method.phases)
+    phases = 2 if isinstance(recipe.method, Mud) else 1
     for numbers in (recipe.epochs, recipe.lr, recipe.batch_size):
         assert numbers is not None and len(numbers) == phases
     assert recipe.precision in ("fp32", "bf16") and recipe.loader in ("ram", "blocks") and recipe.student == student

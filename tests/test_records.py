@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.records import KEEPS, STRATEGIES, compare, first_rows, known
+from hskstore.models.observe import Sight
 from hskstore.stage_one.teacher import load_teacher
 from tests.conftest import SHARED, WORDS, hsk, make_bert, save_folder
 
@@ -117,11 +118,11 @@ def test_the_exact_teachers_numbers_are_far_from_where_rounding_would_tell(exact
         batch = teacher.tokenizer(text, return_tensors="pt")
         inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].bool())
         for score in ("probability", "raw"):
-            found = teacher.forward(*inputs, rank_layers=layers, score=score)
-            for hidden in found.hidden:
+            found = teacher.forward(*inputs, Sight(layers | {0}, layers, score))
+            for hidden in found.hidden.values():
                 expected = torch.tensor([*EIGHTHS, *(-eighth for eighth in EIGHTHS)]).sort().values / 8
                 assert (hidden.sort().values - expected).abs().max() < 1e-5
-            for token_score in found.token_score.values():
+            for token_score in found.cls_row.values():
                 ordered = token_score[0].sort().values
                 assert (ordered.diff() / ordered[1:].abs().clamp(min=1e-3)).min() > 1e-3
         seen.add(tuple(found.hidden[4][0, 1].round(decimals=3).tolist()))

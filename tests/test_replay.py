@@ -75,7 +75,7 @@ def test_on_the_machine_that_made_a_store_every_row_is_equal_to_the_last_bit(
         str(extracted(family)), teacher_folder, rows=EVERYTHING, watch=lambda _, done, total: told.append((done, total))
     )
     assert (found.rows, found.equal, found.differing) == (ROWS, ROWS, ())
-    assert (found.same_tokens, found.logits_difference, found.hidden_difference) == (1.0, 0.0, 0.0)
+    assert (found.same_tokens, found.differences) == (1.0, {"logits": 0.0, "hidden": 0.0})
     assert told == sorted(told) and told[-1] == (ROWS, ROWS)
 
 
@@ -133,7 +133,9 @@ def test_rounding_otherwise_is_allowed_as_far_as_the_tolerance_goes(
 
     def elsewhere(self: Teacher, *batch: Any, **options: Any) -> Any:
         features = forward(self, *batch, **options)
-        return replace(features, logits=off(features.logits), hidden=tuple(map(off, features.hidden)))
+        return replace(
+            features, logits=off(features.logits), hidden={layer: off(state) for layer, state in features.hidden.items()}
+        )
 
     store = str(extracted(family))
     monkeypatch.setattr(Teacher, "forward", elsewhere)

@@ -11,31 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hskstore.config import Keep, Rank
+from hskstore.features import HIDDEN
+from hskstore.features.pack import SMALLEST_SCALE, encode, kept_values, pack_bits, pack_nibbles, quantise, round_values
+from hskstore.features.select import _wanted, gather_tokens, magnitude_mask, random_scores, token_rank
 from hskstore.layers import PlannedStrategy
+from hskstore.models.observe import Seen
 from hskstore.stage_one.planning import count_admitted
-from hskstore.stage_one.select import (
-    QUANTISED_MAX,
-    SMALLEST_SCALE,
-    _wanted,
-    gather_tokens,
-    magnitude_mask,
-    pack,
-    pack_bits,
-    pack_nibbles,
-    quantise,
-    random_scores,
-    round_values,
-    token_rank,
-)
-from hskstore.stage_one.teacher import Features
-from hskstore.stage_one.teacher_pass import kept_hidden, padded
+from hskstore.stage_one.teacher_pass import padded
 from hskstore.store.derive import _admitted
-from hskstore.store.layout import VALUE_DTYPES, VALUE_FILLS, SplitRows, stored_width
+from hskstore.store.hidden import plan_hidden
+from hskstore.store.layout import SplitRows
+from hskstore.store.masks import unpack_mask
 from hskstore.store.plan import Pass, make_plan
-from hskstore.store.values import unpack_mask, unpack_nibbles, unpack_values
+from hskstore.store.vectors import ENCODINGS, unpack_nibbles
 from hskstore.text.rows import Rows
 
 F16_MAX = 65504.0
+QUANTISED_MAX = {"q8": 127, "q4": 7}
 
 few = st.integers(-3, 3).map(float)
 wide = st.floats(-F16_MAX, F16_MAX, width=32)
@@ -154,12 +146,12 @@ def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows,
     ragged = Rows(flat, np.zeros(len(flat), dtype=np.uint8), bounds, None, np.arange(len(rows)))
     counts = count_admitted(ragged, separators, strategy)
     assert counts.tolist() == np.bincount([len(admitted) for admitted in own]).tolist()
+    keep = Keep("all", "all", "all")
+    hidden = plan_hidden(keep, strategy, teacher_layers=1, hidden_size=8, most_admitted=len(counts) - 1)
     plan = make_plan(
-        Keep("all", "all", "all"),
-        strategy,
+        [hidden],
         Pass(0, "fp32", 64, 4096),
         splits={"train": SplitRows(len(rows), len(flat), ragged.longest, "0")},
-        most_admitted=len(counts) - 1,
         teacher={"layers": 1, "hidden_size": 8, "labels": ["a", "b"]},
         tokenizer={"pad_token_id": 0, "separators": separators},
         task={},
@@ -167,13 +159,13 @@ def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows,
     )
     stored = {"train/input_ids": ragged.padded(0)[0], "train/n_tokens": ragged.n_tokens}
     store = SimpleNamespace(plan=plan, root="store", read=lambda path, unit: stored[path])
-    assert _admitted(store).tolist() == [len(admitted) for admitted in own]
+    assert _admitted(store, hidden).tolist() == [len(admitted) for admitted in own]
     batch = padded(ragged, 0)
     states = torch.zeros(*batch[0].shape, 8)
     score = torch.zeros(batch[0].shape)
-    features = Features((states, states), {0: score, 1: score}, torch.zeros(len(rows), 2))
-    kept = kept_hidden(plan, features, batch, ragged)
-    assert kept["n_kept"].tolist() == [[len(admitted)] * len(plan.pairs) for admitted in own]
+    seen = Seen(torch.zeros(len(rows), 2), {0: states, 1: states}, {0: score, 1: score})
+    kept = HIDDEN.capture(hidden, plan, seen, batch, ragged)
+    assert kept["n_kept"].tolist() == [[len(admitted)] * len(hidden.pairs) for admitted in own]
     for positions, admitted in zip(kept["token"][:, 0].tolist(), own, strict=True):
         assert sorted(at for at in positions if at >= 0) == admitted
 
@@ -252,7 +244,7 @@ def test_nibbles_come_back(rows, width, data):
     drawn = data.draw(st.lists(st.integers(-8, 7), min_size=rows * width, max_size=rows * width))
     integers = torch.tensor(drawn, dtype=torch.int8).view(rows, width)
     packed = pack_nibbles(integers).numpy()
-    assert packed.shape == (rows, stored_width(width, "q4"))
+    assert packed.shape == (rows, ENCODINGS["q4"].stored_width(width))
     np.testing.assert_array_equal(unpack_nibbles(packed, width), integers.numpy())
 
 
@@ -273,18 +265,18 @@ def test_quantised_values_are_within_half_a_scale(encoding, values):
     assert ((values.double() - integers.double() * step).abs() <= step * (0.5 + 1e-5)).all()
 
 
-def encoded(hidden: torch.Tensor, width: int, encoding) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
-    """What `pack` is given (rounded, kept) and what the store's half makes of what it returns (values, mask)."""
-    rounded = round_values(hidden, encoding)
+def encoded(hidden: torch.Tensor, width: int, values) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
+    """What is packed (rounded, kept) and what the store's half makes of what was (numbers, mask)."""
+    rounded = round_values(hidden, values)
     kept = magnitude_mask(rounded, width)
-    packed = pack(rounded, kept, width=width, encoding=encoding)
-    assert packed.values.numpy().dtype == VALUE_DTYPES[encoding]
-    assert packed.values.shape[-1] == stored_width(width, encoding)
-    assert (packed.scale is not None) == (encoding in QUANTISED_MAX)
-    scale = None if packed.scale is None else packed.scale.numpy()
-    values = unpack_values(packed.values.numpy(), scale, encoding, width)
-    assert values.dtype == np.float32
-    return rounded, kept, values, unpack_mask(packed.mask.numpy(), hidden.shape[-1])
+    packed = {name: array.numpy() for name, array in encode(kept_values(rounded, kept, width=width), values).items()}
+    planned = ENCODINGS[values].arrays((len(hidden),), width, codec="values")
+    assert {name: (array.dtype, array.shape) for name, array in packed.items()} == {
+        name: (np.dtype(array.dtype), array.shape) for name, array in planned.items()
+    }
+    numbers = ENCODINGS[values].decode(packed["values"], packed.get("scale"), width)
+    assert numbers.dtype == (np.float16 if values == "f16" else np.float32)
+    return rounded, kept, numbers, unpack_mask(pack_bits(kept).numpy(), hidden.shape[-1])
 
 
 @pytest.mark.parametrize("encoding", ["f16", "f32"])
@@ -293,7 +285,7 @@ def test_floats_are_stored_exactly_as_they_were_rounded(encoding, hidden, data):
     width = data.draw(st.integers(1, hidden.shape[-1]))
     rounded, kept, values, mask = encoded(hidden, width, encoding)
     np.testing.assert_array_equal(mask, kept.numpy())
-    assert values.tobytes() == rounded[kept].view(-1, width).float().numpy().tobytes()
+    assert values.tobytes() == rounded[kept].view(-1, width).numpy().tobytes()
 
 
 @pytest.mark.parametrize("encoding", QUANTISED_MAX)
@@ -312,8 +304,7 @@ def test_quantised_stores_are_within_half_a_scale_of_the_rounded_state(encoding,
 @given(vectors(dtypes=(torch.float16,)))
 @settings(max_examples=30)
 def test_no_quantised_value_is_the_fill_value(encoding, values):
-    packed = pack(values, torch.ones_like(values, dtype=torch.bool), width=values.shape[-1], encoding=encoding)
-    assert (packed.values != VALUE_FILLS[encoding]).all()
+    assert (encode(values, encoding)["values"] != ENCODINGS[encoding].fill).all()
 
 
 @settings(max_examples=30)

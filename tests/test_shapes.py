@@ -7,12 +7,13 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import torch
 from jaxtyping import Float, TypeCheckError
-from torch import Tensor, nn, ones
+from torch import Tensor, ones, zeros
 
-from hskstore.stage_two.learner import Learner
+from hskstore.methods.mud import gathered
 from hskstore.stage_two.rows import TrainingRows
-from hskstore.store.values import unpack_mask
+from hskstore.store.masks import unpack_mask
 from tests.shapes import checked
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hskstore"
@@ -62,9 +63,9 @@ def test_axes_are_checked_in_the_whole_package() -> None:
     with pytest.raises(TypeCheckError):
         unpack_mask(np.zeros(2), hidden_size=16)
     with pytest.raises(TypeCheckError):
-        TrainingRows(np.zeros((2, 3), int), np.zeros((2, 4), int), np.ones(2, int), None, None, None)
+        TrainingRows(np.zeros((2, 3), int), np.zeros((2, 4), int), np.ones(2, int), None, None)
     with pytest.raises(TypeCheckError):
-        Learner(nn.Identity()).project([ones(3)], targets=None)  # type: ignore[arg-type]
+        gathered(ones(2, 3, 4), zeros(3, 5, dtype=torch.int64))
 
 
 def test_a_stand_in_may_be_passed_where_no_tensor_is_asked_for() -> None:

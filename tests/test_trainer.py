@@ -14,22 +14,31 @@ import torch
 import hskstore.stage_two.feed
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError
-from hskstore.methods import Finetune, Kd, Mud
-from hskstore.methods.batch import HiddenTargets
+from hskstore.features import TeacherShape
+from hskstore.methods import Finetune, Kd, Method, Mud
+from hskstore.methods.finetune import PHASE
+from hskstore.methods.mud import gathered
+from hskstore.methods.projection import Projection, projection_of
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.checkpoint import RunState
 from hskstore.stage_two.feed import InMemory, open_supply, steps_per_epoch
 from hskstore.stage_two.journal import Journal
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
-from hskstore.stage_two.rows import HiddenRows, TrainingRows
+from hskstore.stage_two.rows import TrainingRows
 from hskstore.stage_two.scores import DevScore
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import sum_terms, train
 from hskstore.store import open_store
 from tests.conftest import make_bert
+from tests.made_up import STUDENT, made_hidden, rows_of, shape_of_teacher
 
 ROWS = 96
+HIDDEN_STATES = made_hidden(Keep(1, 2, 4))
+TEACHER = shape_of_teacher(HIDDEN_STATES)
+HIDDEN_PHASE, PREDICTION_PHASE = Mud().phases(TEACHER, STUDENT)
 
 
 def rows() -> TrainingRows:
@@ -39,28 +48,25 @@ def rows() -> TrainingRows:
     ids = rng.integers(5, 25, (ROWS, 12)).astype(np.int32)
     label = (ids[:, 1] > 14).astype(np.int64)
     kept = 4
-    hidden = HiddenRows(
+    hidden = rows_of(
+        HIDDEN_STATES,
         values=rng.normal(size=(ROWS, 1, 2, kept)).astype(np.float16),
         mask=np.packbits(np.arange(24) < kept)[None, None, None].repeat(ROWS, 0).repeat(2, 2),
-        scale=None,
         token=np.array([0, 1], np.int16)[None, None].repeat(ROWS, 0),
         n_kept=np.full((ROWS, 1), 2, np.int16),
-        encoding="f16",
-        width=kept,
-        hidden_size=24,
     )
     logits = np.stack([1 - 2 * label, 2 * label - 1], axis=1).astype(np.float32)
-    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, logits, hidden)
+    return TrainingRows(ids, np.zeros_like(ids), n_tokens, label, logits, {"hidden": hidden})
 
 
-def learner(**options: Any) -> Learner:
-    model = make_bert(layers=2, hidden=16, seed=4)
+def learner(method: Method | None = None, *, seed: int = 4, teacher: TeacherShape = TEACHER) -> Learner:
+    model = make_bert(layers=2, hidden=16, seed=seed)
     torch.manual_seed(0)
-    return Learner(model, layers=(2,), own=16, width=24, **options)
+    return Learner(model, aids=(method or Mud()).aids(teacher, STUDENT))
 
 
-def settings(method: Any, steps: int = 10) -> list[PhaseSettings]:
-    return [PhaseSettings(phase, lr=1e-3, batch_size=16, steps=steps) for phase in method.phases]
+def settings(method: Method, steps: int = 10, teacher: TeacherShape = TEACHER) -> list[PhaseSettings]:
+    return [PhaseSettings(phase, lr=1e-3, batch_size=16, steps=steps) for phase in method.phases(teacher, STUDENT)]
 
 
 def run(out: Path, method: Any, *, watch: Any = None, of: Learner | None = None, **options: Any) -> tuple[dict[str, Any], Any]:
@@ -112,8 +118,9 @@ def test_the_order_and_dropout_follow_the_seed(tmp_path: Path) -> None:
         ({"seed": 1}, "seed"),
         ({"key": "cd" * 32}, "data"),
         ({"phases": settings(Mud(), 11)}, "phases"),
-        ({"of": learner(per_layer=True)}, None),
-        ({"of": Learner(make_bert(layers=2, hidden=16, seed=9), layers=(2,), own=16, width=24)}, "student"),
+        ({"of": learner(Mud(projection="per-layer"))}, None),
+        ({"of": learner(seed=9)}, "student"),
+        ({"phases": [*settings(Mud())[:1], replace(settings(Mud())[1], phase=PHASE)]}, "phases"),
     ],
 )
 def test_an_unfinished_run_is_not_taken_for_another(changed: dict[str, Any], named: str | None, tmp_path: Path) -> None:
@@ -153,9 +160,9 @@ def test_the_last_step_is_kept_in_a_phase_that_does_not_predict(tmp_path: Path) 
 
 
 def test_schedules() -> None:
-    constant = PhaseSettings(Mud().phases[0], lr=1.0, batch_size=1, steps=10)
+    constant = PhaseSettings(HIDDEN_PHASE, lr=1.0, batch_size=1, steps=10)
     assert [constant.rate_at(step) for step in range(10)] == [1.0] * 10
-    linear = PhaseSettings(Mud().phases[1], lr=1.0, batch_size=1, steps=10, warmup=0.2)
+    linear = PhaseSettings(PREDICTION_PHASE, lr=1.0, batch_size=1, steps=10, warmup=0.2)
     assert [round(linear.rate_at(step), 4) for step in range(10)] == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     assert replace(linear, warmup=0.0).rate_at(0) == 1.0
 
@@ -174,21 +181,25 @@ def test_terms_are_weighed_and_added_and_a_wrong_name_is_an_error() -> None:
 
 
 def test_a_student_of_the_teachers_width_has_no_projection() -> None:
-    model = make_bert(layers=2, hidden=16)
-    assert Learner(model, layers=(1, 2), own=16, width=16).projection is None
-    shared = Learner(model, layers=(1, 2), own=16, width=24).projection
-    per_layer = Learner(model, layers=(1, 2), own=16, width=24, per_layer=True).projection
+    assert projection_of(TEACHER, ModelShape("it", 2, (2, 24)), 2, "per-layer") is None
+    shared, per_layer = (projection_of(TEACHER, STUDENT, 2, kind) for kind in ("shared", "per-layer"))
     assert shared is not None and per_layer is not None
-    assert (len(shared), len(per_layer)) == (1, 2)
+    assert (len(shared.linears), len(per_layer.linears)) == (1, 2)
+
+
+def test_a_projection_is_one_for_all_layers_or_one_for_each() -> None:
+    vectors = torch.randn(3, 5, 4, dtype=torch.float64)
+    shared, per_layer = Projection(4, 6).double(), Projection(4, 6, linears=2).double()
+    for index in (0, 1):
+        torch.testing.assert_close(shared(vectors, index), shared.linears[0](vectors).float())
+        torch.testing.assert_close(per_layer(vectors, index), per_layer.linears[index](vectors).float())
+    assert shared(vectors, 0).dtype == torch.float32 and not torch.equal(per_layer(vectors, 0), per_layer(vectors, 1))
 
 
 def test_students_states_are_gathered_at_the_kept_positions() -> None:
-    mine = Learner(make_bert(layers=2, hidden=16), layers=(1, 2), own=16, width=16)
-    states = [torch.arange(2 * 5 * 16.0).view(2, 5, 16), torch.zeros(2, 5, 16)]
-    position = torch.tensor([[[3, 0], [1, 4]]]).repeat(2, 1, 1)
-    targets = HiddenTargets(position, position >= 0, torch.zeros(2, 2, 2, 3), torch.arange(3).expand(2, 2, 2, 3), 16)
-    found = mine.project(states, targets)
-    assert torch.equal(found[0, 0, 0], states[0][0, 3]) and torch.equal(found[0, 1, 1], states[0][1, 4])
+    state = torch.arange(2 * 5 * 16.0).view(2, 5, 16)
+    found = gathered(state, torch.tensor([[3, 0], [1, 4]]))
+    assert torch.equal(found[0, 0], state[0, 3]) and torch.equal(found[1, 1], state[1, 4])
 
 
 def test_bf16_and_fp32_train_in_one_process(tmp_path: Path) -> None:
@@ -235,7 +246,7 @@ def test_minutes_end_every_phase_in_its_share_with_a_dev_score_and_a_rate_that_h
 
 
 def test_progress_is_the_step_or_the_time_whichever_is_further() -> None:
-    run = PhaseSettings(Kd().phases[0], lr=1.0, batch_size=1, steps=100, seconds=10.0)
+    run = PhaseSettings(PREDICTION_PHASE, lr=1.0, batch_size=1, steps=100, seconds=10.0)
     assert [run.progress(*at) for at in [(0, 0.0), (50, 1.0), (10, 5.0), (10, 99.0)]] == [0, 50, 50, 99]
     assert replace(run, seconds=None).progress(10, 99.0) == 10
 
@@ -247,7 +258,7 @@ def test_the_watch_is_told_losses_the_dev_score_and_the_time_left(tmp_path: Path
     told: list[tuple[str, int, int, str]] = []
     run(tmp_path, Mud(), watch=lambda *words: told.append(words), scores=[0.5, 0.25])
     assert [words[:3] for words in told[:2]] == [("hidden", 16, 160), ("hidden", 32, 160)]
-    assert re.fullmatch(r"hidden_mse \d\.\d{4}; \d:\d\d:\d\d to the end", told[0][3])
+    assert re.fullmatch(r"mud\.hidden \d\.\d{4}; \d:\d\d:\d\d to the end", told[0][3])
     after = next(words[3] for words in told if words[:2] == ("prediction", 16 * 7))
     assert re.fullmatch(r"prediction \d\.\d{4}; dev accuracy 0\.5000, best 0\.5000; \d:\d\d:\d\d to the end", after)
 
@@ -277,12 +288,12 @@ def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
     monkeypatch.setattr(hskstore.stage_two.feed, "WINDOW_BYTES", 1)
     extract(teacher_folder, data_folder, out=tmp_path / "stores", keeps=[Keep(1, 3, 8)], strategies=[Strategy(2)], task="sst2")
     store = open_store(tmp_path / "stores" / "d1-l3-w8")
-    source = open_supply(store, "train", loader="blocks", layers=(0,))
+    source = open_supply(store, "train", loader="blocks", places={"hidden": (0,)})
+    teacher = teacher_shape(store.plan)
     options: dict[str, Any] = {"key": store.digest, "seed": 0, "score": None, "precision": "fp32", "device": "cpu"}
 
     def fresh() -> Learner:
-        torch.manual_seed(0)
-        return Learner(make_bert(layers=2, hidden=16, seed=4), layers=(2,), own=16, width=store.plan.hidden_size)
+        return learner(teacher=teacher)
 
     def stop(stage: str, done: int, total: int, note: str = "") -> None:
         if (stage, done) == ("hidden", 16 * 17):
@@ -290,11 +301,11 @@ def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
 
     steps = steps_per_epoch(source, 16) + 5
     whole, broken, resumed = fresh(), fresh(), fresh()
-    train(whole, source, Mud(), settings(Mud(), steps), out=tmp_path / "whole", **options)
+    train(whole, source, Mud(), settings(Mud(), steps, teacher), out=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        train(broken, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", watch=stop, **options)
+        train(broken, source, Mud(), settings(Mud(), steps, teacher), out=tmp_path / "broken", watch=stop, **options)
     with pytest.raises(OptionError, match="loader"):
-        ram = open_supply(store, "train", loader="ram", layers=(0,))
-        train(fresh(), ram, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
-    train(resumed, source, Mud(), settings(Mud(), steps), out=tmp_path / "broken", **options)
+        ram = open_supply(store, "train", loader="ram", places={"hidden": (0,)})
+        train(fresh(), ram, Mud(), settings(Mud(), steps, teacher), out=tmp_path / "broken", **options)
+    train(resumed, source, Mud(), settings(Mud(), steps, teacher), out=tmp_path / "broken", **options)
     assert equal(whole.state_dict(), resumed.state_dict())

@@ -9,7 +9,7 @@ import typer
 import typer.core
 import typer.main
 
-from hskstore.cli import stores, students, training
+from hskstore.cli import methods, stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
@@ -44,6 +44,7 @@ app.add_typer(student_app, name="student")
 
 app.command()(training.finetune)
 app.command()(plan)
+app.command()(methods.methods)
 app.command()(stores.extract)
 app.command()(stores.show)
 app.command()(stores.verify)

@@ -32,7 +32,10 @@ def with_flags(**groups: Mapping[str, Option]) -> Callable[[Command], Command]:
         ]
 
         def call(**values: Any) -> None:
-            taken = {group: {name: values.pop(name) for name in options} for group, options in groups.items()}
+            taken = {
+                group: {name: _text(option, values.pop(name)) for name, option in options.items()}
+                for group, options in groups.items()
+            }
             command(**values, **{group: {n: v for n, v in found.items() if _is_given(v)} for group, found in taken.items()})
 
         call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
@@ -43,6 +46,11 @@ def with_flags(**groups: Mapping[str, Option]) -> Callable[[Command], Command]:
     return wrap
 
 
+def _text(option: Option, value: Any) -> Any:
+    """What was given, in one piece where it was given in several."""
+    return ",".join(value) if option.repeated and value else value
+
+
 def _is_given(value: object) -> bool:
     return not (value is None or value is False or value == [])
 
@@ -51,7 +59,7 @@ def _flag(option: Option) -> inspect.Parameter:
     switch = option.kind is bool
     kind: Any = option.kind
     if option.spelt:
-        kind = str
+        kind = list[str] if option.repeated else str
     elif get_origin(kind) is Sequence:
         kind = types.GenericAlias(list, get_args(kind))
     annotation: Any = Annotated[kind if switch else kind | None, typer.Option(option.flag, help=option.help_with_default)]

@@ -7,7 +7,8 @@ import typer
 
 from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
-from hskstore.cli.options import KEEP, DataArg, DeviceOpt, JsonOpt, StudentLayersOpt, TeacherArg, quiet_libraries
+from hskstore.cli.methods import methods_for
+from hskstore.cli.options import DataArg, DeviceOpt, ForOpt, JsonOpt, KeepOpt, StudentLayersOpt, TeacherArg, quiet_libraries
 from hskstore.errors import OptionError
 
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -20,9 +21,10 @@ def plan(
     student_layers: StudentLayersOpt,
     strategy: dict[str, Any],
     options: config.PassOptions,
-    keep: Annotated[list[str] | None, KEEP] = None,
+    keep: KeepOpt = None,
+    learners: ForOpt = None,
     budget: Annotated[
-        str | None, typer.Option(help="In place of --keep: what fits into so many bytes (500MB, 2GiB) of a store.")
+        str | None, typer.Option(help="In place of --keep and --for: what fits into so many bytes (500MB, 2GiB) of a store.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Rows a second. Default: a trial of up to 20 seconds on this device.")
@@ -33,13 +35,14 @@ def plan(
     """What hsk extract with the same options will write, need and take; or, with --budget, what fits. Nothing is written."""
     from hskstore.cli import console, print_stores, progress
 
-    if (keep is None) == (budget is None):
-        raise OptionError("give --keep (what will it cost?) or --budget (what fits?), one of the two")
+    if bool(keep or learners) == (budget is not None):
+        raise OptionError("give --keep or --for (what will it cost?), or --budget (what fits?), one of the two")
     keeps = [config.Keep.parse(each) for each in keep or ()]
     most = None if budget is None else _bytes(budget)
     strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
     if most is not None and len(strategies) > 1:
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
+    methods = methods_for(learners or ())
     quiet_libraries()
     from hskstore.stage_one.budget import within_budget
     from hskstore.stage_one.calibration import CALIBRATION_SECONDS
@@ -49,7 +52,17 @@ def plan(
         console.err.print(f"the teacher is tried for up to {CALIBRATION_SECONDS:g} seconds")
     if most is None:
         with progress.bars() as watch:
-            cost = forecast(teacher, data, keeps=keeps, strategies=strategies, rate=rate, device=device, watch=watch, **options)
+            cost = forecast(
+                teacher,
+                data,
+                keeps=keeps,
+                strategies=strategies,
+                methods=methods,
+                rate=rate,
+                device=device,
+                watch=watch,
+                **options,
+            )
         console.print_json(cost) if as_json else print_stores.print_forecast(cost)
     else:
         with progress.bars() as watch:

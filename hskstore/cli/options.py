@@ -14,8 +14,13 @@ TeacherArg = Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned
 DataArg = Annotated[
     str, typer.Argument(metavar="DATA", help="Folder, file (TSV, CSV, JSON lines, Parquet) or hub name (glue/cola).")
 ]
-KEEP = typer.Option(help="DEPTH,LENGTH,WIDTH: counts (9), fractions (0.1) or all. A store each.")
-StudentLayersOpt = Annotated[list[int], typer.Option(help="Layers of the student to come. A store each.")]
+KEEP = typer.Option(help="DEPTH,LENGTH,WIDTH of `hidden`: counts (9), fractions (0.1) or all. A store each.")
+KeepOpt = Annotated[list[str] | None, KEEP]
+ForOpt = Annotated[
+    list[str] | None,
+    typer.Option("--for", help="Keep what a method reads: its name (hsk methods), or a recipe file. All of them in one store."),
+]
+StudentLayersOpt = Annotated[list[int], typer.Option(help="Layers of the student to come; several: for each of them.")]
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ from rich.text import Text
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.explore.show import Progress as StoreProgress
     from hskstore.explore.show import RankedRow, StoreDescription
+    from hskstore.methods.serving import Service
     from hskstore.stage_one.budget import Affordable
     from hskstore.stage_one.extract import ExtractedStore
     from hskstore.stage_one.forecast import Forecast
     from hskstore.stage_one.jobs import PlannedStore
     from hskstore.stage_one.replay import Replayed
+    from hskstore.store.features import Feature
     from hskstore.store.verify import Verified
 from hskstore.cli.console import duration, err, grid, out, size, warn
 
@@ -24,22 +27,32 @@ def print_plan(planned: list[PlannedStore]) -> None:
     from hskstore.stage_one.jobs import missing_jobs
 
     rows = sum(job.rows for job in missing_jobs(planned))
-    table = grid("store", "layers", "tokens", "units", "rows", "hidden states", "the rest", "to do")
+    table = grid("store", "keeps", "rows", "at most", "the rest", "to do")
+    table.columns[1].justify = "left"
     for store in planned:
         plan = store.plan
         units = len(list(plan.units()))
-        table.add_row(
-            store.objects.root,
-            ",".join(str(pair.teacher) for pair in plan.pairs),
-            str(plan.length),
-            f"{plan.width} of {plan.hidden_size}",
-            str(plan.splits["train"].rows),
-            f"≤ {size(store.most_bytes['hidden'])}",
-            f"about {size(store.most_bytes['inputs'])}",
-            f"{len(store.missing)} of {units} units",
-        )
+        rest = [size(store.most_bytes["inputs"]), f"{len(store.missing)} of {units} units"]
+        kept = [(_kept_of(feature), size(store.most_bytes[name])) for name, feature in plan.features.items()]
+        for index, (words, most) in enumerate(kept or [("logits", "")]):
+            train = str(plan.splits["train"].rows)
+            table.add_row(*([store.objects.root, words, train, most, *rest] if index == 0 else ["", words, "", most]))
     err.print(table)
     err.print(f"the teacher runs over {rows} rows" if rows else "nothing is missing: the teacher need not run")
+
+
+def _kept_of(feature: Feature) -> str:
+    """A feature, its layers, and how much of them."""
+    from hskstore.store.hidden import Hidden
+
+    layers = f"{feature.name} of {_layers(feature.layers)}"
+    if isinstance(feature, Hidden):
+        return f"{layers}: {feature.length} tokens, {feature.width} of {feature.hidden_size} units"
+    return layers
+
+
+def _layers(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 BEST_SHOWN = 10
@@ -54,8 +67,10 @@ def print_forecast(cost: Forecast) -> None:
     out.print()
     table = grid("store", "teacher layers", "A^HSK planned", "of these rows", "on disk", "uncompressed")
     for store in cost.stores:
-        layers = ",".join(map(str, store.teacher_layers))
-        units = (f"{store.units_of_hsk:g}", f"{store.kept_units:.3g}")
+        layers = "; ".join(
+            f"{'' if name == 'hidden' else f'{name} '}{','.join(map(str, own))}" for name, own in store.teacher_layers.items()
+        )
+        units = ("", "") if store.units_of_hsk is None else (f"{store.units_of_hsk:g}", f"{store.kept_units:.3g}")
         table.add_row(store.name, layers, *units, f"about {size(store.bytes)}", size(store.decoded_bytes))
     out.print(table)
     out.print()
@@ -152,7 +167,7 @@ def print_shown(result: StoreDescription | StoreProgress | RankedRow) -> None:
 
 def _print_progress(found: StoreProgress) -> None:
     out.print(f"{found.root}: not sealed; {found.units_done} of {found.units} units done")
-    out.print(f"keep {found.keep}; {found.rows_done} of {found.rows} rows")
+    out.print(f"{'' if found.keep is None else f'keep {found.keep}; '}{found.rows_done} of {found.rows} rows")
     if found.newest is not None:
         ago = (datetime.now(UTC) - datetime.fromisoformat(found.newest)).total_seconds()
         workers = f"{found.workers} worker" + ("s" if found.workers > 1 else "")
@@ -167,11 +182,15 @@ def _print_progress(found: StoreProgress) -> None:
 def _print_store(store: StoreDescription) -> None:
     out.print(Text.assemble((store.root, "bold"), f": sealed, {size(store.total_bytes)}, digest {store.digest}"))
     planned = ", ".join(f"{name} {value}" for name, value in store.plan.items())
-    out.print(f"keep {store.keep} (depth,length,width): {planned}")
-    share = 100 * store.kept_units / store.full_units
-    out.print(
-        f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
-    )
+    out.print(planned if store.keep is None else f"keep {store.keep} (depth,length,width): {planned}")
+    if store.units_of_hsk is not None and store.kept_units is not None and store.full_units is not None:
+        share = 100 * store.kept_units / store.full_units
+        out.print(
+            f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
+        )
+    for name, feature in store.features.items():
+        if name != "hidden":
+            out.print(f"{name} of teacher {_layers(feature.layers)}, {feature.values}")
     for name, split in store.splits.items():
         out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {split['units']} units")
     table = grid("array", "shape and type", "bytes on disk")
@@ -185,6 +204,19 @@ def _print_store(store: StoreDescription) -> None:
         device = f" on {made['device']}" if "device" in made else ""
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         out.print(f"{maker}{device}, {made['first_unit']} to {made['last_unit']}; {versions}")
+
+
+def print_services(found: list[Service]) -> None:
+    """Which methods a store serves, and what it lacks for the others."""
+    for service in found:
+        if service.students:
+            every = len(service.students) == service.teacher_layers
+            told = "of any depth" if every else f"of {', '.join(map(str, service.students))} layers"
+            out.print(f"serves {service.method}: students {told}")
+    for service in found:
+        if not service.students:
+            out.print(f"not {service.method}: it lacks {'; '.join(service.lacks)}, for a student of {service.depth} layers")
+            out.print(f"    {service.command} makes a store that does")
 
 
 def _print_row(row: RankedRow) -> None:
@@ -241,10 +273,12 @@ def _print_repair(found: Verified) -> None:
 
 
 def _print_replayed(replayed: Replayed) -> None:
+    differences = ", ".join(
+        f"{found:.2g} in {name} (allowed {replayed.tolerances[name]:.2g})" for name, found in replayed.differences.items()
+    )
     out.print(
         f"replayed {replayed.rows} rows: {replayed.equal} equal to the last bit; {100 * replayed.same_tokens:.2f} % of the kept"
-        f" tokens chosen again; largest difference {replayed.logits_difference:.2g} in logits, {replayed.hidden_difference:.2g}"
-        f" in hidden states (allowed {replayed.tolerance:.2g})"
+        f" tokens chosen again; largest difference {differences}"
     )
     if replayed.differing:
         rows = ", ".join(map(str, replayed.differing[:8]))

@@ -1,16 +1,20 @@
 """hsk extract, show, verify, derive, push, pull: how stores are made, looked at, checked, cut and moved."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
+from hskstore.cli.methods import methods_for
 from hskstore.cli.options import (
-    KEEP,
     DataArg,
     DeviceOpt,
+    ForOpt,
     JsonOpt,
+    KeepOpt,
     StoreArg,
     StudentLayersOpt,
     TeacherArg,
@@ -19,16 +23,20 @@ from hskstore.cli.options import (
 )
 from hskstore.errors import OptionError
 
+CutOpt = Annotated[str | None, typer.Option(help="DEPTH,LENGTH,WIDTH: what to keep of the hidden states that the store keeps.")]
+CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for: layers of the student.")]
+
 
 @with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def extract(
     teacher: TeacherArg,
     data: DataArg,
-    keep: Annotated[list[str], KEEP],
     student_layers: StudentLayersOpt,
     out: Annotated[str, typer.Option(help="Folder (or s3://, gs://, az:// URL) that will hold the stores.")],
     strategy: dict[str, Any],
     options: config.PassOptions,
+    keep: KeepOpt = None,
+    learners: ForOpt = None,
     engine: Annotated[
         config.Engine,
         typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
@@ -42,11 +50,13 @@ def extract(
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run TEACHER once over DATA and write a sealed store for every --keep. Stopped, the same command goes on."""
+    """Run TEACHER once over DATA and write sealed stores: of what methods read (--for), or configurations of hidden states
+    (--keep). Stopped, the same command goes on."""
     from hskstore.cli import console, print_stores, progress
 
-    keeps = [config.Keep.parse(each) for each in keep]
+    keeps = [config.Keep.parse(each) for each in keep or ()]
     strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
+    methods = methods_for(learners or ())
     quiet_libraries()
     from hskstore.stage_one.extract import extract as run
 
@@ -57,6 +67,7 @@ def extract(
             out=out,
             keeps=keeps,
             strategies=strategies,
+            methods=methods,
             engine=engine,
             workers=workers,
             address=address,
@@ -77,22 +88,29 @@ def show(
     split: Annotated[str, typer.Option(help="The row's split.")] = "train",
     as_json: JsonOpt = False,
 ) -> None:
-    """Tell what a store holds: arrays and their sizes, units of HSK, provenance; of an unsealed one, how far it is."""
+    """Tell what a store holds and which methods it serves: arrays and their sizes, units of HSK, provenance; of an unsealed one,
+    how far it is."""
     from hskstore.cli import console, print_stores
     from hskstore.explore import show as shown
 
     result: Any
+    services: list[Any] | None = None
     if row is not None:
         quiet_libraries()
         result = shown.ranked_row(store, row, split)
     elif shown.is_sealed(store):
         result = shown.describe(store)
+        quiet_libraries()
+        from hskstore.methods.serving import services_of
+
+        services = services_of(store)
     else:
         result = shown.describe_progress(store)
     if as_json:
-        console.print_json(result)
+        console.print_json(result if services is None else {**asdict(result), "serves": services})
     else:
         print_stores.print_shown(result)
+        print_stores.print_services(services or [])
 
 
 def verify(
@@ -131,12 +149,16 @@ def verify(
 
 def derive(
     store: StoreArg,
-    keep: Annotated[str, typer.Option(help="DEPTH,LENGTH,WIDTH: what to keep of what the store keeps.")],
     out: Annotated[str, typer.Option(help="Folder (or object-store URL) for the new store itself.")],
+    keep: CutOpt = None,
+    learners: ForOpt = None,
+    student_layers: CutLayersOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Cut a smaller configuration out of STORE, without the teacher: what extract --keep would have written, bit for bit."""
-    _derive(store, keep, out, as_json)
+    """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit."""
+    if keep is None and not learners:
+        raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD")
+    _derive(store, keep, learners or (), student_layers or (), out, as_json)
 
 
 def push(
@@ -151,26 +173,46 @@ def push(
 def pull(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A sealed store: s3://, gs://, az://, hf://, folder.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="Folder for the store itself. A damaged copy is repaired.")],
-    keep: Annotated[str | None, typer.Option(help="Pull a smaller configuration: only its layers travel.")] = None,
+    keep: CutOpt = None,
+    learners: ForOpt = None,
+    student_layers: CutLayersOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Fetch a store, every object verified, the seal last. Stopped, the same command fetches only what is missing."""
-    if keep is None:
+    """Fetch a store, every object verified, the seal last; with --keep or --for a smaller one, of which only the layers that it
+    keeps travel. Stopped, the same command fetches only what is missing."""
+    if keep is None and not learners:
         _copy(source, target, as_json)
     else:
-        _derive(source, keep, target, as_json)
+        _derive(source, keep, learners or (), student_layers or (), target, as_json)
 
 
-def _derive(store: str, keep: str, out: str, as_json: bool) -> None:
+def _derive(
+    store: str, keep: str | None, learners: Sequence[str], student_layers: Sequence[int], out: str, as_json: bool
+) -> None:
     from hskstore.cli import console, progress
     from hskstore.store.derive import derive as run
 
+    if bool(learners) != bool(student_layers):
+        raise OptionError("--for and --student-layers go together: what is read follows from the depth of the student")
+    methods = methods_for(learners)
+    wanted = None if keep is None else config.Keep.parse(keep)
+    layers: dict[str, list[int]] = {}
+    if methods:
+        from hskstore.methods.serving import to_cut
+        from hskstore.store import open_store
+
+        wanted, layers = to_cut(open_store(store).plan, store, methods, student_layers, wanted)
     with resumable(), progress.bars() as watch:
-        result = run(store, config.Keep.parse(keep), out, watch=watch)
+        result = run(store, out, keep=wanted, layers=layers, watch=watch)
     if as_json:
         console.print_json(result)
         return
-    console.out.print(f"{result.root}: keep {keep}, {console.size(result.bytes)}, sealed, digest {result.digest}")
+    kept = [
+        *([] if wanted is None else [f"keep {wanted}"]),
+        *(f"{name} of layers {', '.join(map(str, own))}" for name, own in layers.items()),
+    ]
+    told = "; ".join(kept) or "logits alone"
+    console.out.print(f"{result.root}: {told}, {console.size(result.bytes)}, sealed, digest {result.digest}")
     console.out.print(f"cut from {result.source[:16]} in {result.seconds:.1f} s")
 
 

@@ -139,8 +139,9 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
         run = distill(store, recipe, out=folder / f"run{number}", watch=watch)
         found = evaluate(run.folder, str(corpus), splits=["test"], latency=False, **columns)
         described = describe(store)
-        uses_hidden = any(phase.uses_hidden for phase in method.phases)
+        uses_hidden = isinstance(method, Mud)
         read = {path: size for path, size in described.array_bytes.items() if uses_hidden or "/hidden/" not in path}
+        assert described.kept_units is not None and described.full_units is not None
         share = f"{described.kept_units / described.full_units:.1%}" if uses_hidden else "none"
         rows.append(
             DemoRow(learns_from, found.score[metric], found.standard_error[metric], share, sum(read.values()), run.seconds)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from hskstore.config import units_of_hsk
 from hskstore.errors import StoreError
 from hskstore.store import Plan, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
+from hskstore.store.hidden import planned_units
 from hskstore.store.layout import Unit
 from hskstore.store.places import place_of
 from hskstore.store.reader import read_plan
@@ -17,21 +18,31 @@ RECENT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
+class FeatureDescription:
+    """The teacher layers of a feature, as they lie in its arrays, and how its vectors are stored."""
+
+    layers: list[int]
+    values: str
+
+
+@dataclass(frozen=True)
 class StoreDescription:
-    """A sealed store. `array_bytes` are on disk; `units_of_hsk` is A^HSK as planned for a row, `kept_units` as measured on
-    average, `full_units` that of all layers and tokens of the average row (section 5.1 of the paper)."""
+    """A sealed store. `array_bytes` are on disk. Of `hidden`, None where it is not kept: `units_of_hsk` is A^HSK as planned for a
+    row, `kept_units` as measured on average, `full_units` that of all layers and tokens of the average row (section 5.1 of the
+    paper)."""
 
     root: str
     digest: str
-    keep: str
+    keep: str | None
     plan: dict[str, Any]
+    features: dict[str, FeatureDescription]
     splits: dict[str, dict[str, int]]
     array_bytes: dict[str, int]
     arrays: dict[str, str]
     total_bytes: int
-    units_of_hsk: float
-    kept_units: float
-    full_units: float
+    units_of_hsk: float | None
+    kept_units: float | None
+    full_units: float | None
     made: dict[str, Any]
 
 
@@ -41,7 +52,7 @@ class Progress:
     `workers` how many had a part in these, `newest` when it was written (UTC); None of a store without receipts."""
 
     root: str
-    keep: str
+    keep: str | None
     units_done: int
     units: int
     rows_done: int
@@ -94,7 +105,7 @@ def describe_progress(root: str) -> Progress:
     rows = sum(receipt.rows for _, receipt in recent[1:])
     return Progress(
         root=root,
-        keep=str(plan.keep),
+        keep=_keep(plan),
         units_done=len(done),
         units=sum(split.units for split in plan.splits.values()),
         rows_done=sum(receipt.rows for receipt in done.values()),
@@ -111,20 +122,26 @@ def describe(root: str) -> StoreDescription:
     plan = store.plan
     sizes = store.sizes()
     array_bytes = {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in plan.arrays}
-    train = plan.splits["train"]
-    kept = sum(float(store.read("train/hidden/n_kept", unit).sum()) for unit in range(train.units)) / train.rows
+    train, hidden, units = plan.splits["train"], plan.hidden, _Units(None, None, None)
+    if hidden is not None:
+        kept = sum(float(store.read("train/hidden/n_kept", unit).sum()) for unit in range(train.units)) / train.rows
+        kept_units = units_of_hsk(1, kept, hidden.width / hidden.hidden_size)
+        full = units_of_hsk(hidden.strategy.student_layers + 1, train.tokens / train.rows, 1)
+        units = _Units(round(planned_units(hidden, kept_units), 4), round(kept_units, 4), round(full, 4))
+    document = plan.as_json()
     return StoreDescription(
         root=root,
         digest=store.digest,
-        keep=str(plan.keep),
-        plan={**plan.as_json()["strategy"], **plan.as_json()["pass"], "task": _plain(plan.task["name"])},
+        keep=_keep(plan),
+        plan={**document.get("strategy", {}), **document["pass"], "task": _plain(plan.task["name"])},
+        features={name: FeatureDescription(list(feature.layers), feature.values) for name, feature in plan.features.items()},
         splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
         array_bytes=array_bytes,
         arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
         total_bytes=sum(sizes.values()),
-        units_of_hsk=round(_planned_units(plan, kept), 4),
-        kept_units=round(units_of_hsk(1, kept, plan.width / plan.hidden_size), 4),
-        full_units=round(units_of_hsk(plan.strategy.student_layers + 1, train.tokens / train.rows, 1), 4),
+        units_of_hsk=units.planned,
+        kept_units=units.kept,
+        full_units=units.full,
         made=_provenance(plan, receipts(store.place)),
     )
 
@@ -139,7 +156,10 @@ def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:
     ranks = [
         RankedLayer(pair.student, pair.teacher, token[:n_kept].tolist())
         for pair, token, n_kept in zip(
-            store.plan.pairs, found.get("hidden/token", ()), found.get("hidden/n_kept", ()), strict=False
+            () if store.plan.hidden is None else store.plan.hidden.pairs,
+            found.get("hidden/token", ()),
+            found.get("hidden/n_kept", ()),
+            strict=False,
         )
     ]
     if None in tokens or any(not 0 <= position < len(tokens) for rank in ranks for position in rank.kept):
@@ -158,11 +178,14 @@ def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:
     )
 
 
-def _planned_units(plan: Plan, kept: float) -> float:
-    """N^D x N^L x N^W / d, with the fractions that were asked for; where the length is no count, the measured one."""
-    length = plan.keep.length if isinstance(plan.keep.length, int) else kept / len(plan.pairs)
-    width = plan.keep.width if isinstance(plan.keep.width, float) else plan.width / plan.hidden_size
-    return units_of_hsk(len(plan.pairs), length, width)
+class _Units(NamedTuple):
+    planned: float | None
+    kept: float | None
+    full: float | None
+
+
+def _keep(plan: Plan) -> str | None:
+    return None if plan.hidden is None else str(plan.hidden.keep)
 
 
 def _provenance(plan: Plan, made: dict[Unit, Receipt]) -> dict[str, Any]:

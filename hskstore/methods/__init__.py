@@ -7,12 +7,21 @@ from hskstore.config import MethodName, check_choice
 from hskstore.errors import OptionError
 from hskstore.losses import Term
 from hskstore.methods.contract import Method, Phase
+from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
 from hskstore.methods.mud import Mud
+from hskstore.methods.pkd import Pkd
+from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
-METHODS: dict[MethodName, type[Mud] | type[Kd] | type[Finetune]] = {made.name: made for made in (Mud, Kd, Finetune)}
+METHODS: Mapping[MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert]] = {
+    "mud": Mud,
+    "kd": Kd,
+    "finetune": Finetune,
+    "pkd": Pkd,
+    "distilbert": DistilBert,
+}
 
 
 def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
@@ -32,4 +41,16 @@ def method_options() -> dict[str, Option]:
     return joined(METHODS)
 
 
-__all__ = ["METHODS", "Finetune", "Kd", "Method", "Mud", "Phase", "Term", "make_method", "method_options"]
+__all__ = [
+    "METHODS",
+    "Finetune",
+    "Kd",
+    "Method",
+    "Mud",
+    "Phase",
+    "Term",
+    "Weights",
+    "make_method",
+    "method_options",
+    "weighed",
+]

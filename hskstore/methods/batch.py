@@ -1,49 +1,35 @@
-"""What one training step sees: a batch of rows with what the store knows of them, and what the student made of it."""
+"""What one training step is given: a batch of rows, with what the store knows of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from hskstore.features import Targets, Want
 
-@dataclass(frozen=True)
-class HiddenTargets:
-    """The teacher's kept hidden states, as few numbers as the store has of them.
-
-    `values` are the kept coordinates of each vector and `coordinate` says which they are, lowest first; None: all of `width`.
-    Where `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32.
-    """
-
-    position: Int[Tensor, "layer batch token"]
-    token_kept: Bool[Tensor, "layer batch token"]
-    values: Float[Tensor, "layer batch token kept"]
-    coordinate: Int[Tensor, "layer batch token kept"] | None
-    width: int
-
-    def scattered(self) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
-        """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
-        values = self.values.float()
-        kept = self.token_kept[..., None].expand_as(values)
-        if self.coordinate is None:
-            return values, kept
-        empty = values.new_zeros((*values.shape[:-1], self.width))
-        coordinate = self.coordinate.long()
-        return empty.scatter(-1, coordinate, values), empty.bool().scatter(-1, coordinate, kept)
+T = TypeVar("T", bound=Targets)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to the longest of them; `attention_mask` True = real token. Absent knowledge is None."""
+    """Rows padded to the longest of them; `attention_mask` True = real token. A label or logits that are not known are None.
+
+    `batch[want]` is what the store knows of one feature, as its kind makes it.
+    """
 
     input_ids: Int[Tensor, "batch token"]
     token_type_ids: Int[Tensor, "batch token"]
     attention_mask: Bool[Tensor, "batch token"]
     label: Shaped[Tensor, " batch"] | None
     teacher_logits: Float[Tensor, "batch class"] | None
-    hidden: HiddenTargets | None
+    knowledge: Mapping[Want[Any], Any] = field(default_factory=dict)
+
+    def __getitem__(self, want: Want[T]) -> T:
+        found: T = self.knowledge[want]
+        return found
 
     @property
     def inputs(self) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]:
@@ -62,31 +48,19 @@ class Batch:
 
     def emptied(self) -> "Batch":
         """The same batch without its rows."""
-        hidden = None if self.hidden is None else _each(self.hidden, lambda tensor: tensor[:, :0])
-        rest: Batch = _each(replace(self, hidden=None), lambda tensor: tensor[:0])
-        return replace(rest, hidden=hidden)
+        rest: Batch = _each(replace(self, knowledge={}), lambda tensor: tensor[:0])
+        return replace(rest, knowledge={want: targets.emptied() for want, targets in self.knowledge.items()})
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
 
-@dataclass(frozen=True)
-class StudentOutput:
-    """`hidden` is gathered at the batch's kept positions and projected to the teacher's width; None where not asked for."""
-
-    logits: Float[Tensor, "batch class"]
-    hidden: Float[Tensor, "layer batch token width"] | None
-
-    def emptied(self) -> "StudentOutput":
-        """The same without its rows; gradients, all of them zero, reach what a whole one's would."""
-        return StudentOutput(self.logits[:0], None if self.hidden is None else self.hidden[:, :0])
-
-
 def _each(node: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch, or the targets in it, with every tensor changed."""
-    changed = {
-        field.name: _each(value, change) if isinstance(value, HiddenTargets) else change(value)
-        for field in fields(node)
-        if isinstance(value := getattr(node, field.name), Tensor | HiddenTargets)
-    }
-    return replace(node, **changed)
+    """A batch, or what is in it, with every tensor changed."""
+    if isinstance(node, Tensor):
+        return change(node)
+    if isinstance(node, Mapping):
+        return {name: _each(value, change) for name, value in node.items()}
+    if is_dataclass(node) and not isinstance(node, type):
+        return replace(node, **{each.name: _each(getattr(node, each.name), change) for each in fields(node)})
+    return node

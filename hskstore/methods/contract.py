@@ -1,28 +1,37 @@
-"""What a method of distillation is to the trainer: phases, and named, unweighted terms for each batch."""
+"""What a method of distillation is to the trainer: phases, aids, and named, unweighted terms for each batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import nn
 
 from hskstore.config import MethodName
+from hskstore.features import TeacherShape, Want
 from hskstore.losses import Term
-from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.methods.batch import Batch
+from hskstore.models.observe import NOTHING, Seen, Sight
+from hskstore.models.run import ModelShape
 from hskstore.text.tasks import PhaseDefaults, TaskDefaults
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of the optimiser. `weights` are those of the terms the method returns in it.
+    """One run of the optimiser. `weights` are those of the terms the method returns in it: "mud.hidden" is the method's own,
+    "prediction" and "gold" belong to the run.
 
-    A phase that `predicts` trains the student's head: its best step by the dev score is kept. Of one that does not the
-    last step is kept, because no dev score means anything there.
+    It `reads` knowledge from the store and `sees` the student's inside; where it has the term "gold", that one alone reads the
+    labels. One that `predicts` trains the student's head: its best step by the dev score is kept. Of one that does not the last
+    step is kept, because no dev score means anything there.
     """
 
     name: str
     weights: Mapping[str, float]
     schedule: Literal["constant", "linear"]
     predicts: bool
-    uses_hidden: bool
+    reads: tuple[Want[Any], ...] = ()
+    sees: Sight = NOTHING
+    reads_labels: bool = False
 
     def numbers(self, defaults: TaskDefaults) -> PhaseDefaults:
         """The paper's hyperparameters for this phase (Table 4)."""
@@ -33,17 +42,19 @@ class Method(Protocol):
     """A frozen dataclass; its fields are the method's options, each with a Doc: flags and recipes are made from them."""
 
     name: ClassVar[MethodName]
+    source: ClassVar[str]
+    """Paper and section."""
 
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """Arrays of the store's train group that the method reads."""
+    def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        """What each reads, sees and weighs. Raises OptionError or ModelError where it cannot be done with these two."""
         ...
 
-    @property
-    def phases(self) -> tuple[Phase, ...]: ...
+    def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:
+        """What is trained with the student and dropped when it is saved, such as a projection."""
+        ...
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> Mapping[str, Term]:
-        """The terms of these rows: one process's share of a batch, which may be none of it.
+    def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> Mapping[str, Term]:
+        """The terms that the phase weighs, of these rows: one process's share of a batch, which may be none of it.
 
         A term that relates rows to each other asks for those of all processes with `losses.whole_batch`.
         """

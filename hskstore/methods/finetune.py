@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from hskstore.config import MethodName
+from hskstore.features import TeacherShape
 from hskstore.losses import Term, hard_cross_entropy, score_mse
-from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
+from hskstore.models.observe import Seen
+from hskstore.models.run import ModelShape
+
+PHASE = Phase("finetune", {"gold": 1.0}, schedule="linear", predicts=True, reads_labels=True)
 
 
 @dataclass(frozen=True)
@@ -14,22 +21,21 @@ class Finetune:
     """Cross-entropy of classes, or squared difference of a score, against the gold label."""
 
     name: ClassVar[MethodName] = "finetune"
+    source: ClassVar[str] = "none: supervised learning"
 
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("label",)
+    def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        return (PHASE,)
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase("finetune", {"gold": 1.0}, schedule="linear", predicts=True, uses_hidden=False),)
+    def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
+        return None
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
-        return gold_terms(student, batch)
+    def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
+        return gold_terms(seen, batch)
 
 
-def gold_terms(student: StudentOutput, batch: Batch) -> dict[str, Term]:
+def gold_terms(seen: Seen, batch: Batch) -> dict[str, Term]:
     """The loss on the gold label."""
     assert batch.label is not None
-    if student.logits.shape[1] > 1:
-        return {"gold": hard_cross_entropy(student.logits, batch.label)}
-    return {"gold": score_mse(student.logits, batch.label)}
+    if seen.logits.shape[1] > 1:
+        return {"gold": hard_cross_entropy(seen.logits, batch.label)}
+    return {"gold": score_mse(seen.logits, batch.label)}

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_doc import Doc
+from torch import nn
 
-from hskstore.config import MethodName, check_positive, check_share
+from hskstore.config import MethodName, RegressionTarget, check_positive, check_share
+from hskstore.features import TeacherShape
 from hskstore.losses import Term, score_mse, soft_cross_entropy
-from hskstore.methods.batch import Batch, StudentOutput
+from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
+from hskstore.models.observe import Seen
+from hskstore.models.run import ModelShape
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Kd:
     """
 
     name: ClassVar[MethodName] = "kd"
+    source: ClassVar[str] = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     temperature: Annotated[float, Doc("Of the soft labels.")] = 1.0
     alpha: Annotated[float, Doc("Weight of the gold label beside the logits.")] = 0.0
 
@@ -27,25 +32,30 @@ class Kd:
         check_positive("--temperature", self.temperature)
         check_share("--alpha", self.alpha)
 
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("logits", *(("label",) if self.alpha else ()))
+    def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        gold = {"gold": self.alpha} if self.alpha else {}
+        weights = {"prediction": 1 - self.alpha} | gold
+        return (Phase("prediction", weights, schedule="linear", predicts=True, reads_labels=bool(gold)),)
 
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        weights = {"prediction": 1 - self.alpha} | ({"gold": self.alpha} if self.alpha else {})
-        return (Phase("prediction", weights, schedule="linear", predicts=True, uses_hidden=False),)
+    def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
+        return None
 
-    def __call__(self, phase: Phase, student: StudentOutput, batch: Batch) -> dict[str, Term]:
-        terms = prediction_terms(student, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(student, batch) if self.alpha else {})
+    def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        if "prediction" in phase.weights:
+            terms |= prediction_terms(seen, batch, temperature=self.temperature)
+        if "gold" in phase.weights:
+            terms |= gold_terms(seen, batch)
+        return terms
 
 
-def prediction_terms(student: StudentOutput, batch: Batch, *, temperature: float, regression_target: str) -> dict[str, Term]:
+def prediction_terms(
+    seen: Seen, batch: Batch, *, temperature: float, regression_target: RegressionTarget = "teacher"
+) -> dict[str, Term]:
     """The loss on the teacher's predictions: soft cross-entropy of classes, squared difference of a score."""
+    if seen.logits.shape[1] == 1 and regression_target == "gold":
+        return {"prediction": gold_terms(seen, batch)["gold"]}
     assert batch.teacher_logits is not None
-    if student.logits.shape[1] > 1:
-        return {"prediction": soft_cross_entropy(student.logits, batch.teacher_logits, temperature=temperature)}
-    if regression_target == "gold":
-        return {"prediction": gold_terms(student, batch)["gold"]}
-    return {"prediction": score_mse(student.logits, batch.teacher_logits.squeeze(1))}
+    if seen.logits.shape[1] > 1:
+        return {"prediction": soft_cross_entropy(seen.logits, batch.teacher_logits, temperature=temperature)}
+    return {"prediction": score_mse(seen.logits, batch.teacher_logits.squeeze(1))}

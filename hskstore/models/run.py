@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,18 +22,37 @@ Inputs = tuple[Int[Tensor, "_batch _token"], Int[Tensor, "_batch _token"], Bool[
 
 
 class Outputs(NamedTuple):
-    """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None."""
+    """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None; likewise
+    `attentions` of each layer."""
 
     logits: Float[Tensor, "batch class"]
     hidden_states: tuple[Float[Tensor, "batch token width"], ...] | None
+    attentions: tuple[Float[Tensor, "batch head token token"], ...] | None = None
 
 
-class ModelShape(NamedTuple):
-    """What a classifier was seen to give: `layers` and `width` are None where it gives no hidden states."""
+@dataclass(frozen=True)
+class ModelShape:
+    """What a classifier was seen to give, or shall have: `hidden` are its layers and the width of its hidden states, or why it
+    has none that a method could learn from."""
 
+    name: str
     outputs: int
-    layers: int | None
-    width: int | None
+    hidden: tuple[int, int] | str
+
+    @property
+    def layers(self) -> int:
+        """Raises ModelError where it gives no hidden states."""
+        return self._inside()[0]
+
+    @property
+    def width(self) -> int:
+        """Of its hidden states. Raises ModelError where it gives none."""
+        return self._inside()[1]
+
+    def _inside(self) -> tuple[int, int]:
+        if isinstance(self.hidden, str):
+            raise ModelError(f"{self.name}{self.hidden}")
+        return self.hidden
 
 
 def hugging_face_config(model: nn.Module) -> PreTrainedConfig | None:
@@ -70,17 +90,20 @@ def run_model(
     attention_mask: Bool[Tensor, "batch token"],
     *,
     hidden: bool = False,
+    attentions: bool = False,
 ) -> Outputs:
     """One padded batch through a classifier, as `model_inputs` takes it.
 
     The model is called with those of `INPUTS` that its forward names, and with `output_hidden_states` if it names that. It
     returns logits, or a pair of logits and hidden states, or an object or mapping with `logits` and `hidden_states`. Batches
-    may have a single row, which BatchNorm cannot train on.
+    may have a single row, which BatchNorm cannot train on. `attentions` are those of a Hugging Face model that runs eager.
     """
     options: dict[str, Any] = dict(model_inputs(model, input_ids, token_type_ids, attention_mask))
     named = "output_hidden_states" in inspect.signature(model.forward).parameters
     if hidden and (named or hugging_face_config(model) is not None):
         options["output_hidden_states"] = True
+    if attentions:
+        options["output_attentions"] = True
     output = model(**options)
     if isinstance(output, Tensor):
         return Outputs(output.float(), None)
@@ -90,7 +113,8 @@ def run_model(
         logits, states = output
     else:
         logits, states = output.logits, getattr(output, "hidden_states", None)
-    return Outputs(logits.float(), tuple(states) if hidden and states is not None else None)
+    maps = tuple(output.attentions) if attentions else None
+    return Outputs(logits.float(), tuple(states) if hidden and states is not None else None, maps)
 
 
 @contextmanager
@@ -113,16 +137,15 @@ def shape_of(
     token_type_ids: Int[Tensor, "batch token"],
     attention_mask: Bool[Tensor, "batch token"],
     *,
-    hidden: bool,
+    name: str,
 ) -> ModelShape:
-    """What a classifier gives for a batch. Raises ModelError where that is not what `run_model` says."""
-    name = type(model).__name__
+    """What a classifier gives for a batch. Raises ModelError where it gives no logits."""
     if "input_ids" not in accepted_inputs(model):
         raise ModelError(f"{name}: its forward must take input_ids (and, if it wants them, attention_mask, token_type_ids)")
     try:
         with put_back(model), torch.no_grad():
             model.eval()
-            output = run_model(model, input_ids, token_type_ids, attention_mask, hidden=hidden)
+            output = run_model(model, input_ids, token_type_ids, attention_mask, hidden=True)
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{name}: it gave no logits, or logits and hidden states, for a batch ({error})") from None
     rows, tokens = input_ids.shape
@@ -130,15 +153,14 @@ def shape_of(
         raise ModelError(f"{name}: its logits must be [batch, class], here [{rows}, classes], not {list(output.logits.shape)}")
     states = output.hidden_states
     if states is None:
-        return ModelShape(output.logits.shape[1], None, None)
+        lacks = " gives no hidden states, which the method learns: return (logits, hidden_states), or choose kd"
+        return ModelShape(name, output.logits.shape[1], lacks)
     width = states[-1].shape[-1]
     if len(states) < 2 or any(state.shape != (rows, tokens, width) for state in states):
         shapes = ", ".join(str(list(state.shape)) for state in states)
-        raise ModelError(
-            f"{name}: its hidden states must be [batch, token, width] of the embeddings and of each layer, all of one width,"
-            f" here [{rows}, {tokens}, width]; they are {shapes}"
-        )
-    return ModelShape(output.logits.shape[1], len(states) - 1, width)
+        lacks = ": its hidden states must be [batch, token, width] of the embeddings and of each layer, all of one width,"
+        return ModelShape(name, output.logits.shape[1], f"{lacks} here [{rows}, {tokens}, width]; they are {shapes}")
+    return ModelShape(name, output.logits.shape[1], (len(states) - 1, width))
 
 
 def usable_positions(model: nn.Module) -> int | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hskstore.config import Keep, PassOptions, Strategy, check_positive, units_of_hsk
 from hskstore.errors import OptionError
+from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.calibration import CALIBRATION_SECONDS, SAMPLE_BYTES, calibrate, device_of_trial, samples_of
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import (
@@ -19,10 +20,11 @@ from hskstore.stage_one.sizes import (
     encoded_bytes,
     file_bytes,
     input_sizes,
-    kept_tokens,
     output_sizes,
     ruled_vector_bytes,
+    vectors,
 )
+from hskstore.store.hidden import Hidden
 from hskstore.store.layout import in_units
 from hskstore.store.plan import Plan
 from hskstore.watch import Watch, unwatched
@@ -86,7 +88,7 @@ def within_budget(
     keeps = [Keep(deepest, LONGEST_IN_GRID, step / WIDTHS_IN_GRID) for step in range(1, WIDTHS_IN_GRID + 1)]
     on = device_of_trial(device, rate)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
-        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=[strategy], device=on, watch=watch, **options)
+        ready = prepare(teacher, data, Path(folder), Asked(keeps, [strategy]), device=on, watch=watch, **options)
         return _within_budget(teacher, data, ready, budget, rate, seconds)
 
 
@@ -106,8 +108,9 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
         )
     samples = samples_of(plans, found)
     inputs = input_sizes(plans[0], ready.rows)
-    kept = kept_tokens(plans[0], ready.rows_by_admitted)
-    logits = {path: size for path, size in output_sizes(plans[0], kept, samples[0]).items() if path.endswith("/logits")}
+    hidden = [_hidden(plan) for plan in plans]
+    counts = {"hidden": vectors(hidden[0], train, ready.rows_by_admitted)}
+    logits = {path: size for path, size in output_sizes(plans[0], counts, samples[0]).items() if path.endswith("/logits")}
     fixed, per_unit = file_bytes(plans[0], ready.facts.files)
     shared = fixed + sum(size.on_disk for size in (*inputs.values(), *logits.values()))
     grid = list(_grid(plans, samples, ready.rows_by_admitted, per_unit))
@@ -123,7 +126,7 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
         teacher=teacher,
         data=data,
         budget=budget,
-        student_layers=plans[0].strategy.student_layers,
+        student_layers=hidden[0].strategy.student_layers,
         shared_bytes=shared,
         measured=samples[0] is not None,
         grid=len(grid),
@@ -151,13 +154,14 @@ def _grid(
     rows, longest = first.splits["train"].rows, len(rows_by_admitted) - 1
     tokens = [int((np.minimum(np.arange(longest + 1), length) * rows_by_admitted).sum()) for length in range(longest + 1)]
     curves = [_curve(plan, sample) for plan, sample in zip(plans, samples, strict=True)]
-    for depth, length, tenths in paper_grid(first.strategy.student_layers, longest):
+    for depth, length, tenths in paper_grid(_hidden(first).strategy.student_layers, longest):
         plan, curve = plans[tenths - 1], curves[tenths - 1]
+        hidden = _hidden(plan)
         vector = sum(np.interp(length, list(layer), list(layer.values())) for layer in curve[-depth:])
         units = _units(plan, depth, length)
         on_disk = tokens[length] * vector + rows * depth * N_KEPT_BYTES
         on_disk += sum(count * per_unit[split] for split, count in units.items())
-        share = plan.width / plan.hidden_size
+        share = hidden.width / hidden.hidden_size
         yield Configuration(
             keep=str(Keep(depth, length, tenths / WIDTHS_IN_GRID)),
             units_of_hsk=round(units_of_hsk(depth, length, tenths / WIDTHS_IN_GRID), 4),
@@ -168,18 +172,19 @@ def _grid(
 
 def _curve(plan: Plan, sample: SampledRows | None) -> list[dict[int, float]]:
     """Bytes on disk of a kept vector, by layer, at some lengths: of a sample that is cut to each of them, or by the rule."""
+    hidden = _hidden(plan)
     if sample is None:
-        return [{1: sum(ruled_vector_bytes(plan).values())}] * len(plan.pairs)
-    curve: list[dict[int, float]] = [{} for _ in plan.pairs]
+        return [{1: sum(ruled_vector_bytes(hidden).values())}] * len(hidden.pairs)
+    curve: list[dict[int, float]] = [{} for _ in hidden.pairs]
     n_kept = sample.columns["train/hidden/n_kept"]
-    for length in sorted({min(length, plan.length) for length in CURVE}):
+    for length in sorted({min(length, hidden.length) for length in CURVE}):
         vectors = max(1, int(np.minimum(n_kept[:, 0], length).sum()))
         for name in ("values", "mask", "token", "scale"):
             spec = plan.arrays.get(f"train/hidden/{name}")
             if spec is None:
                 continue
             cut = np.ascontiguousarray(sample.columns[f"train/hidden/{name}"][:, :, :length])
-            for layer in range(len(plan.pairs)):
+            for layer in range(len(hidden.pairs)):
                 column = np.ascontiguousarray(cut[:, layer : layer + 1])
                 encoded = encoded_bytes(replace(spec, shape=(spec.shape[0], *column.shape[1:])), column)
                 curve[layer][length] = curve[layer].get(length, 0.0) + encoded / vectors
@@ -188,6 +193,12 @@ def _curve(plan: Plan, sample: SampledRows | None) -> list[dict[int, float]]:
 
 def _units(plan: Plan, depth: int, length: int) -> dict[str, int]:
     """How many units each split has at another depth and length."""
-    kept = {"layers": depth, "length": length, "width": plan.width, "hidden_size": plan.hidden_size}
-    splits = in_units(plan.splits, **kept, values=plan.strategy.values, text=plan.text)
-    return {name: split.units for name, split in splits.items()}
+    hidden = _hidden(plan)
+    kept = replace(hidden, pairs=hidden.pairs[-depth:], length=length)
+    return {name: split.units for name, split in in_units({"hidden": kept}, plan.splits, text=plan.text).items()}
+
+
+def _hidden(plan: Plan) -> Hidden:
+    """The one feature that the grid is of."""
+    assert plan.hidden is not None
+    return plan.hidden

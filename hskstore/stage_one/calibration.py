@@ -91,7 +91,7 @@ def calibrate(
     on_gpu = teacher.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(teacher.device)
-    probe(teacher, first.strategy, rows)
+    probe(teacher, plans, rows)
     sample: list[tuple[np.ndarray, list[Columns]]] = []
     room = sample_bytes
 

@@ -16,6 +16,7 @@ from hskstore.config import Engine, Keep, PassOptions, Strategy, check_choice, c
 from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, run_ray, static_jobs, static_rank
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
+from hskstore.stage_one.asked import Asked, Learns
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import most_bytes
@@ -47,8 +48,9 @@ def extract(
     data: str,
     *,
     out: str | Path,
-    keeps: Sequence[Keep],
+    keeps: Sequence[Keep] = (),
     strategies: Sequence[Strategy],
+    methods: Sequence[Learns] = (),
     engine: Engine = "inline",
     workers: int | None = None,
     address: str | None = None,
@@ -57,7 +59,8 @@ def extract(
     watch: Watch = unwatched,
     **options: Unpack[PassOptions],
 ) -> list[ExtractedStore]:
-    """Run the teacher once over `data` and write one store per (strategy, keep) below `out`.
+    """Run the teacher once over `data` and write stores below `out`: one per (strategy, keep), and one of all else that
+    `methods` read (such as `methods.Pkd()`) for students of the strategies' depths; see `Asked.by_store`.
 
     Goes on where an earlier run of the same plan stopped. `engine` says who runs the jobs: this process; `workers` processes of
     this machine (procs: one per GPU, else one per core); this one of several that a launcher started (static); Ray actors in the
@@ -67,13 +70,14 @@ def extract(
     """
     check_choice("--engine", engine, get_args(Engine))
     check_count("--workers", workers)
+    asked = Asked(keeps, strategies, methods)
     began = time.monotonic()
     place = static_rank(os.environ) if engine == "static" else None
     devices = _devices(engine, device, workers, address, place)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
         # Only here does the teacher work in this process; elsewhere each worker loads its own.
         own = torch.device("cpu") if engine in ("procs", "ray") else choose_device(devices[0])
-        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=strategies, device=own, watch=watch, **options)
+        ready = prepare(teacher, data, Path(folder), asked, device=own, watch=watch, **options)
         stores = [
             PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, ready.rows, ready.rows_by_admitted))
             for name, plan in ready.plans.items()
@@ -85,7 +89,7 @@ def extract(
             missing = set(jobs)
             jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
         if jobs:
-            probe(ready.teacher, strategies[0], ready.rows["train"])
+            probe(ready.teacher, ready.plans.values(), ready.rows["train"])
         for store in stores:
             if store.digest is None:
                 begin(store.objects, store.plan, ready.facts.files)

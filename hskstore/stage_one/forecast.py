@@ -14,7 +14,8 @@ from typing import NamedTuple, Unpack
 import numpy as np
 import torch
 
-from hskstore.config import Keep, PassOptions, Strategy, units_of_hsk
+from hskstore.config import Keep, PassOptions, Strategy
+from hskstore.stage_one.asked import Asked, Learns
 from hskstore.stage_one.calibration import (
     CALIBRATION_SECONDS,
     SAMPLE_BYTES,
@@ -34,9 +35,10 @@ from hskstore.stage_one.sizes import (
     decoded_bytes,
     file_bytes,
     input_sizes,
-    kept_tokens,
     output_sizes,
+    vectors,
 )
+from hskstore.store.hidden import planned_units
 from hskstore.store.plan import Pass, Plan
 from hskstore.watch import Watch, unwatched
 
@@ -56,18 +58,18 @@ class SplitForecast:
 
 @dataclass(frozen=True)
 class StoreForecast:
-    """A store to be. `units_of_hsk` is A^HSK as planned for a row, `kept_units` that of the data's rows on average, which may
-    have fewer tokens.
+    """A store to be. `teacher_layers` are those of each feature by its name. Of `hidden`, None where it is not kept:
+    `units_of_hsk` is A^HSK as planned for a row, `kept_units` that of the data's rows on average, which may have fewer tokens.
 
     `bytes` is the estimate on disk, of `arrays` and of all other files (exact but for a few bytes); `decoded_bytes` is in memory.
     """
 
     name: str
-    keep: str
-    student_layers: int
-    teacher_layers: list[int]
-    units_of_hsk: float
-    kept_units: float
+    keep: str | None
+    student_layers: int | None
+    teacher_layers: dict[str, list[int]]
+    units_of_hsk: float | None
+    kept_units: float | None
     bytes: int
     decoded_bytes: int
     other_bytes: int
@@ -138,8 +140,9 @@ def forecast(
     teacher: str,
     data: str,
     *,
-    keeps: Sequence[Keep],
+    keeps: Sequence[Keep] = (),
     strategies: Sequence[Strategy],
+    methods: Sequence[Learns] = (),
     rate: float | None = None,
     device: str | None = None,
     seconds: float = CALIBRATION_SECONDS,
@@ -151,10 +154,11 @@ def forecast(
     With a `rate` (rows a second) there is no trial: time is by the rate, and compression by a rule. Nothing is written that
     stays. Raises DataError, ModelError or OptionError.
     """
+    asked = Asked(keeps, strategies, methods)
     began = time.monotonic()
     on = device_of_trial(device, rate)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
-        ready = prepare(teacher, data, Path(folder), keeps=keeps, strategies=strategies, device=on, watch=watch, **options)
+        ready = prepare(teacher, data, Path(folder), asked, device=on, watch=watch, **options)
         preparation = time.monotonic() - began
         return _forecast(teacher, data, ready, rate, seconds, preparation)
 
@@ -217,24 +221,23 @@ def _store(
     files: Mapping[str, bytes],
     sample: SampledRows | None,
 ) -> StoreForecast:
-    kept = kept_tokens(plan, ready.rows_by_admitted)
-    outputs = output_sizes(plan, kept, sample)
+    counts = {each: vectors(feature, ready.rows["train"], ready.rows_by_admitted) for each, feature in plan.features.items()}
+    outputs = output_sizes(plan, counts, sample)
     arrays = {
         path: outputs[path] if path in outputs else replace(inputs[path], decoded=decoded_bytes(spec))
         for path, spec in plan.arrays.items()
     }
     fixed, per_unit = file_bytes(plan, files)
     other = fixed + sum(split.units * per_unit[name] for name, split in plan.splits.items())
-    per_row, share = kept / plan.splits["train"].rows, plan.width / plan.hidden_size
-    length = plan.keep.length if isinstance(plan.keep.length, int) else per_row
-    width = plan.keep.width if isinstance(plan.keep.width, float) else share
+    hidden = plan.hidden
+    kept_units = None if hidden is None else counts["hidden"] / plan.splits["train"].rows * hidden.width / hidden.hidden_size
     return StoreForecast(
         name=name,
-        keep=str(plan.keep),
-        student_layers=plan.strategy.student_layers,
-        teacher_layers=[pair.teacher for pair in plan.pairs],
-        units_of_hsk=round(units_of_hsk(len(plan.pairs), length, width), 4),
-        kept_units=round(units_of_hsk(len(plan.pairs), per_row, share), 4),
+        keep=None if hidden is None else str(hidden.keep),
+        student_layers=None if hidden is None else hidden.strategy.student_layers,
+        teacher_layers={each: list(feature.layers) for each, feature in plan.features.items()},
+        units_of_hsk=None if hidden is None or kept_units is None else round(planned_units(hidden, kept_units), 4),
+        kept_units=None if kept_units is None else round(kept_units, 4),
         bytes=other + sum(size.on_disk for size in arrays.values()),
         decoded_bytes=sum(size.decoded for size in arrays.values()),
         other_bytes=other,

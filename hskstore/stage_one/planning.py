@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Precision, Strategy, check_choice, check_count, check_seed
+from hskstore.config import DEFAULT_BATCH_TOKENS, Precision, Strategy, check_choice, check_count, check_seed
 from hskstore.errors import OptionError
-from hskstore.layers import plan_strategy
+from hskstore.features import TeacherShape
 from hskstore.models.device import computes_in
 from hskstore.models.run import check_positions
+from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.store.layout import KeptText, SplitRows
+from hskstore.store.masks import is_admitted
 from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows
-from hskstore.store.values import is_admitted
 from hskstore.text.dataset import fit_labels, read_dataset
 from hskstore.text.rows import Rows
 from hskstore.text.tasks import Task
@@ -49,9 +50,8 @@ def prepare(
     teacher: str,
     data: str,
     folder: Path,
+    asked: Asked,
     *,
-    keeps: Sequence[Keep],
-    strategies: Sequence[Strategy],
     device: torch.device,
     task: str | None = None,
     text: Sequence[str] = (),
@@ -72,6 +72,7 @@ def prepare(
     check_count("--batch-tokens", batch_tokens)
     check_choice("--precision", precision, get_args(Precision))
     check_seed(seed)
+    strategies = asked.strategies
     if len({replace(strategy, student_layers=1) for strategy in strategies}) > 1:
         raise OptionError("one pass has one strategy; only the student's layers may differ")
     if device.type == "cpu" and not computes_in(precision, device):
@@ -86,21 +87,14 @@ def prepare(
     check_positions(facts.positions, teacher, max(split.longest for split in rows.values()))
     pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(rows["train"])))
     rows_by_admitted = count_admitted(rows["train"], facts.tokenizer["separators"], strategies[0])
-    plans = make_plans(keeps, strategies, pass_, dataset.task, facts, rows, most_admitted=len(rows_by_admitted) - 1)
+    plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=len(rows_by_admitted) - 1)
     return Prepared(loaded, facts, rows, rows_by_admitted, plans)
 
 
 def make_plans(
-    keeps: Sequence[Keep],
-    strategies: Sequence[Strategy],
-    pass_: Pass,
-    task: Task,
-    teacher: TeacherFacts,
-    rows: Mapping[str, Rows],
-    *,
-    most_admitted: int,
+    asked: Asked, pass_: Pass, task: Task, teacher: TeacherFacts, rows: Mapping[str, Rows], *, most_admitted: int
 ) -> dict[str, Plan]:
-    """One plan per store, by the store's folder. Several student depths get the depth in front: "s3-d1-l9-w0.1".
+    """One plan per store, by the store's folder; see `Asked.by_store`.
 
     `most_admitted` is the most tokens of a train row that a rank may choose among.
     """
@@ -109,20 +103,14 @@ def make_plans(
         make_plan,
         pass_=pass_,
         splits={name: SplitRows(len(own), len(own.input_ids), own.longest, own.sha256()) for name, own in rows.items()},
-        most_admitted=most_admitted,
         teacher=teacher.planned,
         tokenizer=teacher.tokenizer,
         task=task.as_json(),
         labels=None if label is None else str(label.dtype),
         text=_kept_text(rows),
     )
-    plans: dict[str, Plan] = {}
-    for strategy in dict.fromkeys(strategies):
-        planned = plan_strategy(strategy, teacher.planned["layers"])
-        for keep in dict.fromkeys(keeps):
-            name = keep.name if len(set(strategies)) == 1 else f"s{strategy.student_layers}-{keep.name}"
-            plans[name] = plan_one(keep, planned)
-    return plans
+    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"])
+    return {name: plan_one(features) for name, features in asked.by_store(shape, most_admitted=most_admitted).items()}
 
 
 def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:

@@ -1,5 +1,6 @@
 """Sampled rows of a store through the teacher again: does it hold what this teacher says?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import tee
 
@@ -11,7 +12,10 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
-from hskstore.store.values import unpack_mask, unpack_values
+from hskstore.store.features import LayerVectors
+from hskstore.store.hidden import Hidden
+from hskstore.store.layout import Columns
+from hskstore.store.masks import unpack_mask
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
@@ -21,26 +25,21 @@ TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 1e-1}
 FEWEST_SAME = 0.5
 """Of a row's tokens, and of their coordinates: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
 
-COMPARED = ("train/logits", "train/hidden/")
-"""The arrays that are the teacher's word; the others are its inputs."""
-
-QUANTISED_STEP = {"f16": 0.0, "f32": 0.0, "q8": 1 / 127, "q4": 1 / 7}
-
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of it. `equal` rows are the same to the last bit; `differing` are train rows beyond `tolerance`.
+    """What came of it. `equal` rows are the same to the last bit; `differing` are train rows with a difference beyond its
+    tolerance.
 
-    `same_tokens` is the share of kept tokens that were chosen again; the differences are the largest seen, relative to the
-    largest number of their row.
+    `same_tokens` is the share of the tokens kept by rank that were chosen again. `differences`, of "logits" and of each feature,
+    are the largest seen, relative to the largest number of their row; `tolerances` are what is allowed of each.
     """
 
     rows: int
     equal: int
     same_tokens: float
-    logits_difference: float
-    hidden_difference: float
-    tolerance: float
+    differences: dict[str, float]
+    tolerances: dict[str, float]
     differing: tuple[int, ...]
 
 
@@ -63,34 +62,44 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
     with TeacherPass([plan], loaded) as passed:
         inputs = (_inputs(columns, n_tokens[batch]) for columns, batch in zip(ahead, batches, strict=True))
         for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
-            compared.append(_compare(plan, columns, {path: again[path] for path in again if path.startswith(COMPARED)}))
+            compared.append(_compare(plan, columns, again))
             watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
-    whole = _Compared(*(np.concatenate([getattr(one, name) for one in compared]) for name in _Compared.__annotations__))
-    tolerance = TOLERANCE[plan.pass_.precision] + QUANTISED_STEP[plan.strategy.values]
+    whole = _joined(compared)
+    allowed = TOLERANCE[plan.pass_.precision]
+    tolerances = {"logits": allowed} | {name: allowed + feature.encoding.step for name, feature in plan.features.items()}
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
-    good = (whole.logits <= TOLERANCE[plan.pass_.precision]) & (whole.hidden <= tolerance)
-    good &= (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
+    good = (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
+    for name, differences in whole.differences.items():
+        good &= differences <= tolerances[name]
     return Replayed(
         rows=len(whole.equal),
         equal=int(whole.equal.sum()),
         same_tokens=round(float(whole.tokens.mean()), 6),
-        logits_difference=float(whole.logits.max()),
-        hidden_difference=float(whole.hidden.max()),
-        tolerance=tolerance,
+        differences={name: float(found.max()) for name, found in whole.differences.items()},
+        tolerances=tolerances,
         differing=tuple(np.concatenate(batches)[~good].tolist()),
     )
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Per row [rows]: equal to the last bit; largest relative differences; the shares of tokens, and of the coordinates of these,
-    that were chosen again."""
+    """Per row [rows]: equal to the last bit; largest relative differences, by what they are of; the shares of the tokens kept by
+    rank, and of the coordinates of these, that were chosen again."""
 
     equal: np.ndarray
-    logits: np.ndarray
-    hidden: np.ndarray
+    differences: dict[str, np.ndarray]
     tokens: np.ndarray
     coordinates: np.ndarray
+
+
+def _joined(compared: Sequence[_Compared]) -> _Compared:
+    first = compared[0]
+    return _Compared(
+        np.concatenate([one.equal for one in compared]),
+        {name: np.concatenate([one.differences[name] for one in compared]) for name in first.differences},
+        np.concatenate([one.tokens for one in compared]),
+        np.concatenate([one.coordinates for one in compared]),
+    )
 
 
 def _sample(plan: Plan, n_tokens: np.ndarray, rows: int, seed: int) -> list[np.ndarray]:
@@ -128,17 +137,40 @@ def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
     )
 
 
-def _compare(plan: Plan, stored: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> _Compared:
+def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
+    """Of what is the teacher's word; the other arrays are its inputs. A batch's arrays may be shorter along their tokens."""
     rows = len(stored["train/logits"])
+    said = ["train/logits", *(path for path in stored if path.split("/")[1] in plan.features)]
+    stored = {path: stored[path][tuple(slice(size) for size in again[path].shape)] for path in said}
     equal = np.ones(rows, dtype=bool)
-    for path, column in again.items():
-        equal &= (column == stored[path]).reshape(rows, -1).all(axis=1)
-    logits = _relative(stored["train/logits"] - again["train/logits"], stored["train/logits"])
-    before, after = (_by_token(plan, columns) for columns in (stored, again))
-    hidden, tokens, coordinates = np.zeros(rows), np.ones(rows), np.ones(rows)
+    for path in said:
+        equal &= (again[path] == stored[path]).reshape(rows, -1).all(axis=1)
+    differences = {"logits": _relative(stored["train/logits"] - again["train/logits"], stored["train/logits"])}
+    tokens, coordinates = np.ones(rows), np.ones(rows)
+    for name, feature in plan.features.items():
+        if isinstance(feature, Hidden):
+            differences[name], tokens, coordinates = _compare_hidden(feature, stored, again)
+        elif isinstance(feature, LayerVectors):
+            old, new = (_vectors(feature, columns) for columns in (stored, again))
+            differences[name] = _relative(old - new, old).max(axis=1)
+    return _Compared(equal, differences, tokens, coordinates)
+
+
+def _vectors(feature: LayerVectors, columns: Columns) -> np.ndarray:
+    """All numbers of a row's layer in one line [rows, layer, numbers]."""
+    values, scale = (columns.get(f"train/{feature.name}/{name}") for name in ("values", "scale"))
+    assert values is not None
+    decoded = feature.encoding.decode(values, scale, feature.width)
+    return decoded.astype(np.float32).reshape(*values.shape[:2], -1)
+
+
+def _compare_hidden(feature: Hidden, stored: Columns, again: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per row: the largest relative difference, and the shares of tokens and coordinates that were chosen again."""
+    before, after = (_by_token(feature, columns) for columns in (stored, again))
+    hidden, tokens, coordinates = np.zeros(len(before)), np.ones(len(before)), np.ones(len(before))
     # How many tokens a row keeps follows from its words alone: another number is no matter of rounding.
     counts = (stored["train/hidden/n_kept"] == again["train/hidden/n_kept"]).all(axis=1)
-    for row in range(rows):
+    for row in range(len(before)):
         common = before[row].keys() & after[row].keys()
         tokens[row] = len(common) / max(1, len(before[row])) if counts[row] else 0
         same, kept = 0, 0
@@ -149,21 +181,21 @@ def _compare(plan: Plan, stored: dict[str, np.ndarray], again: dict[str, np.ndar
             same, kept = same + int(both.sum()), kept + int(new_kept.sum())
             hidden[row] = np.maximum(hidden[row], _relative((old - new)[None, both], old[None])[0])
         coordinates[row] = same / max(1, kept)
-    return _Compared(equal, logits, hidden, tokens, coordinates)
+    return hidden, tokens, coordinates
 
 
-def _by_token(plan: Plan, columns: dict[str, np.ndarray]) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
+def _by_token(feature: Hidden, columns: Columns) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
     """Of each row: the hidden vector [d], and which of its coordinates are kept, by layer and position."""
     hidden = {name: columns.get(f"train/hidden/{name}") for name in ("values", "mask", "scale", "token")}
     values, mask, token = (hidden[name] for name in ("values", "mask", "token"))
     assert values is not None and mask is not None and token is not None
-    numbers = unpack_values(values, hidden["scale"], plan.strategy.values, plan.width)
-    kept = unpack_mask(mask, plan.hidden_size)
+    numbers = feature.encoding.decode(values, hidden["scale"], feature.width)
+    kept = unpack_mask(mask, feature.hidden_size)
     found: list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = [{} for _ in token]
     for row, layer, slot in np.argwhere(token >= 0).tolist():
         own = kept[row, layer, slot]
-        vector = np.zeros(plan.hidden_size, dtype=np.float32)
-        if own.sum() == plan.width:
+        vector = np.zeros(feature.hidden_size, dtype=np.float32)
+        if own.sum() == feature.width:
             vector[own] = numbers[row, layer, slot]
         else:
             vector[:] = np.nan  # a mask that cannot belong to the values

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from hskstore.config import resolve
+from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.layout import Columns, stored_width
+from hskstore.store.features import Feature, States
+from hskstore.store.hidden import Hidden
+from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
@@ -31,6 +33,9 @@ VALUES_RATIO = {"f16": (0.75, 0.87), "f32": (0.79, 0.87), "q8": (0.88, 0.83), "q
 """Of values on disk to values decoded, where almost nothing and where everything of a vector is kept; in between on the line. The
 second is that of units which are not chosen by their size, too. These and the numbers below were read from stores of a BERT of
 384 units; benchmarks/results/forecast_cpu_2026-11-21.md says how far off they are."""
+
+WHOLE_RATIO = {"f16": 0.95, "f32": 0.95, "q8": 0.95, "q4": 0.95}
+"""Of whole vectors on disk to what they are decoded, padding left out."""
 
 MASK_RATIO = 1.05
 """Of a magnitude mask on disk to the entropy of any mask of its size, log2 C(d, K). Masks of the other kinds are all one."""
@@ -62,32 +67,53 @@ class SampledRows:
         order = np.argsort(np.concatenate(batches), kind="stable")
         arrays = {}
         for path, spec in plan.arrays_of("train").items():
-            if "/hidden/" in path or path.endswith("/logits"):
-                arrays[path] = np.concatenate([found[path] for found in columns])[order]
-                assert arrays[path].shape[1:] == spec.shape[1:], (path, arrays[path].shape, spec.shape)
+            if path == "train/n_tokens" or path.endswith("/logits") or path.split("/")[1] in plan.features:
+                arrays[path] = np.concatenate([_widened(found[path], spec) for found in columns])[order]
         return cls(arrays)
 
     @property
     def rows(self) -> int:
-        return len(self.columns["train/hidden/n_kept"])
+        return len(self.columns["train/logits"])
+
+    def vectors(self, feature: Feature) -> int:
+        """How many vectors of a feature are in the sample, in all its layers."""
+        if isinstance(feature, Hidden):
+            return int(self.columns["train/hidden/n_kept"].sum())
+        return len(feature.layers) * (int(self.columns["train/n_tokens"].sum()) if feature.name == States.name else self.rows)
 
 
-def kept_tokens(plan: Plan, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
-    """How many tokens of the train rows a plan keeps in one layer, from how many rows have 0, 1, 2, ... to choose among."""
+def kept_tokens(keep: Keep, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
+    """How many tokens of the train rows are kept in one layer, from how many rows have 0, 1, 2, ... to choose among."""
     counted = enumerate(rows_by_admitted.tolist())
-    return sum(rows * min(resolve(plan.keep.length, count), count) for count, rows in counted if rows)
+    return sum(rows * min(resolve(keep.length, count), count) for count, rows in counted if rows)
+
+
+def vectors(feature: Feature, rows: Rows, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
+    """How many vectors a feature keeps of the train `rows`, in all its layers."""
+    if isinstance(feature, Hidden):
+        return kept_tokens(feature.keep, rows_by_admitted) * len(feature.layers)
+    return len(feature.layers) * (len(rows.input_ids) if feature.name == States.name else len(rows))
 
 
 def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.ndarray, " count"]) -> dict[str, int]:
-    """Bytes before compression of the rows' own tokens, by part: hidden states, and everything else."""
-    values = plan.arrays["train/hidden/values"]
-    vector = stored_width(plan.width, plan.strategy.values) * np.dtype(values.dtype).itemsize
-    vector += plan.arrays["train/hidden/mask"].shape[-1] + 2 + (2 if "train/hidden/scale" in plan.arrays else 0)
+    """Bytes before compression of the rows' own tokens, by part: each feature, and "inputs", which are everything else."""
+    train = rows["train"]
+    found = {
+        name: vectors(feature, train, rows_by_admitted) * _vector_bytes(plan, feature) for name, feature in plan.features.items()
+    }
     inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
     inputs += sum(
         split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
     )
-    return {"hidden": kept_tokens(plan, rows_by_admitted) * len(plan.pairs) * vector, "inputs": inputs}
+    return found | {"inputs": inputs}
+
+
+def _vector_bytes(plan: Plan, feature: Feature) -> int:
+    """Of one vector with its mask, position and scale, before compression."""
+    arrays = feature.arrays(plan.splits["train"].longest)
+    per = {"values": arrays["values"].shape[-1] * np.dtype(arrays["values"].dtype).itemsize, "scale": 2, "token": 2}
+    per["mask"] = arrays["mask"].shape[-1] if "mask" in arrays else 0
+    return sum(per.get(name, 0) for name in arrays)
 
 
 def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
@@ -101,14 +127,13 @@ def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
         per = {"input_ids": "tokens", "token_type_ids": "tokens", "offsets": "tokens", "text": "bytes"}
         for name, column in input_columns(some, *some.padded(plan.tokenizer["pad_token_id"])).items():
             spec = plan.arrays[f"{split}/{name}"]
-            on_disk = encoded_bytes(spec, _widened(column, spec, name, plan)) * share[per.get(name, "rows")]
+            on_disk = encoded_bytes(spec, _widened(column, spec, _pad(plan, name))) * share[per.get(name, "rows")]
             found[f"{split}/{name}"] = ArraySize(round(on_disk), decoded_bytes(spec), measured=True)
     return found
 
 
-def output_sizes(plan: Plan, kept: int, sample: SampledRows | None) -> dict[str, ArraySize]:
-    """Of what the teacher says: hidden states, of `kept` train tokens in each layer, and logits."""
-    rows, vectors = plan.splits["train"].rows, kept * len(plan.pairs)
+def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | None) -> dict[str, ArraySize]:
+    """Of what the teacher says: features, of so many vectors each, and logits."""
     found: dict[str, ArraySize] = {}
     ratio = LOGITS_RATIO
     if sample is not None:
@@ -117,35 +142,37 @@ def output_sizes(plan: Plan, kept: int, sample: SampledRows | None) -> dict[str,
     for path, spec in plan.arrays.items():
         if path.endswith("/logits"):
             found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
-        elif "/hidden/" in path:
+        elif path.split("/")[1] in plan.features:
+            _, name, array = path.split("/")
+            feature, rows = plan.features[name], plan.splits["train"].rows
             if sample is None:
-                on_disk = _ruled(plan, path.rpartition("/")[2], vectors, rows)
+                per_row = len(feature.layers) * N_KEPT_BYTES
+                on_disk = rows * per_row if array == "n_kept" else counts[name] * ruled_vector_bytes(feature)[array]
             else:
-                sampled = int(sample.columns["train/hidden/n_kept"].sum())
-                share = rows / sample.rows if path.endswith("/n_kept") else vectors / max(1, sampled)
                 column = sample.columns[path]
-                frame = encoded_bytes(spec, np.zeros_like(column))  # of headers and indexes, which more rows have no more of
+                share = rows / sample.rows if array == "n_kept" else counts[name] / max(1, sample.vectors(feature))
+                # Of headers and indexes more rows have no more, of padding they do, which `hidden` hardly has.
+                frame = encoded_bytes(spec, np.zeros_like(column)) if name == Hidden.name else 0
                 on_disk = frame + (encoded_bytes(spec, column) - frame) * share
             found[path] = ArraySize(round(on_disk), decoded_bytes(spec), sample is not None)
     return found
 
 
-def _ruled(plan: Plan, name: str, vectors: int, rows: int) -> float:
-    return rows * len(plan.pairs) * N_KEPT_BYTES if name == "n_kept" else vectors * ruled_vector_bytes(plan)[name]
-
-
-def ruled_vector_bytes(plan: Plan) -> dict[str, float]:
+def ruled_vector_bytes(feature: Feature) -> dict[str, float]:
     """Bytes on disk of one kept vector by the rule: its values, mask, position and scale."""
-    values = plan.arrays["train/hidden/values"]
-    narrow, wide = VALUES_RATIO[plan.strategy.values]
-    by_size = plan.strategy.mask == "magnitude"
-    share = plan.width / plan.hidden_size if by_size else 1.0
-    entropy = math.log2(math.comb(plan.hidden_size, plan.width)) / 8 if by_size else 0.0
+    elements = feature.encoding.stored_width(feature.width) * np.dtype(feature.encoding.dtype).itemsize
+    scale = 0.0 if feature.encoding.largest is None else SCALE_BYTES
+    if not isinstance(feature, Hidden):
+        return {"values": elements * WHOLE_RATIO[feature.values], "scale": scale}
+    narrow, wide = VALUES_RATIO[feature.strategy.values]
+    by_size = feature.strategy.mask == "magnitude"
+    share = feature.width / feature.hidden_size if by_size else 1.0
+    entropy = math.log2(math.comb(feature.hidden_size, feature.width)) / 8 if by_size else 0.0
     return {
-        "values": values.shape[-1] * np.dtype(values.dtype).itemsize * (narrow + share * (wide - narrow)),
+        "values": elements * (narrow + share * (wide - narrow)),
         "mask": MASK_RATIO * entropy,
         "token": TOKEN_BYTES,
-        "scale": SCALE_BYTES if "train/hidden/scale" in plan.arrays else 0.0,
+        "scale": scale,
     }
 
 
@@ -180,11 +207,15 @@ def encoded_bytes(spec: ArraySpec, column: Shaped[np.ndarray, "row ..."]) -> int
     return len(encode_shard(replace(spec, shape=(rows, *spec.shape[1:]), shard=-(-rows // spec.chunk) * spec.chunk), 0, column))
 
 
-def _widened(column: np.ndarray, spec: ArraySpec, name: str, plan: Plan) -> np.ndarray:
+def _pad(plan: Plan, name: str) -> int:
+    """What stands behind the end of a row in one of the inputs."""
+    return int({"input_ids": plan.tokenizer["pad_token_id"], "offsets": -1}.get(name, 0))
+
+
+def _widened(column: np.ndarray, spec: ArraySpec, pad: int = 0) -> np.ndarray:
     """The column in the shape of its array, whose longest row may not be among these."""
     if column.shape[1:] == spec.shape[1:]:
         return column
-    pad = {"input_ids": plan.tokenizer["pad_token_id"], "offsets": -1}.get(name, 0)
     wide = np.full((len(column), *spec.shape[1:]), pad, dtype=spec.dtype)
-    wide[:, : column.shape[1]] = column
+    wide[(slice(None), *(slice(size) for size in column.shape[1:]))] = column
     return wide

@@ -1,82 +1,20 @@
-"""One forward pass of a Hugging Face encoder -> hidden states, logits, and the [CLS] row of chosen layers' attention.
-
-The teacher runs on SDPA. One registered attention function calls SDPA and, for the layers asked for, also computes the
-first row of the attention map, which costs O(tokens) a head instead of O(tokens^2). Families that never call the seam
-(MPNet) run with eager attention; families that give no attention at all are refused by name.
-"""
+"""The teacher as it runs: on SDPA where its family calls the seam, in its precision, and probed before anything is stored."""
 
 import hashlib
-import threading
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
 
 from hskstore.config import Precision, Score
 from hskstore.errors import ModelError
 from hskstore.models.load import load_trained
-from hskstore.models.run import model_inputs
+from hskstore.models.observe import NOTHING, SEAM, Seen, Sight, observe
 
-SEAM = "hskstore_sdpa"
 PROBE_TOLERANCE = 2e-3
 """Largest difference of a probability or hidden value between SDPA and eager attention, fp32, states of order 10."""
-
-
-@dataclass
-class _Capture:
-    """What one forward pass leaves behind; layers are numbered by call order, because DistilBERT has no layer_idx."""
-
-    layers: frozenset[int]
-    score: Score
-    calls: int = 0
-    rows: dict[int, Tensor] = field(default_factory=dict)
-
-
-_active = threading.local()
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    capture: _Capture | None = getattr(_active, "capture", None)
-    if capture is not None:
-        capture.calls += 1
-        if capture.calls in capture.layers:
-            with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
-                row = _first_row(query, key, attention_mask, options.get("scaling"), capture.score)
-            capture.rows[capture.calls] = row
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return output, None
-
-
-def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, score: Score) -> Tensor:
-    """[batch, token]: the [CLS] row of the attention, mean over heads (Equation 6)."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = (query[:, :, :1].float() @ key.float().transpose(-1, -2)).squeeze(2) * scale
-    if mask is not None:
-        row = mask[:, :, 0]
-        logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row
-    return (logits.softmax(dim=-1) if score == "probability" else logits).mean(dim=1)
-
-
-AttentionInterface.register(SEAM, _attention)
-# Without a mask function of its own an implementation gets no mask at all, and padding is attended silently.
-AttentionMaskInterface.register(SEAM, sdpa_mask)
-
-
-@dataclass(frozen=True)
-class Features:
-    """`hidden` is [batch, token, width] for each of layers 0..L; `token_score` [batch, token] for the layers asked for."""
-
-    hidden: tuple[Float[Tensor, "batch token width"], ...]
-    token_score: dict[int, Float[Tensor, "batch token"]]
-    logits: Float[Tensor, "batch class"]
 
 
 class Teacher:
@@ -109,25 +47,13 @@ class Teacher:
         input_ids: Int[Tensor, "batch token"],
         token_type_ids: Int[Tensor, "batch token"],
         attention_mask: Bool[Tensor, "batch token"],
-        *,
-        rank_layers: frozenset[int] = frozenset(),
-        score: Score = "probability",
-    ) -> Features:
+        sight: Sight = NOTHING,
+    ) -> Seen:
         """One padded batch [batch, token] through the teacher; `attention_mask` True = real token."""
-        inputs = model_inputs(self.model, input_ids, token_type_ids, attention_mask)
-        if self.eager and rank_layers and score == "raw":
+        if self.eager and sight.cls_row and sight.score == "raw":
             raise ModelError(f"{self.name}: --score raw needs a teacher that runs on SDPA; this family runs eager")
-        capture = _Capture(rank_layers, score)
-        _active.capture = capture
-        try:
-            with torch.no_grad(), self.autocast():
-                output = self.model(**inputs, output_hidden_states=True, output_attentions=self.eager)
-        finally:
-            _active.capture = None
-        rows = capture.rows
-        if self.eager and rank_layers:
-            rows = {layer: output.attentions[layer - 1][:, :, 0].float().mean(dim=1) for layer in rank_layers}
-        return Features(tuple(output.hidden_states), rows, output.logits.float())
+        with torch.no_grad(), self.autocast():
+            return observe(self.model, input_ids, token_type_ids, attention_mask, sight, eager=self.eager)
 
     def probe(
         self,
@@ -145,20 +71,20 @@ class Teacher:
         ranked by attention (`ranks`), where the family gives none of this `score`.
         """
         batch = (input_ids, token_type_ids, attention_mask)
-        every = frozenset(range(1, self.layers + 1))
+        everything = self._everything()
         real = attention_mask.to(self.device)
         precision, self.precision = self.precision, "fp32"
         try:
             if not self.eager:
-                fast = self.forward(*batch, rank_layers=every)
-                if len(fast.token_score) != self.layers or len(fast.hidden) != self.layers + 1:
+                fast = self.forward(*batch, everything)
+                if len(fast.cls_row) != self.layers or len(fast.hidden) != self.layers + 1:
                     self._fall_back_to_eager()
             if self.eager:
-                self._check_finite(self._eager_features(batch, ranks, score), real)
+                self._check_finite(self._seen_by_eager(batch, ranks, score), real)
             else:
                 self._check_finite(fast, real)
                 self._fall_back_to_eager()
-                slow = self.forward(*batch, rank_layers=every)
+                slow = self.forward(*batch, everything)
                 self.eager = False
                 self.model.set_attn_implementation(SEAM)
                 self._check_same(fast, slow, real)
@@ -166,17 +92,21 @@ class Teacher:
             self.precision = precision
         self._check_precision(batch)
 
-    def _check_finite(self, features: Features, real: Tensor) -> None:
-        states = [*(state[real] for state in features.hidden), *(score[real] for score in features.token_score.values())]
-        if not all(bool(numbers.isfinite().all()) for numbers in (*states, features.logits)):
+    def _everything(self, *, ranks: bool = True, score: Score = "probability") -> Sight:
+        rows = range(1, self.layers + 1) if ranks else ()
+        return Sight(frozenset(range(self.layers + 1)), frozenset(rows), score)
+
+    def _check_finite(self, seen: Seen, real: Tensor) -> None:
+        states = [numbers[real] for found in (seen.hidden, seen.cls_row) for numbers in found.values()]
+        if not all(bool(numbers.isfinite().all()) for numbers in (*states, seen.logits)):
             raise ModelError(
                 f"{self.name}: its hidden states, attention or logits are not finite on a batch of the data, in fp32: its"
                 " weights are damaged, or it was never trained to an end"
             )
 
-    def _check_same(self, fast: Features, slow: Features, real: Tensor) -> None:
-        pairs = [*zip(fast.hidden, slow.hidden, strict=True)]
-        pairs += [(score, slow.token_score[layer]) for layer, score in fast.token_score.items()]
+    def _check_same(self, fast: Seen, slow: Seen, real: Tensor) -> None:
+        pairs = [(state, slow.hidden[layer]) for layer, state in fast.hidden.items()]
+        pairs += [(row, slow.cls_row[layer]) for layer, row in fast.cls_row.items()]
         # Torch's maximum, not Python's: a difference that is no number is then the largest.
         worst = float(torch.stack([(left - right)[real].abs().max() for left, right in pairs]).max())
         if not worst <= PROBE_TOLERANCE:
@@ -199,16 +129,15 @@ class Teacher:
         self.eager = True
         self.model.set_attn_implementation("eager")
 
-    def _eager_features(self, batch: tuple[Tensor, Tensor, Tensor], ranks: bool, score: Score) -> Features:
+    def _seen_by_eager(self, batch: tuple[Tensor, Tensor, Tensor], ranks: bool, score: Score) -> Seen:
         family = self.model.config.model_type
         try:
-            layers = frozenset(range(1, self.layers + 1)) if ranks else frozenset[int]()
-            features = self.forward(*batch, rank_layers=layers, score=score)
+            seen = self.forward(*batch, self._everything(ranks=ranks, score=score))
         except (TypeError, IndexError, AttributeError, KeyError) as error:
             raise ModelError(f"{self.name}: the family {family} gives no attention to rank tokens by ({error})") from None
-        if len(features.hidden) != self.layers + 1:
-            raise ModelError(f"{self.name}: the family {family} gives {len(features.hidden)} hidden states, not L + 1")
-        return features
+        if len(seen.hidden) != self.layers + 1:
+            raise ModelError(f"{self.name}: the family {family} gives {len(seen.hidden)} hidden states, not L + 1")
+        return seen
 
     def autocast(self) -> Any:
         """The context of the teacher's precision; entered around many batches, it casts each weight once."""

@@ -6,31 +6,31 @@ bits of a state do not follow the number of cores. On a GPU one batch is prepare
 """
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int32, Shaped, UInt8
+from jaxtyping import Int, Int32, Shaped, UInt8
 from torch import Tensor
 
-from hskstore.config import Strategy
 from hskstore.errors import ModelError
-from hskstore.stage_one.select import gather_tokens, magnitude_mask, pack, random_scores, round_values, token_rank
-from hskstore.stage_one.teacher import Features, Teacher
+from hskstore.features import KINDS
+from hskstore.models.observe import NOTHING, Seen, Sight
+from hskstore.models.run import Inputs
+from hskstore.stage_one.teacher import Teacher
+from hskstore.store.features import Feature
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
-from hskstore.store.values import static_mask
+from hskstore.store.vectors import ENCODINGS
 from hskstore.text.rows import Rows
 
 GPU_STREAMS = 2
 """Host threads that queue batches on a GPU: while one pads and copies, the other launches kernels."""
-
-Inputs = tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"], Bool[Tensor, "batch token"]]
-"""`input_ids`, `token_type_ids` and `attention_mask` (True = real token), all [batch, token]."""
 
 PROBE_ROWS = 8
 
@@ -91,22 +91,24 @@ class TeacherPass:
         ids, types, mask = batch = padded(rows, first.tokenizer["pad_token_id"])
         device = self._teacher.device
         on_device: Inputs = (_to(ids, device), _to(types, device), _to(mask, device))
-        ranked = split == "train" and first.strategy.rank.startswith("attention")
-        layers = {pair.rank for index in wanted for pair in self._plans[index].pairs} if ranked else set[int]()
-        features = self._teacher.forward(*on_device, rank_layers=frozenset(layers), score=first.strategy.score)
-        kept: dict[tuple[int, str], Tensor] = {(-1, "logits"): features.logits}
-        if split == "train":
-            with torch.autocast(device.type, enabled=False):
-                for index in wanted:
-                    found = kept_hidden(self._plans[index], features, on_device, rows)
-                    kept |= {(index, name): tensor for name, tensor in found.items()}
-        return _Landing(split, rows, batch, [self._plans[index] for index in wanted], wanted, _Copy(kept))
+        plans = {index: self._plans[index] for index in wanted}
+        knowing = plans if split == "train" else {}
+        seen = self._teacher.forward(*on_device, sight_of(knowing.values()))
+        kept: dict[_Key, Tensor] = {(-1, "", "logits"): seen.logits}
+        with torch.autocast(device.type, enabled=False):
+            for index, plan in knowing.items():
+                kept |= {(index, *name): tensor for name, tensor in captured(plan, seen, on_device, rows).items()}
+        return _Landing(split, rows, batch, plans, _Copy(kept))
+
+
+_Key = tuple[int, str, str]
+"""Which plan (-1: all), feature and array a tensor is of."""
 
 
 class _Copy:
     """Tensors on their way to the host: joined to one run of bytes, one copy, no waiting."""
 
-    def __init__(self, tensors: dict[tuple[int, str], Tensor]) -> None:
+    def __init__(self, tensors: dict[_Key, Tensor]) -> None:
         # The widest first, so that every array begins at a multiple of its own item.
         self._layout = sorted(tensors.items(), key=lambda pair: -pair[1].element_size())
         self._arrived: torch.cuda.Event | None = None
@@ -119,7 +121,7 @@ class _Copy:
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 
-    def arrays(self) -> dict[tuple[int, str], np.ndarray]:
+    def arrays(self) -> dict[_Key, np.ndarray]:
         """The tensors as arrays of the same shapes, once they are there."""
         if self._bytes is None or self._arrived is None:
             return {name: tensor.numpy() for name, tensor in self._layout}
@@ -138,24 +140,38 @@ class _Landing:
     split: str
     rows: Rows
     batch: Inputs
-    plans: list[Plan]
-    indexes: Sequence[int]
+    plans: Mapping[int, Plan]
     copy: _Copy
 
     def columns(self) -> list[Columns]:
         arrays = self.copy.arrays()
-        logits = arrays.pop((-1, "logits"))
+        logits = arrays.pop((-1, "", "logits"))
         _check_logits(logits, self.split, self.rows.row_id)
         ids, types = self.batch[0].numpy().astype(np.int32), self.batch[1].numpy().astype(np.uint8)
         own = input_columns(self.rows, ids, types) | {"logits": logits}
         inputs = {f"{self.split}/{name}": column for name, column in own.items()}
-        found: list[Columns] = []
-        for index, plan in zip(self.indexes, self.plans, strict=True):
-            hidden = {name: array for (owner, name), array in arrays.items() if owner == index}
-            if hidden:
-                _check_finite(hidden.pop("finite"), self.rows.row_id, plan)
-            found.append(inputs | {f"{self.split}/hidden/{name}": array for name, array in hidden.items()})
-        return found
+        found: dict[int, dict[str, np.ndarray]] = {index: dict(inputs) for index in self.plans}
+        for (index, name, array), column in arrays.items():
+            if array == "finite":
+                _check_finite(column, self.rows.row_id, self.plans[index].features[name])
+            else:
+                found[index][f"{self.split}/{name}/{array}"] = column
+        return list(found.values())
+
+
+def captured(plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[tuple[str, str], Shaped[Tensor, "batch ..."]]:
+    """All that a plan keeps of one batch, by feature and array, packed on the teacher's device; `batch` is `rows` there."""
+    return {
+        (name, array): tensor
+        for name, feature in plan.features.items()
+        for array, tensor in KINDS[name].capture(feature, plan, seen, batch, rows).items()
+    }
+
+
+def sight_of(plans: Iterable[Plan]) -> Sight:
+    """What must be seen of the teacher for all that some plans of one pass keep."""
+    sights = [KINDS[name].sight(feature) for plan in plans for name, feature in plan.features.items()]
+    return reduce(Sight.__or__, sights, NOTHING)
 
 
 def block_batches(
@@ -194,74 +210,16 @@ def padded(rows: Rows, pad_token_id: int) -> Inputs:
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64)), torch.from_numpy(real)
 
 
-def probe(teacher: Teacher, strategy: Strategy, rows: Rows) -> None:
+def probe(teacher: Teacher, plans: Iterable[Plan], rows: Rows) -> None:
     """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
     batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
-    teacher.probe(*batch, ranks=strategy.rank.startswith("attention"), score=strategy.score)
+    sight = sight_of(plans)
+    teacher.probe(*batch, ranks=bool(sight.cls_row), score=sight.score)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor there, without waiting for it."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-def kept_hidden(plan: Plan, features: Features, batch: Inputs, rows: Rows) -> dict[str, Shaped[Tensor, "batch layer ..."]]:
-    """The `train/hidden` arrays of one batch, [batch, layer, ...], as they are stored, on the teacher's device; and `finite`
-    [batch, layer], whether a row's kept vectors are. `batch` is `rows` on that device.
-
-    A rank chooses among the tokens that `store.values.is_admitted` names, found here once more by the device's own arithmetic.
-    Nothing here asks the device for a number, so nothing waits for it.
-    """
-    encoding = plan.strategy.values
-    positions, n_kept = _kept_tokens(plan, features, batch, rows)
-    vectors = torch.stack(
-        [gather_tokens(features.hidden[pair.teacher], positions[:, layer]) for layer, pair in enumerate(plan.pairs)], dim=1
-    )
-    vectors = round_values(vectors, encoding)
-    packed = pack(vectors, _kept_coordinates(plan, vectors), width=plan.width, encoding=encoding)
-    empty = positions < 0
-    found = {
-        "values": packed.values,
-        "mask": packed.mask.masked_fill(empty[..., None], 0),
-        "token": positions.to(torch.int16),
-        "n_kept": n_kept.to(torch.int16),
-        "finite": vectors.isfinite().flatten(2).all(dim=2),
-    }
-    return found if packed.scale is None else found | {"scale": packed.scale.masked_fill(empty, 0)}
-
-
-def _kept_tokens(
-    plan: Plan, features: Features, batch: Inputs, rows: Rows
-) -> tuple[Int[Tensor, "batch layer slot"], Int[Tensor, "batch layer"]]:
-    """Positions of the tokens to keep, best first, -1 behind the last; and how many they are."""
-    strategy, pairs = plan.strategy, plan.pairs
-    ids, _, attention_mask = batch
-    tokens = ids.shape[1]
-    admitted = attention_mask
-    if not strategy.ranks_separators:
-        for separator in plan.tokenizer["separators"]:
-            admitted = admitted & (ids != separator)
-    if strategy.rank == "random":
-        drawn = random_scores(rows.row_id, rows.n_tokens, longest=tokens, seed=plan.pass_.seed)
-        score = torch.from_numpy(drawn).to(ids.device)[:, None]
-    elif strategy.rank == "left":
-        score = -torch.arange(tokens, device=ids.device, dtype=torch.float32).expand(len(ids), 1, tokens)
-    else:
-        score = torch.stack([features.token_score[pair.rank] for pair in pairs], dim=1)
-    ranked = score.shape[1]  # the layers that are ranked by themselves: one where all share a rank
-    flat = (part.expand(-1, ranked, -1).reshape(-1, tokens) for part in (score, admitted[:, None]))
-    positions, n_kept = token_rank(*flat, slots=plan.length, length=plan.keep.length)
-    positions = positions.view(-1, ranked, plan.length).expand(-1, len(pairs), -1)
-    return positions, n_kept.view(-1, ranked).expand(-1, len(pairs))
-
-
-def _kept_coordinates(plan: Plan, vectors: Float[Tensor, "batch layer slot width"]) -> Bool[Tensor, "batch layer slot width"]:
-    """Which coordinates of the rounded vectors are kept: as many of each."""
-    kind = plan.strategy.mask
-    if kind == "magnitude" or plan.width == plan.hidden_size:
-        return magnitude_mask(vectors, plan.width)
-    static = static_mask(kind, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
-    return torch.from_numpy(static).to(vectors.device).expand(vectors.shape)
 
 
 def _check_logits(logits: np.ndarray, split: str, row_ids: np.ndarray) -> None:
@@ -273,17 +231,16 @@ def _check_logits(logits: np.ndarray, split: str, row_ids: np.ndarray) -> None:
         )
 
 
-def _check_finite(finite: np.ndarray, row_ids: np.ndarray, plan: Plan) -> None:
+def _check_finite(finite: np.ndarray, row_ids: np.ndarray, feature: Feature) -> None:
     """`finite` [batch, layer]. Raises ModelError where a kept vector is not, naming the row and the layer."""
     if finite.all():
         return
     row, layer = np.argwhere(~finite)[0].tolist()
     advice = "a model in this precision overflows: try --precision fp32"
-    if plan.strategy.values != "f32":
+    if feature.encoding is not ENCODINGS["f32"]:
         advice += ", and --values f32 if its states really exceed 65504"
     raise ModelError(
-        f"the teacher's hidden states of train row {int(row_ids[row])}, layer {plan.pairs[layer].teacher}, are not finite:"
-        f" {advice}"
+        f"the teacher's hidden states of train row {int(row_ids[row])}, layer {feature.layers[layer]}, are not finite: {advice}"
     )
 
 

@@ -162,10 +162,8 @@ class UnitWorker:
             at = batch[inside] - number * size
             for path, buffer in units[index, number].items():
                 column = columns[path][inside]
-                if column.ndim > 1:  # a batch may be shorter along the axis of tokens, or bytes
-                    buffer[at, : column.shape[1]] = column
-                else:
-                    buffer[at] = column
+                # A batch may be shorter along the axis of tokens, or bytes.
+                buffer[(at, *(slice(size) for size in column.shape[1:]))] = column
 
     def _commit(self, index: int, split: str, unit: int, columns: Columns, seconds: float) -> None:
         objects, plan = self._stores[index]
@@ -199,7 +197,7 @@ def recruit(
     loaded = load_teacher(teacher, device=choose_device(device), precision=plan.pass_.precision)
     if loaded.sha256 != plan.teacher["sha256"]:
         raise ModelError(f"{teacher} is another teacher on {platform.node()} than where the stores were planned")
-    probe(loaded, plan.strategy, rows["train"])
+    probe(loaded, [plan for _, plan in stores], rows["train"])
     return UnitWorker(stores, rows, loaded, on_rows)
 
 

@@ -15,7 +15,8 @@ from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.student import Student
-from hskstore.store import Store
+from hskstore.store import Plan, Store
+from hskstore.store.features import LayerVectors
 from hskstore.text.tokenizers import tokenizer_from_files
 
 MODULE_CARD = """
@@ -81,7 +82,7 @@ It was trained by hskstore without its teacher, from the store with the digest
 - task: {_code(plan.task["name"])}
 - teacher: {_code(plan.teacher.get("model_type"))}, {plan.teacher["layers"]} layers, {plan.teacher["hidden_size"]} wide;
   sha256 of its weights {_code(plan.teacher["sha256"])}
-- kept of its hidden states: depth, length, width = {plan.keep}, {plan.strategy.values}
+{_kept(plan)}
 - student at the start: {_code(student)}
 - parameters at the end: {distilled.parameters:,}
 - method: {_code(repr(method))}
@@ -91,6 +92,19 @@ It was trained by hskstore without its teacher, from the store with the digest
 |---|---|---|---|
 {scores}
 """
+
+
+def _kept(plan: Plan) -> str:
+    """A line for each feature of the store."""
+    lines = [
+        f"- kept of its {name}: of layers {', '.join(map(str, feature.layers))}, {feature.values}"
+        for name, feature in plan.features.items()
+        if isinstance(feature, LayerVectors)
+    ]
+    if plan.hidden is not None:
+        own = plan.hidden
+        lines.insert(0, f"- kept of its hidden states: depth, length, width = {own.keep}, {own.strategy.values}")
+    return "\n".join(lines)
 
 
 def save_student(

@@ -1,5 +1,6 @@
 """Stage two: a student is trained from a store alone. No teacher, no data set, no hub."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import telling_rows
 from hskstore.stage_two.scores import dev_score, score_splits
 from hskstore.stage_two.settings import completed, phase_settings
-from hskstore.stage_two.student import fit_student
+from hskstore.stage_two.student import Student, fit_student, uneven_pairs
 from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
 from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
+
+log = logging.getLogger(__name__)
 
 
 def distill(
@@ -51,18 +54,18 @@ def distill(
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)
     fitted = fit_student(chosen, store, recipe, tokenizer=tokenizer)
+    _tell_depths(fitted)
     telling = telling_rows(fitted.dev["validation"])
-    precision = precision_for(
-        fitted.model, fitted.name, telling, wanted=recipe.precision, device=device, hidden=recipe.uses_hidden
-    )
+    hidden = any(phase.sees.hidden for phase in fitted.phases)
+    precision = precision_for(fitted.model, fitted.name, telling, wanted=recipe.precision, device=device, hidden=hidden)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     supply = open_supply(
-        store, "train", loader=recipe.loader, processes=beside, watch=watch, layers=fitted.places, **fitted.reading
+        store, "train", loader=recipe.loader, processes=beside, watch=watch, places=fitted.places, **fitted.reading
     )
     fitted.check_train(store, supply)
-    recipe = completed(recipe, task, precision, supply.name)
-    settings = phase_settings(recipe, task.defaults, supply)
-    learner = build_learner(fitted, recipe, settings, store.plan.hidden_size)
+    recipe = completed(recipe, fitted.phases, task, precision, supply.name)
+    settings = phase_settings(recipe, fitted.phases, task.defaults, supply)
+    learner = build_learner(fitted, recipe, settings)
     results = train(
         learner,
         supply,
@@ -91,6 +94,17 @@ def distill(
     if is_main():
         save_student(distilled, store, fitted, recipe, learner, command)
     return distilled
+
+
+def _tell_depths(student: Student) -> None:
+    """Say which teachers the layers of a student get, where its depth does not divide the teacher's."""
+    pairs, own, theirs = uneven_pairs(student), student.shape, student.teacher
+    if pairs:
+        mine, teachers = (", ".join(map(str, layers)) for layers in zip(*((p.student, p.teacher) for p in pairs), strict=True))
+        log.warning(
+            f"a student of {own.layers} layers and a teacher of {theirs.layers}: {own.layers} does not divide {theirs.layers};"
+            f" student layers {mine} learn from teacher layers {teachers}"
+        )
 
 
 def _chosen(recipe: Recipe, student: nn.Module | None) -> str | nn.Module:

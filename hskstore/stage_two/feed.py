@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Int
 
 from hskstore.config import Loader
+from hskstore.features import Want
 from hskstore.memory import give_back_memory, rows_fit
 from hskstore.methods.batch import Batch
-from hskstore.stage_two.rows import TrainingRows, bytes_per_row, rows_from_store
+from hskstore.stage_two.rows import NOTHING, TrainingRows, bytes_per_row, rows_from_store
 from hskstore.store import Store
 from hskstore.watch import Watch, unwatched
 
@@ -86,7 +87,7 @@ class InWindows:
         """Random units together, at least a batch of them. The last unit, which may be short, is always in the last window."""
         split = self.store.plan.splits[self.split]
         order = [*rng.permutation(split.units - 1).tolist(), split.units - 1]
-        by_bytes = WINDOW_BYTES // max(1, bytes_per_row(self.store, self.split, self.reading.get("layers", ())))
+        by_bytes = WINDOW_BYTES // max(1, bytes_per_row(self.store, self.split, self.reading.get("places", NOTHING)))
         together = max(1, by_bytes // split.unit_rows, math.ceil(batch_size / split.unit_rows))
         chosen = [tuple(order[at : at + together]) for at in range(0, len(order), together)]
         return [Window(units, sum(split.rows_of(unit) for unit in units)) for units in chosen]
@@ -105,7 +106,7 @@ def open_supply(
     "auto" is `ram` where all rows fit into 40 % of the memory that is free, with each of `processes` on this machine having
     its own. `reading` is what `rows_from_store` takes.
     """
-    needed = store.plan.splits[split].rows * bytes_per_row(store, split, reading.get("layers", ()))
+    needed = store.plan.splits[split].rows * bytes_per_row(store, split, reading.get("places", NOTHING))
     if loader == "blocks" or (loader == "auto" and not rows_fit(needed, processes)):
         return InWindows(store, split, reading)
     return InMemory(rows_from_store(store, split, **reading, watch=watch))
@@ -175,8 +176,9 @@ class Feed:
     seed: int
     share: Share = Share()
 
-    def epoch(self, number: int, *, hidden: bool, start: int = 0) -> Generator[Step]:
-        """An epoch's steps from its step `start` on; windows that were trained on before are not read."""
+    def epoch(self, number: int, *, reads: Sequence[Want[Any]] = (), start: int = 0) -> Generator[Step]:
+        """An epoch's steps from its step `start` on, with the knowledge that is asked for; windows that were trained on before
+        are not read."""
         seed = [int(self.key[:16], 16), self.seed, number]
         windows = self.supply.windows(np.random.default_rng(seed), self.batch_size)
         counts = [math.ceil(window.rows / self.batch_size) for window in windows]
@@ -193,14 +195,14 @@ class Feed:
                 for step, batch in enumerate(batches, first):
                     if step >= start:
                         mine, counted = self.share.rows(batch)
-                        yield Step(step, rows.batch(mine, hidden=hidden), counted, step + 1 == int(ends[-1]))
+                        yield Step(step, rows.batch(mine, reads), counted, step + 1 == int(ends[-1]))
 
-    def steps(self, *, hidden: bool, start: int, stop: int) -> Generator[Step]:
+    def steps(self, *, reads: Sequence[Want[Any]] = (), start: int, stop: int) -> Generator[Step]:
         """The steps `start` to `stop` of a run, epoch after epoch, numbered through."""
         length = steps_per_epoch(self.supply, self.batch_size)
         while start < stop:
             epoch, at = divmod(start, length)
-            for step in self.epoch(epoch, hidden=hidden, start=at):
+            for step in self.epoch(epoch, reads=reads, start=at):
                 if start == stop:
                     return
                 yield Step(start, step.batch, step.counts, step.ends_epoch)

@@ -19,6 +19,7 @@ from hskstore.config import (
 )
 from hskstore.errors import DataError, ModelError
 from hskstore.methods import Finetune
+from hskstore.methods.finetune import PHASE
 from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import load_classifier
@@ -91,12 +92,11 @@ def finetune(
     dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
     supply = InMemory(dev.pop("train"))
     precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
-    method = Finetune()
-    settings = PhaseSettings(method.phases[0], lr, batch_size, steps_per_epoch(supply, batch_size) * epochs)
+    settings = PhaseSettings(PHASE, lr, batch_size, steps_per_epoch(supply, batch_size) * epochs)
     (result,) = train(
         Learner(classifier),
         supply,
-        method,
+        Finetune(),
         [settings],
         key=tokenised["train"].sha256(),
         seed=seed,

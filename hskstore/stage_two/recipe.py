@@ -13,7 +13,6 @@ from hskstore.config import (
     DEFAULT_WARMUP,
     Loader,
     MethodName,
-    Projection,
     TrainPrecision,
     TrainPrecisionOption,
     TrainSeedOption,
@@ -24,11 +23,11 @@ from hskstore.config import (
     check_share,
 )
 from hskstore.errors import OptionError
-from hskstore.methods import Method, Mud, make_method, method_options
+from hskstore.methods import Method, Mud, Weights, make_method, method_options
 from hskstore.models.widths import PruneTo
 from hskstore.options import Option, Plain, options_of, plain, refuse_unknown
 
-METHOD = Option("method", MethodName, "mud (hidden states, then logits), kd (logits) or finetune (gold labels).", Mud.name)
+METHOD = Option("method", MethodName, "What is learnt, and how: hsk methods tells of each.", Mud.name)
 """In a file and on the command line a method is its name, and its options stand among the others."""
 
 
@@ -40,7 +39,7 @@ class Recipe:
     task's. `max_steps` and `max_minutes` are of the whole run, shared among the phases in proportion to their steps; a decaying
     rate decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends. With
     `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first phase (None: half).
-    `projection`: of hidden states, where widths differ, one for all layers (None) or one for each.
+    `weight` stands in place of the method's own weights of its terms.
 
     Raises OptionError for what makes no sense.
     """
@@ -58,9 +57,9 @@ class Recipe:
     ] = None
     patience: Annotated[int | None, Doc("End a phase after so many epochs whose dev score is no better than the best.")] = None
     warmup: Annotated[float, Doc("Share of a decaying phase over which the rate rises.")] = DEFAULT_WARMUP
-    projection: Annotated[Projection | None, Doc("One for all layers or one each, if widths differ (mud). Default: shared.")] = (
-        None
-    )
+    weight: Annotated[
+        Weights | None, Doc("TERM=NUMBER: weigh a term of the loss so, 0 leaves it out. May be given several times.")
+    ] = None
     prune_to: Annotated[
         PruneTo | None, Doc("HEADS,FFN,RANK: a BERT gets so narrow while it learns, a head at a time (ROSITA).")
     ] = None
@@ -87,17 +86,8 @@ class Recipe:
         check_seed(self.seed)
         check_choice("--precision", self.precision, get_args(TrainPrecision))
         check_choice("--loader", self.loader, get_args(Loader))
-        if self.projection is not None:
-            check_choice("--projection", self.projection, get_args(Projection))
-            if not self.uses_hidden:
-                raise OptionError(f"--projection: the method {self.method.name} learns no hidden states; only mud has one")
         if self.prune_share is not None and self.prune_to is None:
             raise OptionError("--prune-share goes with --prune-to")
-
-    @property
-    def uses_hidden(self) -> bool:
-        """Whether some phase learns hidden states."""
-        return any(phase.uses_hidden for phase in self.method.phases)
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> "Recipe":

@@ -30,7 +30,7 @@ def predict(
         model.eval()
         for batch_rows in rows.in_length_order(EVALUATION_BATCH):
             order.append(batch_rows)
-            logits.append(logits_of(model, rows.batch(batch_rows, hidden=False)).cpu().numpy())
+            logits.append(logits_of(model, rows.batch(batch_rows)).cpu().numpy())
             done += len(batch_rows)
             watch(stage, done, len(rows))
     found = np.concatenate(logits)

@@ -1,7 +1,8 @@
 """A run's numbers: each phase's from the recipe, and the task's where it has none."""
 
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, TrainPrecision
 from hskstore.errors import OptionError
@@ -43,10 +44,16 @@ class PhaseSettings:
             return step
         return max(step, min(self.steps - 1, int(self.steps * seconds / self.seconds)))
 
+    def described(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that stopped, as JSON. What is learnt of the teacher follows
+        from the method, the student and the store."""
+        own = asdict(replace(self, phase=replace(self.phase, reads=())))
+        told = {name: own["phase"][name] for name in ("name", "weights", "schedule", "predicts")}
+        return own | {"phase": told}
 
-def for_task(recipe: Recipe, defaults: TaskDefaults) -> Recipe:
+
+def for_task(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaults) -> Recipe:
     """The recipe with a number for each phase: the task's where it has none. Raises OptionError for too many or few."""
-    phases = recipe.method.phases
     numbers = [phase.numbers(defaults) for phase in phases]
     return replace(
         recipe,
@@ -56,9 +63,9 @@ def for_task(recipe: Recipe, defaults: TaskDefaults) -> Recipe:
     )
 
 
-def phase_settings(recipe: Recipe, defaults: TaskDefaults, supply: Supply) -> list[PhaseSettings]:
+def phase_settings(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaults, supply: Supply) -> list[PhaseSettings]:
     """Each phase's numbers: the recipe's, the task's where it has none. Raises OptionError."""
-    recipe = for_task(recipe, defaults)
+    recipe = for_task(recipe, phases, defaults)
     assert recipe.epochs is not None and recipe.lr is not None and recipe.batch_size is not None
     steps = [steps_per_epoch(supply, size) * count for size, count in zip(recipe.batch_size, recipe.epochs, strict=True)]
     if recipe.max_steps is not None and sum(steps) > recipe.max_steps:
@@ -69,7 +76,7 @@ def phase_settings(recipe: Recipe, defaults: TaskDefaults, supply: Supply) -> li
     seconds = [None if minutes is None else 60 * minutes * count / sum(steps) for count in steps]
     return [
         PhaseSettings(phase, lr, size, count, recipe.warmup, limit, recipe.patience)
-        for phase, lr, size, count, limit in zip(recipe.method.phases, recipe.lr, recipe.batch_size, steps, seconds, strict=True)
+        for phase, lr, size, count, limit in zip(phases, recipe.lr, recipe.batch_size, steps, seconds, strict=True)
     ]
 
 
@@ -91,7 +98,7 @@ def _per_phase(option: str, given: tuple[Number, ...] | None, defaults: tuple[Nu
     return values
 
 
-def completed(recipe: Recipe, task: Task, precision: TrainPrecision, loader: Loader) -> Recipe:
+def completed(recipe: Recipe, phases: Sequence[Phase], task: Task, precision: TrainPrecision, loader: Loader) -> Recipe:
     """The recipe with nothing left open, so that it makes the same student wherever it is followed."""
     share = recipe.prune_share if recipe.prune_to is None or recipe.prune_share is not None else DEFAULT_PRUNE_SHARE
-    return replace(for_task(recipe, task.defaults), precision=precision, loader=loader, prune_share=share)
+    return replace(for_task(recipe, phases, task.defaults), precision=precision, loader=loader, prune_share=share)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ from torch import nn
 from transformers import set_seed
 
 from hskstore.errors import ModelError, StoreError
-from hskstore.layers import layer_pairs
-from hskstore.methods import Method
+from hskstore.features import HIDDEN, TeacherShape, Want
+from hskstore.features.hidden import aligned_share
+from hskstore.layers import LayerPair
+from hskstore.methods import Method, Phase, weighed
+from hskstore.methods.serving import lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.pruning import as_pruned_bert
 from hskstore.models.run import ModelShape, check_length, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.recipe import Recipe
-from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_store, telling_rows
-from hskstore.store import Plan, Store
+from hskstore.stage_two.rows import Places, TrainingRows, reading_options, rows_from_store, telling_rows
+from hskstore.store import Store
+from hskstore.store.features import FEATURES, States
+from hskstore.store.hidden import Hidden
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
 
 log = logging.getLogger(__name__)
@@ -31,8 +36,8 @@ class Student:
     """A student that fits its store, before it is trained, and the store's dev rows as it reads them.
 
     `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
-    takes it. `layers` are the student layers whose hidden states are learnt, lowest first, from the stored layers `places`;
-    none: no hidden states are. `width` is that of its hidden states, None where it gives none. `key` names the rows it reads.
+    takes it. The `phases` of its run are made for `teacher` and `shape`, and read the stored layers `places`. `key` names the
+    rows it reads.
     """
 
     model: Any
@@ -40,9 +45,10 @@ class Student:
     tokenizer: Any
     reading: Mapping[str, Any]
     dev: Mapping[str, TrainingRows]
-    layers: tuple[int, ...]
-    places: tuple[int, ...]
-    width: int | None
+    teacher: TeacherShape
+    shape: ModelShape
+    phases: tuple[Phase, ...]
+    places: Places
     key: str
 
     def check_train(self, store: Store, supply: Supply) -> None:
@@ -56,10 +62,10 @@ class Student:
 def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, tokenizer: str | None) -> Student:
     """Load a student, read the dev rows, and see that it fits the store; one that will be pruned is a PrunedBert from here on.
 
-    Raises StoreError where the store lacks what the method reads, ModelError where the student does not fit.
+    Raises StoreError where the store lacks what the method reads, ModelError where the student does not fit, OptionError where
+    the method cannot be so with these two.
     """
-    check_requirements(store, recipe.method)
-    plan, hidden = store.plan, recipe.uses_hidden
+    plan, method = store.plan, recipe.method
     model, own = load_student(student, store, tokenizer=tokenizer, seed=recipe.seed)
     name = student if isinstance(student, str) else type(student).__name__
     if recipe.prune_to is not None:
@@ -68,17 +74,57 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
     key = rows_key(store, reading)
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
-    shape = shape_of(model, *telling_rows(dev["validation"]), hidden=hidden)
+    shape = shape_of(model, *telling_rows(dev["validation"]), name=name)
     if shape.outputs != len(plan.teacher["labels"]):
         raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
-    layers, places = _layers_to_learn(plan, shape, name) if hidden else ((), ())
-    return Student(model, name, own, reading, dev, layers, places, shape.width, key)
+    teacher = teacher_shape(plan)
+    phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
+    check_store(store, phases, shape, method)
+    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), key)
 
 
-def _layers_to_learn(plan: Plan, shape: ModelShape, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if shape.layers is None:
-        raise ModelError(f"{name} gives no hidden states, which the method learns: return (logits, hidden_states), or choose kd")
-    return match_layers(plan, shape.layers)
+def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, method: Method) -> None:
+    """Raise StoreError unless the store holds all that the phases of a method read."""
+    lacks = lacking(store.plan, phases)
+    if not lacks:
+        return
+    if lacks == ["labels"]:
+        raise StoreError(f"{store.root} holds no label, which the method {method.name} needs: extract with --label")
+    hidden, stored = [want for want in _wants(phases) if want.kind is HIDDEN], store.plan.hidden
+    if hidden and stored is not None:
+        needed = [pair.teacher for want in hidden for pair in want.pairs]
+        if not set(needed) <= set(stored.layers):
+            raise StoreError(
+                f"a student of {student.layers} layers needs teacher layers {', '.join(map(str, needed))};"
+                f" the store holds {', '.join(map(str, dict.fromkeys(stored.layers)))}:"
+                f" extract with --student-layers {student.layers}"
+            )
+    raise StoreError(refusal(store.root, method, student.layers, lacks))
+
+
+def places_of(store: Store, phases: Sequence[Phase]) -> dict[str, tuple[int, ...]]:
+    """Where the teacher layers that the phases read lie in the store's features, lowest first."""
+    wants = _wants(phases)
+    found = {
+        name: {place for want in wants if want.kind.name == name for place in want.places(store.plan.features[name])}
+        for name in FEATURES
+    }
+    return {name: tuple(sorted(places)) for name, places in found.items() if places}
+
+
+def uneven_pairs(student: Student) -> tuple[LayerPair, ...]:
+    """The student's layers and their teachers, where its depth does not divide the teacher's and one of them is no such share
+    of it. Those that learn `hidden` are paired by the store's strategy, which knows of no such depth."""
+    pairs = {pair for want in _wants(student.phases) if want.kind is not HIDDEN for pair in want.pairs}
+    if not pairs:
+        return ()
+    own, theirs = student.shape.layers, student.teacher.layers
+    uneven = theirs % own != 0 and any(pair.student * theirs != pair.teacher * own for pair in pairs)
+    return tuple(sorted(pairs, key=lambda pair: (pair.student, pair.teacher))) if uneven else ()
+
+
+def _wants(phases: Sequence[Phase]) -> list[Want[Any]]:
+    return [want for phase in phases for want in phase.reads]
 
 
 def _check_rows(model: Any, name: str, longest: int) -> None:
@@ -88,22 +134,20 @@ def _check_rows(model: Any, name: str, longest: int) -> None:
 def _tell_alignment(rows: TrainingRows, name: str) -> None:
     """Say what another tokenizer costs."""
     said = f"{name} has another tokenizer than the teacher: it reads the kept text anew"
-    if rows.hidden is not None:
-        share = rows.hidden.aligned
+    shares: list[tuple[str, str, float]] = []
+    if Hidden.name in rows.features:
+        shares.append(("kept token", "kept tokens", aligned_share(rows.features[Hidden.name])))
+    if States.name in rows.features:
+        aligned = rows.features[States.name].aligned
+        assert aligned is not None
+        shares.append(("token", "teacher's tokens", float((aligned >= 0).sum() / (aligned >= -1).sum())))
+    for one, all_of_them, share in shares:
         if share == 0:
             raise ModelError(
-                f"{name} has another tokenizer, and not one kept token of the teacher is one of its own: choose --method kd"
+                f"{name} has another tokenizer, and not one {one} of the teacher is one of its own: choose --method kd"
             )
-        said += f"; {100 * share:.0f} % of the kept tokens are tokens of its own, whose hidden states teach it"
+        said += f"; {100 * share:.0f} % of the {all_of_them} are tokens of its own, whose hidden states teach it"
     log.warning(said)
-
-
-def check_requirements(store: Store, method: Method) -> None:
-    """Raise StoreError unless the store holds every array that the method reads."""
-    missing = [name for name in method.requires if not store.has(f"train/{name}")]
-    if missing:
-        advice = "extract with --label" if "label" in missing else "extract again with what it needs"
-        raise StoreError(f"{store.root} holds no {', '.join(missing)}, which the method {method.name} needs: {advice}")
 
 
 def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | None = None, seed: int) -> tuple[Any, Any]:
@@ -133,34 +177,6 @@ def has_tokenizer(student: str) -> bool:
     """Whether a model comes with a tokenizer; one on the hub is taken to."""
     folder = Path(student)
     return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
-
-
-def match_layers(plan: Plan, student_layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The student layers to teach and, for each, its place in the store's hidden arrays.
-
-    The store may have been made for a student of another depth: what counts is that it holds every teacher layer that
-    g leads to. Raises StoreError where it lacks one.
-    """
-    strategy = plan.strategy
-    pairs = layer_pairs(
-        plan.keep.depth,
-        student_layers=student_layers,
-        teacher_layers=plan.teacher["layers"],
-        top_layer=strategy.top_layer,
-        layer_map=strategy.layer_map,
-        rank_by=strategy.rank_layer,
-    )
-    stored = {(pair.teacher, pair.rank): index for index, pair in enumerate(plan.pairs)}
-    by_layer = {pair.teacher: index for index, pair in enumerate(plan.pairs)}
-    lacking = [pair.teacher for pair in pairs if pair.teacher not in by_layer]
-    if lacking:
-        raise StoreError(
-            f"a student of {student_layers} layers needs teacher layers {', '.join(str(pair.teacher) for pair in pairs)};"
-            f" the store holds {', '.join(str(layer) for layer in by_layer)}:"
-            f" extract with --student-layers {student_layers}"
-        )
-    places = tuple(stored.get((pair.teacher, pair.rank), by_layer[pair.teacher]) for pair in pairs)
-    return tuple(pair.student for pair in pairs), places
 
 
 def rows_key(store: Store, reading: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def train(
         "loader": supply.name,
         "processes": accelerator.num_processes,
         "method": repr(method),
-        "phases": [asdict(phase) for phase in phases],
+        "phases": [phase.described() for phase in phases],
         "student": _weights_sha256(learner),
         "pruning": repr(learner.pruning),
     }
@@ -157,7 +157,7 @@ class PhaseLoop:
         run, settings = self.run, self.settings
         share = Share(run.accelerator.process_index, run.accelerator.num_processes)
         feed = Feed(run.supply, settings.batch_size, run.key, run.seed, share)
-        steps = feed.steps(hidden=settings.phase.uses_hidden, start=self.state.step, stop=settings.steps)
+        steps = feed.steps(reads=settings.phase.reads, start=self.state.step, stop=settings.steps)
         if run.accelerator.device.type != "cuda":
             return steps
         return (replace(step, batch=step.batch.pinned()) for step in steps)
@@ -196,18 +196,20 @@ class PhaseLoop:
         dropout = FastDropout if device.type == "cpu" else nullcontext
         torch.manual_seed(_seed_of(run.seed, self.state.phase, step.number, run.accelerator.process_index))
         batch = step.batch.to(device)
-        with run.accelerator.autocast(), dropout():
-            output = run.learner(batch, hidden=phase.uses_hidden)
-        if not step.counts:
-            output, batch = output.emptied(), batch.emptied()
-        terms = of_whole_batch(run.method(phase, output, batch), run.accelerator)
-        loss = sum_terms(terms, phase.weights)
+        with run.accelerator.autocast():
+            with dropout():
+                seen = run.learner(batch, phase)
+            if not step.counts:
+                seen, batch = seen.emptied(), batch.emptied()
+            terms = run.method(phase, seen, batch, run.learner.aids)  # aids compute as the student does; losses in float32
+        values = of_whole_batch(terms, run.accelerator)
+        loss = sum_terms(values, phase.weights)
         loss.backward()  # type: ignore[no-untyped-call]
         processes.add_gradients(run.learner, run.accelerator)
         pruning = run.learner.pruning
         if pruning is not None and self.state.cuts < pruning.cuts:
             pruning.importance.note(run.learner.student)
-        return terms, loss
+        return values, loss
 
     # --- what follows a step
 

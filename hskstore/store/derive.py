@@ -1,30 +1,34 @@
-"""A smaller configuration cut from a sealed store, without the teacher.
+"""A smaller store cut from a sealed one, without the teacher: a smaller configuration of `hidden`, fewer layers of the others.
 
-Kept layers, tokens and coordinates are nested where the strategy nests them, so the cut is bit for bit what an extraction with
-the smaller --keep would have written, down to the digest.
+Kept layers, tokens and coordinates are nested where the strategy nests them, so the cut is bit for bit what an extraction that
+was asked for it would have written, down to the digest.
 """
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from hskstore.config import Keep, resolve
 from hskstore.errors import OptionError, StoreError
+from hskstore.layers import LayerPair
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.features import OF_LAYERS, Feature, LayerVectors
+from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.layout import Columns
+from hskstore.store.masks import is_admitted, static_mask
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.plan import Plan, make_plan
 from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
-from hskstore.store.values import is_admitted, static_mask
 from hskstore.store.verify import verify
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
@@ -43,24 +47,33 @@ class Derived:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How to cut: the source's layers to take, and the tokens each train row [N] may still keep."""
+    """How to cut: the places of the source's layers to take, by feature; the tokens each train row [N] may still keep in
+    `hidden`."""
 
     source: Store
     plan: Plan
-    layers: tuple[int, ...]
-    n_kept: np.ndarray
+    places: Mapping[str, tuple[int, ...]]
+    n_kept: np.ndarray | None
 
 
-def derive(source: str | Path, keep: Keep, out: str | Path, *, watch: Watch = unwatched) -> Derived:
-    """Cut the configuration `keep` out of the sealed store `source` and seal it at `out`; stopped, it goes on.
+def derive(
+    source: str | Path,
+    out: str | Path,
+    *,
+    keep: Keep | None = None,
+    layers: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    watch: Watch = unwatched,
+) -> Derived:
+    """Cut the configuration `keep` of `hidden`, and teacher `layers` of other features by their names, out of the sealed store
+    `source` and seal them at `out`; stopped, it goes on. A feature that is not asked for is left out.
 
     Of layers that are not kept nothing is fetched. Where `out` is sealed already, what is damaged of it is cut again: of a
-    folder every byte is checked, elsewhere presence and sizes. Raises OptionError where `keep` is not nested in what the
-    store keeps, saying why; StoreError as `open_store` and the commit do.
+    folder every byte is checked, elsewhere presence and sizes. Raises OptionError where what is asked for is not nested in
+    what the store keeps, saying why; StoreError as `open_store` and the commit do.
     """
     began = time.monotonic()
     store = open_store(source)
-    cut = _plan_cut(store, keep)
+    cut = _plan_cut(store, keep, layers)
     objects = Objects(out)
     if objects.get(PLAN) == cut.plan.to_bytes() and objects.get(MANIFEST) is not None:
         verify(objects.root, deep=objects.local, condemn=True)
@@ -105,116 +118,152 @@ def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[Columns]:
         rows = range(max(start, other * size), min(stop, (other + 1) * size))
         inside = slice(rows.start - other * size, rows.stop - other * size)
         with ThreadPoolExecutor(PARALLEL) as pool:
-            read = pool.map(lambda path: cut.source.read(path, other, cut.layers)[inside], paths)  # noqa: B023
+            read = pool.map(lambda path: cut.source.read(path, other, _places(cut, path))[inside], paths)  # noqa: B023
             columns = dict(zip(paths, read, strict=True))
-        if split == "train":
+        if split == "train" and cut.n_kept is not None:
             hidden = {path: columns[path] for path in paths if path.startswith("train/hidden/")}
             columns.update(_cut_hidden(cut, hidden, cut.n_kept[rows.start : rows.stop]))
         yield columns
 
 
+def _places(cut: _Cut, path: str) -> tuple[int, ...] | None:
+    """The layers to read of an array; None where it has none."""
+    return cut.places.get(path.split("/")[1])
+
+
 def _cut_hidden(cut: _Cut, hidden: Columns, n_kept: np.ndarray) -> Columns:
-    """The hidden arrays [rows, layer, slot, ...] of fewer layers, tokens and coordinates; `n_kept` [rows] are those to keep."""
-    slots = cut.plan.length
+    """The hidden arrays [rows, layer, slot, ...] of fewer tokens and coordinates; `n_kept` [rows] are those to keep."""
+    asked, stored = cut.plan.hidden, cut.source.plan.hidden
+    assert asked is not None and stored is not None
+    slots, layers = asked.length, len(asked.pairs)
     found = {path.removeprefix("train/hidden/"): array for path, array in hidden.items()}
-    for name in ("token", "scale", "n_kept"):  # their chunks hold all layers
-        if name in found:
-            found[name] = found[name][:, list(cut.layers)]
-    kept = np.broadcast_to(np.arange(slots) < n_kept[:, None, None], (len(n_kept), len(cut.layers), slots))
+    kept = np.broadcast_to(np.arange(slots) < n_kept[:, None, None], (len(n_kept), layers, slots))
     for name, beyond in (("values", 0), ("mask", 0), ("token", -1), ("scale", 0)):
         if name in found:
             array = found[name][:, :, :slots]
             found[name] = np.where(kept[(..., *(None for _ in array.shape[3:]))], array, np.array(beyond, array.dtype))
     found["n_kept"] = np.broadcast_to(n_kept[:, None].astype(found["n_kept"].dtype), found["n_kept"].shape)
-    if cut.plan.width < cut.source.plan.width:
-        values = np.zeros((*kept.shape, cut.plan.width), dtype=found["values"].dtype)
+    if asked.width < stored.width:
+        values = np.zeros((*kept.shape, asked.width), dtype=found["values"].dtype)
         mask = np.zeros_like(found["mask"])
-        values[kept], mask[kept] = _narrow(cut, found["values"][kept], found["mask"][kept])
+        values[kept], mask[kept] = _narrow(asked, cut.plan.pass_.seed, found["values"][kept], found["mask"][kept])
         found["values"], found["mask"] = values, mask
     return {f"train/hidden/{name}": array for name, array in found.items()}
 
 
-def _narrow(cut: _Cut, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _narrow(asked: Hidden, seed: int, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fewer coordinates: `values` [M, K] and `mask` bits [M, octets] of those that stay. Ties go to the lower index."""
-    plan = cut.plan
-    bits = np.unpackbits(mask, axis=-1, count=plan.hidden_size).astype(bool)
-    if plan.strategy.mask == "magnitude":
-        order = np.argsort(-np.abs(values), axis=-1, kind="stable")[:, : plan.width]
+    bits = np.unpackbits(mask, axis=-1, count=asked.hidden_size).astype(bool)
+    if asked.strategy.mask == "magnitude":
+        order = np.argsort(-np.abs(values), axis=-1, kind="stable")[:, : asked.width]
         stays = np.zeros(values.shape, dtype=bool)
         np.put_along_axis(stays, order, True, axis=-1)
         narrow = np.zeros_like(bits)
         narrow[bits] = stays.ravel()
     else:
-        static = static_mask(plan.strategy.mask, hidden_size=plan.hidden_size, kept=plan.width, seed=plan.pass_.seed)
+        static = static_mask(asked.strategy.mask, hidden_size=asked.hidden_size, kept=asked.width, seed=seed)
         narrow = np.broadcast_to(static, bits.shape)
         stays = narrow[bits].reshape(values.shape)
-    return values[stays].reshape(len(values), plan.width), np.packbits(narrow, axis=-1)
+    return values[stays].reshape(len(values), asked.width), np.packbits(narrow, axis=-1)
 
 
-def _plan_cut(store: Store, keep: Keep) -> _Cut:
-    """The plan that an extraction with `keep` would have made. Raises OptionError where it is not nested in the store's."""
+def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int]]) -> _Cut:
+    """The plan that an extraction asked for this would have made. Raises OptionError where it is not nested in the store's."""
     old = store.plan
-    admitted = _admitted(store)
     label = old.arrays.get("train/label")
+    strange = sorted(layers.keys() - OF_LAYERS.keys())
+    if strange:
+        raise OptionError(f"{', '.join(strange)} is no feature whose layers can be chosen: choose from {', '.join(OF_LAYERS)}")
+    hidden, n_kept = (None, None) if keep is None else _cut_of_hidden(store, keep)
+    others = [_fewer_layers(store, name, layers[name]) for name in OF_LAYERS if name in layers]
+    features: list[Feature] = [*([] if hidden is None else [hidden]), *others]
     plan = make_plan(
-        keep,
-        old.strategy,
+        features,
         old.pass_,
         splits=old.splits,
-        most_admitted=int(admitted.max()),
         teacher=old.teacher,
         tokenizer=old.tokenizer,
         task=old.task,
         labels=None if label is None else label.dtype,
         text=old.text,
     )
+    places = {each.name: old.features[each.name].places([LayerPair(0, layer) for layer in each.layers]) for each in others}
+    if hidden is not None and old.hidden is not None:
+        places["hidden"] = tuple(old.hidden.pairs.index(pair) for pair in hidden.pairs)
+    return _Cut(store, plan, places, n_kept)
+
+
+def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> LayerVectors:
+    """A stored feature of these teacher layers alone. Raises OptionError where the store has not all of them."""
+    stored = store.plan.features.get(name)
+    lacking = sorted(set(layers) - set(() if stored is None else stored.layers))
+    if not isinstance(stored, LayerVectors) or lacking:
+        numbers = ", ".join(map(str, lacking))
+        raise OptionError(f"{store.root} holds no {name} of teacher layers {numbers}: they cannot be cut from it")
+    return replace(stored, layers=tuple(sorted(set(layers))))
+
+
+def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
+    """The configuration, and how many tokens of each train row [N] it keeps. Raises OptionError where it is not nested."""
+    old = store.plan.hidden
+    if old is None:
+        raise OptionError(f"--keep {keep} cannot be cut from {store.root}, which holds no hidden states by rank")
+    admitted = _admitted(store, old)
+    hidden = plan_hidden(
+        keep,
+        old.strategy,
+        teacher_layers=store.plan.teacher["layers"],
+        hidden_size=old.hidden_size,
+        most_admitted=int(admitted.max()),
+    )
     refusal = f"--keep {keep} cannot be cut from {store.root}, which keeps {old.keep}: "
-    absent = [pair.student for pair in plan.pairs if pair not in old.pairs]
+    absent = [pair.student for pair in hidden.pairs if pair not in old.pairs]
     if absent:
         raise OptionError(f"{refusal}it has no teacher layer for the student's layers {', '.join(map(str, absent))}")
-    _check_width(old, plan, refusal)
-    wanted = {count: min(resolve(keep.length, count), count, plan.length) for count in np.unique(admitted).tolist()}
+    _check_width(old, hidden, store.plan.pass_.seed, refusal)
+    wanted = {count: min(resolve(keep.length, count), count, hidden.length) for count in np.unique(admitted).tolist()}
     n_kept = np.array([wanted[count] for count in admitted.tolist()])
-    layers = tuple(old.pairs.index(pair) for pair in plan.pairs)
-    for unit in range(old.splits["train"].units):
-        has = store.read("train/hidden/n_kept", unit)[:, list(layers)].min(axis=1)
-        start = unit * old.splits["train"].unit_rows
+    places = tuple(old.pairs.index(pair) for pair in hidden.pairs)
+    train = store.plan.splits["train"]
+    for unit in range(train.units):
+        has = store.read("train/hidden/n_kept", unit, places).min(axis=1)
+        start = unit * train.unit_rows
         short = np.flatnonzero(has < n_kept[start : start + len(has)])
         if len(short):
             row = start + int(short[0])
             raise OptionError(f"{refusal}row {row} would keep {n_kept[row]} tokens and has only {has[short[0]]}")
-    return _Cut(store, plan, layers, n_kept)
+    return hidden, n_kept
 
 
-def _check_width(old: Plan, plan: Plan, refusal: str) -> None:
+def _check_width(old: Hidden, asked: Hidden, seed: int, refusal: str) -> None:
     """Raise OptionError unless the coordinates to keep are among those that are kept, exactly as they are stored."""
-    if plan.width == old.width:
+    if asked.width == old.width:
         return
-    if plan.width > old.width:
-        raise OptionError(f"{refusal}it has {old.width} coordinates of a vector, not {plan.width}")
-    if old.strategy.values in ("q8", "q4"):
+    if asked.width > old.width:
+        raise OptionError(f"{refusal}it has {old.width} coordinates of a vector, not {asked.width}")
+    if old.encoding.largest is not None:
         raise OptionError(
             f"{refusal}quantised values ({old.strategy.values}) were masked before they were rounded; only their depth and"
             " length can be cut: extract this width, or keep a store of f16 or f32 to cut from"
         )
     if old.strategy.mask != "magnitude" and old.width < old.hidden_size:
-        sizes = {"hidden_size": old.hidden_size, "seed": old.pass_.seed}
-        has, wants = (static_mask(old.strategy.mask, kept=width, **sizes) for width in (old.width, plan.width))
+        sizes = {"hidden_size": old.hidden_size, "seed": seed}
+        has, wants = (static_mask(old.strategy.mask, kept=width, **sizes) for width in (old.width, asked.width))
         if (wants & ~has).any():
             raise OptionError(
-                f"{refusal}its {old.strategy.mask} mask of {old.width} coordinates does not contain that of {plan.width}:"
+                f"{refusal}its {old.strategy.mask} mask of {old.width} coordinates does not contain that of {asked.width}:"
                 " extract this width, or cut it from a store of width all"
             )
 
 
-def _admitted(store: Store) -> np.ndarray:
+def _admitted(store: Store, hidden: Hidden) -> np.ndarray:
     """Tokens of each train row [N] that a rank may choose among."""
     plan = store.plan
     counts: list[np.ndarray] = []
     for unit in range(plan.splits["train"].units):
         ids, n_tokens = store.read("train/input_ids", unit), store.read("train/n_tokens", unit)
         real = np.arange(ids.shape[1]) < n_tokens[:, None]
-        counts.append((real & is_admitted(ids, plan.tokenizer["separators"], plan.strategy)).sum(axis=1))
+        counts.append((real & is_admitted(ids, plan.tokenizer["separators"], hidden.strategy)).sum(axis=1))
     found = np.concatenate(counts)
     if found.min() < 1:
         raise StoreError(f"{store.root}: a row of train has no token that can be ranked: the store is damaged")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Shaped
 
+from hskstore.store.features import OF_LAYERS, Feature
 from hskstore.store.schema import ArraySpec, array_spec, unit_rows
 
 Unit = tuple[str, int]
@@ -21,15 +22,13 @@ SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 INPUTS = ("input_ids", "token_type_ids", "n_tokens", "row_id", "logits", "label")
 TEXT = ("text", "n_bytes", "offsets")
 HIDDEN = ("values", "mask", "token", "n_kept", "scale")
+VECTORS = ("values", "scale")
 KNOWN_ARRAYS = frozenset(INPUTS) | frozenset(TEXT) | {f"hidden/{name}" for name in HIDDEN}
+KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in OF_LAYERS for name in VECTORS}
 """What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
 
 LABELS = ("int64", "float32")
 """Dtypes of class ids and of scores."""
-
-VALUE_DTYPES = {"f16": "float16", "f32": "float32", "q8": "int8", "q4": "uint8"}
-VALUE_FILLS: dict[str, float | int | str] = {"f16": "NaN", "f32": "NaN", "q8": -128, "q4": 0x88}
-"""Fill values never stand for data: a quantised value is at least -127 (q8) or -7 (q4), floats are finite."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,10 @@ class KeptText:
     bytes: dict[str, int]
 
 
-def stored_width(width: int, values: str) -> int:
-    """Elements of the values array per vector: two 4-bit values share a byte."""
-    return (width + 1) // 2 if values == "q4" else width
-
-
 def plan_arrays(
-    *,
+    features: Mapping[str, Feature],
     splits: Mapping[str, Split],
-    layers: int,
-    length: int,
-    width: int,
-    hidden_size: int,
-    values: str,
+    *,
     labels: str | None,
     logits: int,
     text: KeptText | None = None,
@@ -101,61 +91,21 @@ def plan_arrays(
             inputs["n_bytes"] = array_spec(rows, (text.columns,), "int32", shard=shard, fill=-1)
             inputs["offsets"] = array_spec(rows, (split.longest, 2), "int32", shard=shard, fill=-2)
         arrays |= {f"{name}/{array}": spec for array, spec in inputs.items()}
-    rows, shard = splits["train"].rows, splits["train"].unit_rows
-    kept = (layers, length)
-    hidden = {
-        "values": array_spec(
-            rows,
-            (*kept, stored_width(width, values)),
-            VALUE_DTYPES[values],
-            shard=shard,
-            codec="values",
-            fill=VALUE_FILLS[values],
-        ),
-        "mask": array_spec(rows, (*kept, math.ceil(hidden_size / 8)), "uint8", shard=shard, codec="mask", fill=0),
-        "token": array_spec(rows, kept, "int16", shard=shard, fill=-2),
-        "n_kept": array_spec(rows, (layers,), "int16", shard=shard, fill=-1),
-    }
-    if values in ("q8", "q4"):
-        hidden["scale"] = array_spec(rows, kept, "float16", shard=shard, fill="NaN")
-    return arrays | {f"train/hidden/{array}": spec for array, spec in hidden.items()}
+    train = splits["train"]
+    for name, feature in features.items():
+        for array, planned in feature.arrays(train.longest).items():
+            arrays[f"train/{name}/{array}"] = planned.spec(train.rows, train.unit_rows)
+    return arrays
 
 
 def in_units(
-    splits: Mapping[str, SplitRows],
-    *,
-    layers: int,
-    length: int,
-    width: int,
-    hidden_size: int,
-    values: str,
-    text: KeptText | None = None,
+    features: Mapping[str, Feature], splits: Mapping[str, SplitRows], *, text: KeptText | None = None
 ) -> dict[str, Split]:
-    """The splits, cut into units by what is kept of them: hidden states are of train alone."""
+    """The splits, cut into units by a row's bytes in the largest array of what is kept of them: features are of train alone."""
     found: dict[str, Split] = {}
     for name, split in splits.items():
-        size = plan_unit_rows(
-            rows=split.rows,
-            longest=split.longest,
-            layers=layers if name == "train" else 0,
-            length=length,
-            width=width,
-            hidden_size=hidden_size,
-            values=values,
-            text_bytes=0 if text is None else text.bytes[name],
-        )
-        found[name] = Split(split.rows, split.tokens, split.longest, split.sha256, size)
+        sizes = [4 * split.longest] if text is None else [8 * split.longest, text.bytes[name]]
+        if name == "train":
+            sizes += [feature.row_bytes(split.longest) for feature in features.values()]
+        found[name] = Split(split.rows, split.tokens, split.longest, split.sha256, unit_rows(max(sizes), split.rows))
     return found
-
-
-def plan_unit_rows(
-    *, rows: int, longest: int, layers: int, length: int, width: int, hidden_size: int, values: str, text_bytes: int = 0
-) -> int:
-    """Rows of a unit, from the row's bytes in the split's largest array.
-
-    `layers` is 0 where no hidden states are kept, `text_bytes` where no text is.
-    """
-    bytes_per_element = {"f16": 2, "f32": 4, "q8": 1, "q4": 1}[values]
-    value_bytes = layers * length * stored_width(width, values) * bytes_per_element
-    input_bytes = max(8 * longest, text_bytes) if text_bytes else 4 * longest
-    return unit_rows(max(value_bytes, layers * length * math.ceil(hidden_size / 8), input_bytes), rows)

@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from hskstore.config import Keep, Precision, resolve
+from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
-from hskstore.layers import LayerPair, PlannedStrategy, layer_pairs
+from hskstore.store.features import OF_LAYERS, Feature
+from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
-from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, ArraySpec, canonical_json, hierarchy
-
-KindT = TypeVar("KindT")
+from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, MAX_LAYERS, ArraySpec, canonical_json, hierarchy, known_fields
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """A store's content. `length` token slots per row and layer, `width` coordinates per vector of `hidden_size`.
+    """A store's content: its `features` by name, of train; inputs, logits and labels of every split.
 
     `teacher`, `tokenizer` and `task` are plain JSON: hashes, sizes, label names, metrics. No path, device or library
     version stands here: where a run goes on, and with how many threads, is free. The last bits of a state may follow both.
     """
 
-    keep: Keep
-    strategy: PlannedStrategy
-    pairs: tuple[LayerPair, ...]
-    length: int
-    width: int
-    hidden_size: int
+    features: Mapping[str, Feature]
     pass_: Pass
     teacher: dict[str, Any]
     tokenizer: dict[str, Any]
@@ -51,6 +45,17 @@ class Plan:
     splits: dict[str, Split]
     arrays: dict[str, ArraySpec]
     text: KeptText | None = None
+
+    @property
+    def hidden(self) -> Hidden | None:
+        """The feature of that name."""
+        found = self.features.get(Hidden.name)
+        return found if isinstance(found, Hidden) else None
+
+    @property
+    def version(self) -> int:
+        """Of the format: the least whose readers read the store rightly. Those of 1 know `hidden`, and need it."""
+        return 1 if self.hidden is not None else 2
 
     @property
     def store_id(self) -> str:
@@ -66,29 +71,16 @@ class Plan:
 
     def documents(self) -> dict[str, bytes]:
         """Every `zarr.json` of the store."""
-        hidden = {
-            "teacher_layers": [pair.teacher for pair in self.pairs],
-            "rank_layers": [pair.rank for pair in self.pairs],
-            "student_layers": [pair.student for pair in self.pairs],
-            "hidden_size": self.hidden_size,
-            "width": self.width,
-            "values": self.strategy.values,
-        }
-        return hierarchy(self.arrays, {"": {"hskstore": {"version": FORMAT_VERSION}}, "train/hidden": hidden})
+        groups = {f"train/{name}": feature.attributes() for name, feature in self.features.items()}
+        return hierarchy(self.arrays, {"": {"hskstore": {"version": self.version}}, **groups})
 
     def as_json(self) -> dict[str, Any]:
-        """The text is named only where it is kept, so that every other plan stays the bytes that it was before there was any."""
+        """What a plan of format 1 did not have is named only where it is there, so that every other plan stays the bytes that it
+        was."""
+        listed = {name: feature.as_json() for name, feature in self.features.items() if name in OF_LAYERS}
         document = {
             "format": "hskstore",
-            "version": FORMAT_VERSION,
-            "keep": str(self.keep),
-            "strategy": asdict(self.strategy),
-            "hidden": {
-                "layers": [asdict(pair) for pair in self.pairs],
-                "length": self.length,
-                "width": self.width,
-                "hidden_size": self.hidden_size,
-            },
+            "version": self.version,
             "pass": asdict(self.pass_),
             "teacher": self.teacher,
             "tokenizer": self.tokenizer,
@@ -96,6 +88,8 @@ class Plan:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "arrays": {path: spec.as_json() for path, spec in self.arrays.items()},
         }
+        document |= {} if self.hidden is None else self.hidden.as_json()
+        document |= {"features": listed} if listed else {}
         return document if self.text is None else document | {"text": asdict(self.text)}
 
     def to_bytes(self) -> bytes:
@@ -128,30 +122,28 @@ class Plan:
     @classmethod
     def _of_json(cls, document: Mapping[str, Any]) -> "Plan":
         """The inverse of `as_json`, which believes what it reads."""
-        hidden = document["hidden"]
+        features: dict[str, Feature] = {"hidden": Hidden.of_json(document)} if "hidden" in document else {}
+        listed = document.get("features", {})
+        features |= {name: kind.of_json(listed[name]) for name, kind in OF_LAYERS.items() if name in listed}
         return cls(
-            keep=Keep.parse(document["keep"]),
-            strategy=_known(PlannedStrategy, document["strategy"]),
-            pairs=tuple(_known(LayerPair, pair) for pair in hidden["layers"]),
-            length=hidden["length"],
-            width=hidden["width"],
-            hidden_size=hidden["hidden_size"],
-            pass_=_known(Pass, document["pass"]),
+            features=features,
+            pass_=known_fields(Pass, document["pass"]),
             teacher=document["teacher"],
             tokenizer=document["tokenizer"],
             task=document["task"],
-            splits={name: _known(Split, split) for name, split in document["splits"].items()},
+            splits={name: known_fields(Split, split) for name, split in document["splits"].items()},
             arrays={
-                path: _known(ArraySpec, {**spec, "shape": tuple(spec["shape"])})
+                path: known_fields(ArraySpec, {**spec, "shape": tuple(spec["shape"]), "axes": tuple(spec.get("axes", ()))})
                 for path, spec in document["arrays"].items()
                 if path.partition("/")[2] in KNOWN_ARRAYS
             },
-            text=_known(KeptText, document["text"]) if "text" in document else None,
+            text=known_fields(KeptText, document["text"]) if "text" in document else None,
         )
 
     def _check_numbers(self) -> None:
         """Raise ValueError, TypeError or KeyError unless the numbers are numbers."""
-        numbers = [self.length, self.width, self.hidden_size, self.teacher["layers"], self.teacher["hidden_size"]]
+        numbers = [self.teacher["layers"], self.teacher["hidden_size"]]
+        numbers += [n for feature in self.features.values() for n in feature.sizes()]
         numbers += [n for split in self.splits.values() for n in (split.rows, split.tokens, split.longest, split.unit_rows)]
         numbers += [self.pass_.max_length, self.pass_.batch_tokens, self.pass_.block_rows]
         numbers += [spec.chunk for spec in self.arrays.values()]
@@ -159,10 +151,15 @@ class Plan:
             numbers += [self.text.columns, *self.text.bytes.values()]
             if self.text.columns not in (1, 2) or self.text.bytes.keys() != self.splits.keys():
                 raise ValueError("its text is of no columns, or of other splits")
-        others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.strategy.top_layer, self.pass_.seed]
-        others += [number for pair in self.pairs for number in asdict(pair).values()]
+        others = [self.tokenizer["pad_token_id"], *self.tokenizer["separators"], self.pass_.seed]
+        others += [n for feature in self.features.values() for n in feature.numbers()]
         if not all(type(number) is int for number in (*numbers, *others)) or not all(0 < number < 2**63 for number in numbers):
             raise ValueError("a number is none, or beyond all numbers")
+        depths = [self.teacher["layers"], *([] if self.hidden is None else [self.hidden.strategy.student_layers])]
+        if max(depths) > MAX_LAYERS:
+            raise ValueError("a model has more layers than any has")
+        if any(layer not in range(self.teacher["layers"] + 1) for each in self.features.values() for layer in each.layers):
+            raise ValueError("a feature is of a layer that the teacher has not")
 
     def _check_names(self) -> None:
         """Raise ValueError, TypeError or KeyError unless what is said of the store is text, and splits name folders."""
@@ -177,12 +174,8 @@ class Plan:
         if label is not None and label.dtype not in LABELS:
             raise ValueError(f"labels are none of {', '.join(LABELS)}")
         planned = plan_arrays(
-            splits=self.splits,
-            layers=len(self.pairs),
-            length=self.length,
-            width=self.width,
-            hidden_size=self.hidden_size,
-            values=self.strategy.values,
+            self.features,
+            self.splits,
             labels=None if label is None else label.dtype,
             logits=len(self.teacher["labels"]),
             text=self.text,
@@ -206,12 +199,6 @@ class Plan:
         ]
 
 
-def _known(kind: type[KindT], document: Mapping[str, Any]) -> KindT:
-    """A dataclass from the fields of a document that it has."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in document.items() if name in names})
-
-
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping) and node:
         for name, child in node.items():
@@ -221,60 +208,30 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def make_plan(
-    keep: Keep,
-    strategy: PlannedStrategy,
+    features: Iterable[Feature],
     pass_: Pass,
     *,
     splits: Mapping[str, SplitRows],
-    most_admitted: int,
     teacher: dict[str, Any],
     tokenizer: dict[str, Any],
     task: dict[str, Any],
     labels: str | None,
     text: KeptText | None = None,
 ) -> Plan:
-    """The plan of one configuration, by an extraction or cut from a bigger store alike.
+    """The plan of one store, by an extraction or cut from a bigger store alike.
 
-    `most_admitted` is the most tokens of a train row that a rank may choose among; `labels` is the label's dtype or None;
-    `text` is None where only the tokens are kept. Raises OptionError where the teacher has no such layers or coordinates.
+    `labels` is the label's dtype or None; `text` is None where only the tokens are kept.
     """
-    pairs = _pairs(keep, strategy, teacher["layers"])
-    hidden_size = int(teacher["hidden_size"])
-    width = _width(keep, hidden_size)
-    length = min(resolve(keep.length, most_admitted), most_admitted)
-    kept = {"layers": len(pairs), "length": length, "width": width, "hidden_size": hidden_size}
-    in_store = in_units(splits, **kept, values=strategy.values, text=text)
+    named = {feature.name: feature for feature in features}
+    in_store = in_units(named, splits, text=text)
     outputs = len(teacher["labels"])
     return Plan(
-        keep=keep,
-        strategy=strategy,
-        pairs=pairs,
-        length=length,
-        width=width,
-        hidden_size=hidden_size,
+        features=named,
         pass_=pass_,
         teacher=teacher,
         tokenizer=tokenizer,
         task=task,
         splits=in_store,
-        arrays=plan_arrays(splits=in_store, **kept, values=strategy.values, labels=labels, logits=outputs, text=text),
+        arrays=plan_arrays(named, in_store, labels=labels, logits=outputs, text=text),
         text=text,
     )
-
-
-def _pairs(keep: Keep, strategy: PlannedStrategy, teacher_layers: int) -> tuple[LayerPair, ...]:
-    return layer_pairs(
-        keep.depth,
-        student_layers=strategy.student_layers,
-        teacher_layers=teacher_layers,
-        top_layer=strategy.top_layer,
-        layer_map=strategy.layer_map,
-        rank_by=strategy.rank_layer,
-    )
-
-
-def _width(keep: Keep, hidden_size: int) -> int:
-    width = resolve(keep.width, hidden_size)
-    if width > hidden_size:
-        raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
-    return width

@@ -13,12 +13,12 @@ from hskstore.errors import StoreError
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
 from hskstore.store.layout import Unit
+from hskstore.store.masks import unpack_mask
 from hskstore.store.objects import MAX_OBJECT_BYTES
 from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
 from hskstore.store.schema import MAX_SHARD_BYTES, MAX_SHARD_CHUNKS, MAX_UNITS, ArraySpec
 from hskstore.store.shard import chunk_ranges, index_bytes, layer_sha256
-from hskstore.store.values import unpack_mask, unpack_values
 
 
 class Store:
@@ -54,7 +54,8 @@ class Store:
         return path in self.plan.arrays
 
     def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> Shaped[np.ndarray, "row ..."]:
-        """One array of one unit [rows, ...], or some of its layers [rows, layers, ...], which alone are then fetched.
+        """One array of one unit [rows, ...], or of a feature's array some layers [rows, layers, ...], which alone are then
+        fetched where they lie apart.
 
         Raises StoreError where the shard, or one of these layers, is missing or damaged.
         """
@@ -62,7 +63,9 @@ class Store:
         key = spec.key(path, unit)
         try:
             if layers is None or not spec.layered or list(layers) == list(range(spec.layers)):
-                return decode_shard(spec, unit, self.file(key))
+                whole = decode_shard(spec, unit, self.file(key))
+                apart = layers is None or spec.layered or path.split("/")[1] not in self.plan.features
+                return whole if apart or layers is None else whole[:, list(layers)]
             return decode_layers(spec, unit, self._layer_chunks(spec, key, unit, layers))
         except ValueError as error:
             raise StoreError(f"{self.root}/{key} cannot be decoded ({error}){_of_unit(key)}. {repair(self.root)}") from None
@@ -102,7 +105,7 @@ class Store:
         return entry
 
     def row(self, split: str, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """One stored row, every array by its name; `hidden/values` decoded to float32, `hidden/mask` to bool [D, L, d]."""
+        """One stored row, every array by its name; values of features decoded to float32, `hidden/mask` to bool [D, L, d]."""
         rows = self.plan.splits.get(split)
         if rows is None:
             raise StoreError(f"{self.root} has the splits {', '.join(self.plan.splits)}, not {split}")
@@ -110,11 +113,11 @@ class Store:
             raise StoreError(f"{self.root}: {split} has rows 0 to {rows.rows - 1}, not {index}")
         unit, offset = divmod(index, rows.unit_rows)
         found = {path.removeprefix(split + "/"): self.read(path, unit)[offset] for path in self.plan.arrays_of(split)}
-        if "hidden/values" in found:
-            found["hidden/values"] = unpack_values(
-                found["hidden/values"], found.get("hidden/scale"), self.plan.strategy.values, self.plan.width
-            )
-            found["hidden/mask"] = unpack_mask(found["hidden/mask"], self.plan.hidden_size)
+        for name, feature in self.plan.features.items() if split == "train" else ():
+            values = feature.encoding.decode(found[f"{name}/values"], found.get(f"{name}/scale"), feature.width)
+            found[f"{name}/values"] = values.astype(np.float32)
+        if "hidden/mask" in found and self.plan.hidden is not None:
+            found["hidden/mask"] = unpack_mask(found["hidden/mask"], self.plan.hidden.hidden_size)
         return found
 
 

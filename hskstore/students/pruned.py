@@ -5,14 +5,14 @@ from pathlib import Path
 
 from hskstore.config import FINETUNE_BATCH_SIZE, check_count
 from hskstore.errors import DataError, OptionError
-from hskstore.methods.batch import StudentOutput
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import label_names, load_trained
+from hskstore.models.observe import NOTHING, observe
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
-from hskstore.models.run import check_length, run_model, usual_length
+from hskstore.models.run import check_length, usual_length
 from hskstore.models.widths import PruneTo
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows, rows_from_data
@@ -78,11 +78,11 @@ def measure_importance(
     """Importance over one epoch of `rows` in batches of 32, whose order `key` decides; no weight changes."""
     importance = Importance(model)
     done = 0
-    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0, hidden=False):
+    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0):
         batch = step.batch.to(model.device)
-        output = run_model(model, *batch.inputs)
+        seen = observe(model, *batch.inputs, NOTHING)
         model.zero_grad()
-        gold_terms(StudentOutput(output.logits, None), batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
+        gold_terms(seen, batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
         importance.note(model)
         done += len(batch)
         watch("importance", done, len(rows))

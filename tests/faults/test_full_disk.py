@@ -143,7 +143,7 @@ def copied(source: str, out: Path) -> str:
 
 
 def derived(source: str, out: Path) -> str:
-    return derive(source, Keep.parse("1,2,0.25"), out).digest
+    return derive(source, out, keep=Keep.parse("1,2,0.25")).digest
 
 
 def distilled(source: str, student: str, out: Path) -> bytes:

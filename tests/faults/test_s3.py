@@ -201,7 +201,11 @@ def test_a_failing_object_store_costs_tries_and_never_a_wrong_byte(
     (extracted,) = Child(extraction.into, tmp_path / "stores").result()
     (source,) = extraction.roots(tmp_path / "stores")
     keep = Keep.parse("1,2,0.25")
-    digests = {"tiny": make_store(tmp_path / "tiny"), "pushed": extracted, "cut": derive(source, keep, tmp_path / "cut").digest}
+    digests = {
+        "tiny": make_store(tmp_path / "tiny"),
+        "pushed": extracted,
+        "cut": derive(source, tmp_path / "cut", keep=keep).digest,
+    }
     refusals: list[str] = []
     rounds = 0
     while weather.injected.total() < wanted or min(weather.injected[kind] for kind in FAULTS) < wanted // 8:
@@ -214,7 +218,7 @@ def test_a_failing_object_store_costs_tries_and_never_a_wrong_byte(
             "verify": (lambda: verify(tiny, deep=True).problems, ()),  # noqa: B023
             "push": (lambda: copy_store(str(source), pushed).digest, extracted),  # noqa: B023
             "pull": (lambda: copy_store(pushed, str(pulled)).digest, extracted),  # noqa: B023
-            "derive": (lambda: derive(pushed, keep, cut).digest, digests["cut"]),  # noqa: B023
+            "derive": (lambda: derive(pushed, cut, keep=keep).digest, digests["cut"]),  # noqa: B023
         }
         for name, (step, expected) in steps.items():
             assert through_a_storm(weather, step, refusals, f"{where}, {name}") == expected, f"{where}, {name}"

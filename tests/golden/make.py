@@ -1,6 +1,7 @@
 """How the golden stores were made: `python -m tests.golden.make` makes those that are not there yet. What is committed stays.
 
 Every later version of hskstore must read them to the same numbers; `expected.json` has their digests and some of their rows.
+A store carries the least version of the format that can read it: 1 where it holds `hidden`, 2 where it does not.
 """
 
 import json
@@ -12,20 +13,29 @@ from typing import Any
 import numpy as np
 
 from hskstore.config import Keep, Strategy, Values
+from hskstore.methods import METHODS
 from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
-from hskstore.store.schema import FORMAT_VERSION
 from tests.conftest import make_bert, save_folder, write_tsv
 
 GOLDEN = Path(__file__).parent
-STORES: dict[str, tuple[Values, bool]] = {
-    "f16": ("f16", False),
-    "f32": ("f32", False),
-    "q8": ("q8", False),
-    "q4": ("q4", False),
-    "text": ("f16", True),
+STORES: dict[str, dict[str, tuple[Values, bool, tuple[str, ...]]]] = {
+    "v1": {
+        "f16": ("f16", False, ()),
+        "f32": ("f32", False, ()),
+        "q8": ("q8", False, ()),
+        "q4": ("q4", False, ()),
+        "text": ("f16", True, ()),
+        "more": ("f16", False, ("mud", "pkd", "distilbert")),
+    },
+    "v2": {
+        "f16": ("f16", False, ("pkd", "distilbert")),
+        "q8": ("q8", True, ("pkd", "distilbert")),
+        "q4": ("q4", False, ("distilbert",)),
+        "logits": ("f16", False, ("kd",)),
+    },
 }
-"""By the folder's name: how the vectors are stored, and whether the text is kept."""
+"""By version and folder: how vectors are stored, whether the text is kept, and the methods whose wants are; none: `hidden`."""
 
 ROWS = [("train", 0), ("train", 511), ("train", 512), ("train", 519), ("validation", 6)]
 
@@ -35,7 +45,12 @@ def plain(row: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder = GOLDEN / f"v{FORMAT_VERSION}"
+    for version, stores in STORES.items():
+        make(GOLDEN / version, stores)
+
+
+def make(folder: Path, stores: dict[str, tuple[Values, bool, tuple[str, ...]]]) -> None:
+    folder.mkdir(exist_ok=True)
     known = folder / "expected.json"
     expected: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,14 +58,15 @@ def main() -> None:
         Path(scratch, "data").mkdir()
         write_tsv(Path(scratch, "data", "train.tsv"), 520, seed=1)
         write_tsv(Path(scratch, "data", "dev.tsv"), 7, seed=2)
-        for name in STORES.keys() - expected.keys():
-            values, text = STORES[name]
+        for name in sorted(stores.keys() - expected.keys()):
+            values, text, methods = stores[name]
             (made,) = extract(
                 teacher,
                 f"{scratch}/data",
                 task="sst2",
                 out=Path(scratch, name),
-                keeps=[Keep(2, 3, 0.25)],
+                keeps=[] if methods and "mud" not in methods else [Keep(2, 3, 0.25)],
+                methods=[METHODS[each]() for each in methods],
                 strategies=[Strategy(2, values=values)],
                 keep_offsets=text,
             )

@@ -16,6 +16,8 @@ from hskstore.layers import PlannedStrategy, layer_pairs
 from hskstore.stage_one.extract import extract
 from hskstore.store.commit import Receipt, begin, commit_unit, seal
 from hskstore.store.encode import encode_unit
+from hskstore.store.features import Feature, LayerVectors
+from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KeptText, Split, plan_arrays
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan
@@ -34,35 +36,24 @@ def make_plan(
     labels: str | None = "int64",
     seed: int = 0,
     text: KeptText | None = None,
+    others: Sequence[LayerVectors] = (),
+    hidden: bool = True,
 ) -> Plan:
     splits = {
         "train": Split(rows=rows, tokens=7 * rows, longest=10, unit_rows=UNIT_ROWS, sha256="ab"),
         "validation": Split(rows=validation_rows, tokens=50, longest=7, unit_rows=UNIT_ROWS, sha256="cd"),
     }
     pairs = layer_pairs(2, student_layers=3, teacher_layers=6, top_layer=5)
+    kept = Hidden(Keep(2, LENGTH, 0.25), PlannedStrategy(3, 5, values=values), pairs, LENGTH, WIDTH, HIDDEN_SIZE)
+    features: dict[str, Feature] = {each.name: each for each in ([kept, *others] if hidden else others)}
     return Plan(
-        keep=Keep(2, LENGTH, 0.25),
-        strategy=PlannedStrategy(3, 5, values=values),
-        pairs=pairs,
-        length=LENGTH,
-        width=WIDTH,
-        hidden_size=HIDDEN_SIZE,
+        features=features,
         pass_=Pass(seed=seed, precision="fp32", max_length=64, batch_tokens=8192),
         teacher={"sha256": "5e", "layers": 6, "hidden_size": HIDDEN_SIZE, "labels": ["no", "yes"]},
         tokenizer={"sha256": "70", "pad_token_id": 0, "separators": [3]},
         task={"name": "tiny", "labels": ["no", "yes"]},
         splits=splits,
-        arrays=plan_arrays(
-            splits=splits,
-            layers=len(pairs),
-            length=LENGTH,
-            width=WIDTH,
-            hidden_size=HIDDEN_SIZE,
-            values=values,
-            labels=labels,
-            logits=2,
-            text=text,
-        ),
+        arrays=plan_arrays(features, splits, labels=labels, logits=2, text=text),
         text=text,
     )
 

@@ -11,10 +11,13 @@ from hskstore.config import Keep
 from hskstore.errors import StoreError
 from hskstore.layers import LayerPair, PlannedStrategy
 from hskstore.store import open_store
-from hskstore.store.layout import KeptText, Split, plan_arrays, plan_unit_rows, stored_width
+from hskstore.store.features import Cls, States
+from hskstore.store.hidden import Hidden
+from hskstore.store.layout import KeptText, Split, SplitRows, in_units, plan_arrays
 from hskstore.store.plan import Pass, Plan
 from hskstore.store.schema import FORMAT_VERSION, canonical_json
-from tests.store.conftest import make_plan
+from hskstore.store.vectors import ENCODINGS, Array
+from tests.store.conftest import UNIT_ROWS, make_plan
 
 small = st.integers(1, 50)
 amounts = st.one_of(small, st.floats(0, 1, exclude_min=True), st.just("all"))
@@ -46,28 +49,21 @@ def plans(draw):
     pairs = tuple(draw(st.lists(st.builds(LayerPair, small, small, small), min_size=1, max_size=3)))
     length, width, hidden_size, labels = draw(small), draw(small), draw(small), draw(st.lists(texts, min_size=1, max_size=4))
     text = KeptText(draw(st.sampled_from([1, 2])), {name: draw(small) for name in by_name}) if draw(st.booleans()) else None
+    keep = Keep(draw(amounts), draw(amounts), draw(amounts))
+    kept = [Hidden(keep, strategy, pairs, length, width, hidden_size)] if draw(st.booleans()) else []
+    for kind in draw(st.sets(st.sampled_from([States, Cls]))):
+        layers = draw(st.sets(st.integers(0, 50), min_size=1, max_size=4))
+        kept.append(kind(tuple(sorted(layers)), hidden_size, draw(st.sampled_from(["f16", "f32", "q8", "q4"]))))
+    features = {each.name: each for each in kept}
     return Plan(
-        keep=Keep(draw(amounts), draw(amounts), draw(amounts)),
-        strategy=strategy,
-        pairs=pairs,
-        length=length,
-        width=width,
-        hidden_size=hidden_size,
+        features=features,
         pass_=Pass(draw(small), draw(st.sampled_from(["fp32", "bf16", "fp16"])), draw(small), draw(small)),
-        teacher=draw(documents) | {"sha256": "5e", "layers": draw(small), "hidden_size": draw(small), "labels": labels},
+        teacher=draw(documents) | {"sha256": "5e", "layers": 50, "hidden_size": draw(small), "labels": labels},
         tokenizer=draw(documents) | {"pad_token_id": draw(small), "separators": draw(st.lists(small, max_size=2))},
         task=draw(documents) | {"name": draw(st.text("abc/-é", max_size=5))},
         splits=by_name,
         arrays=plan_arrays(
-            splits=by_name,
-            layers=len(pairs),
-            length=length,
-            width=width,
-            hidden_size=hidden_size,
-            values=strategy.values,
-            labels=draw(st.sampled_from([None, "int64", "float32"])),
-            logits=len(labels),
-            text=text,
+            features, by_name, labels=draw(st.sampled_from([None, "int64", "float32"])), logits=len(labels), text=text
         ),
         text=text,
     )
@@ -84,19 +80,25 @@ def test_a_plan_comes_back_from_its_bytes(plan):
     assert plan.differences(read) == []
 
 
+def with_hidden(plan: Plan, **changes) -> Plan:
+    return replace(plan, features={"hidden": replace(plan.hidden, **changes)})
+
+
 CHANGES = {
-    "keep: 2,3,0.25 -> 2,3,0.5": lambda plan: replace(plan, keep=Keep(2, 3, 0.5)),
-    "strategy.student_layers: 3 -> 4": lambda plan: replace(plan, strategy=replace(plan.strategy, student_layers=4)),
-    "strategy.top_layer: 5 -> 4": lambda plan: replace(plan, strategy=replace(plan.strategy, top_layer=4)),
-    "strategy.layer_map: round -> eq5": lambda plan: replace(plan, strategy=replace(plan.strategy, layer_map="eq5")),
-    "strategy.rank: attention -> left": lambda plan: replace(plan, strategy=replace(plan.strategy, rank="left")),
-    "strategy.rank_layer: aligned -> same": lambda plan: replace(plan, strategy=replace(plan.strategy, rank_layer="same")),
-    "strategy.score: probability -> raw": lambda plan: replace(plan, strategy=replace(plan.strategy, score="raw")),
-    "strategy.mask: magnitude -> random": lambda plan: replace(plan, strategy=replace(plan.strategy, mask="random")),
-    "strategy.values: f16 -> f32": lambda plan: replace(plan, strategy=replace(plan.strategy, values="f32")),
-    "hidden.length: 3 -> 4": lambda plan: replace(plan, length=4),
-    "hidden.width: 5 -> 6": lambda plan: replace(plan, width=6),
-    "hidden.hidden_size: 20 -> 24": lambda plan: replace(plan, hidden_size=24),
+    "keep: 2,3,0.25 -> 2,3,0.5": lambda plan: with_hidden(plan, keep=Keep(2, 3, 0.5)),
+    "strategy.student_layers: 3 -> 4": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, student_layers=4)),
+    "strategy.top_layer: 5 -> 4": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, top_layer=4)),
+    "strategy.layer_map: round -> eq5": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, layer_map="eq5")),
+    "strategy.rank: attention -> left": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, rank="left")),
+    "strategy.rank_layer: aligned -> same": lambda plan: with_hidden(
+        plan, strategy=replace(plan.hidden.strategy, rank_layer="same")
+    ),
+    "strategy.score: probability -> raw": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, score="raw")),
+    "strategy.mask: magnitude -> random": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, mask="random")),
+    "strategy.values: f16 -> f32": lambda plan: with_hidden(plan, strategy=replace(plan.hidden.strategy, values="f32")),
+    "hidden.length: 3 -> 4": lambda plan: with_hidden(plan, length=4),
+    "hidden.width: 5 -> 6": lambda plan: with_hidden(plan, width=6),
+    "hidden.hidden_size: 20 -> 24": lambda plan: with_hidden(plan, hidden_size=24),
     "pass.seed: 0 -> 1": lambda plan: replace(plan, pass_=replace(plan.pass_, seed=1)),
     "pass.precision: fp32 -> bf16": lambda plan: replace(plan, pass_=replace(plan.pass_, precision="bf16")),
     "pass.max_length: 64 -> 128": lambda plan: replace(plan, pass_=replace(plan.pass_, max_length=128)),
@@ -122,7 +124,8 @@ def test_any_change_makes_another_store_and_is_named(plan, difference):
 
 
 def test_another_layer_pair_or_array_makes_another_store(plan):
-    shifted = replace(plan, pairs=(plan.pairs[0], replace(plan.pairs[1], teacher=6)))
+    first, second = plan.hidden.pairs
+    shifted = with_hidden(plan, pairs=(first, replace(second, teacher=6)))
     (difference,) = plan.differences(shifted)
     assert difference.startswith("hidden.layers: ")
     without_label = replace(plan, arrays={path: spec for path, spec in plan.arrays.items() if path != "train/label"})
@@ -144,7 +147,7 @@ def test_units_are_those_of_every_split_and_arrays_those_of_one(plan):
 )
 def test_only_quantised_stores_have_a_scale(values, dtype, width, scaled):
     arrays = make_plan(values).arrays
-    assert stored_width(5, values) == width
+    assert ENCODINGS[values].stored_width(5) == width
     assert (arrays["train/hidden/values"].dtype, arrays["train/hidden/values"].shape) == (dtype, (20, 2, 3, width))
     assert ("train/hidden/scale" in arrays) == scaled
 
@@ -191,16 +194,61 @@ def test_a_text_that_is_not_that_of_the_arrays_is_refused(text):
 
 
 def test_the_largest_array_decides_the_unit():
-    def rows(**options):
-        plain = {"rows": 10**6, "longest": 64, "layers": 13, "length": 128, "width": 768, "hidden_size": 768, "values": "f16"}
-        return plan_unit_rows(**(plain | options))
+    def rows(*features, longest=64, text=None):
+        splits = {"train": SplitRows(10**6, 10**7, longest, "ab")}
+        kept = None if text is None else KeptText(1, {"train": text})
+        return in_units({each.name: each for each in features}, splits, text=kept)["train"].unit_rows
 
-    assert rows() == 16  # 13 x 128 x 768 x 2 B = 2.4 MiB a row
-    assert rows(values="f32") == 8
-    assert rows(width=1) == 256  # masks: 13 x 128 x 96 B = 156 KiB a row
-    assert rows(layers=0) == 8192  # inputs alone
-    assert rows(layers=0, longest=2**11) == 8192 and rows(layers=0, longest=2**11, text_bytes=1) == 4096  # two numbers a token
-    assert rows(layers=0, text_bytes=2**16) == 1024
+    def hidden(width=768, values="f16"):
+        pairs = tuple(LayerPair(layer, layer, 1) for layer in range(13))
+        return Hidden(Keep.parse("all"), PlannedStrategy(12, 12, values=values), pairs, 128, width, 768)
+
+    assert rows(hidden()) == 16  # 13 x 128 x 768 x 2 B = 2.4 MiB a row
+    assert rows(hidden(values="f32")) == 8
+    assert rows(hidden(width=1)) == 256  # masks: 13 x 128 x 96 B = 156 KiB a row
+    assert rows() == 8192  # inputs alone
+    assert rows(longest=2**11) == 8192 and rows(longest=2**11, text=1) == 4096  # two numbers a token
+    assert rows(text=2**16) == 1024
+    assert rows(States((3, 6), 768)) == 256  # 2 x 64 x 768 x 2 B = 192 KiB a row
+    assert rows(Cls((3, 6), 768)) == 8192  # 3 KiB
+    assert rows(States((3, 6), 768), hidden()) == 16
+
+
+OTHERS = (States((0, 3, 6), 20, "q8"), Cls((6,), 20))
+
+
+def test_a_plan_carries_the_least_version_that_reads_it_and_names_features_only_where_there_are_any_besides_hidden():
+    assert make_plan().version == 1 and b'"features"' not in make_plan().to_bytes()
+    both = make_plan(others=OTHERS)
+    assert both.version == 1  # who knows `hidden` alone reads it rightly
+    assert json.loads(both.to_bytes())["features"] == {
+        "states": {"layers": [0, 3, 6], "hidden_size": 20, "values": "q8"},
+        "cls": {"layers": [6], "hidden_size": 20, "values": "f16"},
+    }
+    alone = make_plan(others=OTHERS, hidden=False)
+    assert alone.version == 2 and not {"hidden", "keep", "strategy"} & alone.as_json().keys()
+    nothing = make_plan(hidden=False)
+    assert nothing.version == 2 and Plan.from_bytes(nothing.to_bytes(), "here") == nothing
+
+
+def test_layers_of_new_arrays_lie_apart_in_chunks_of_about_512_kib():
+    plan = make_plan(others=(States((0, 3, 6), 20, "q8"), Cls((2, 6), 20)), rows=10**5)
+    specs = {path: plan.arrays[f"train/{path}"] for path in ("states/values", "states/scale", "cls/values")}
+    assert {path: (spec.shape, spec.layers, spec.chunk_shape[:2]) for path, spec in specs.items()} == {
+        "states/values": ((10**5, 3, 10, 20), 3, (UNIT_ROWS, 1)),
+        "states/scale": ((10**5, 3, 10), 3, (UNIT_ROWS, 1)),
+        "cls/values": ((10**5, 2, 20), 2, (UNIT_ROWS, 1)),
+    }
+    big = Array(("layer", "token", "width"), (4, 64, 384), "float16", "NaN").spec(10**6, 8192)
+    assert big.chunk_shape == (8, 1, 64, 384) and big.chunk_bytes == 384 * 2**10  # 10 rows would be 480 KiB: a power of two
+
+
+@pytest.mark.parametrize("layers", [[], [3, 3], [6, 3], [7], [-1], ["3"], [None], 3, None, [2**70]])
+def test_a_feature_is_of_some_layers_that_the_teacher_has_lowest_first(layers):
+    document = make_plan(others=OTHERS).as_json()
+    document["features"]["cls"]["layers"] = layers
+    with pytest.raises(StoreError, match=r"^here/plan\.json cannot be read as a plan"):
+        Plan.from_bytes(canonical_json(document), "here")
 
 
 # --- plans that are none
@@ -235,7 +283,7 @@ def test_another_programs_plan_is_not_ours():
 
 def test_a_newer_format_asks_for_an_upgrade(plan):
     newer = canonical_json(plan.as_json() | {"version": FORMAT_VERSION + 1})
-    with pytest.raises(StoreError, match=r"^here is a store of format version 2; this hskstore reads up to 1: upgrade it$"):
+    with pytest.raises(StoreError, match=r"^here is a store of format version 3; this hskstore reads up to 2: upgrade it$"):
         Plan.from_bytes(newer, "here")
 
 
@@ -276,7 +324,7 @@ STRANGE = [None, -1, 0, 10**30, 0.5, "x", "O", "V9999999", "../..", [], {}, [[]]
 
 
 def test_an_unsealed_store_whose_plan_has_any_field_made_strange_is_refused_and_never_crashes(tmp_path):
-    document = make_plan(text=TEXT).as_json()
+    document = make_plan(text=TEXT, others=OTHERS).as_json()
     for path in leaves(document):
         for value in STRANGE:
             (tmp_path / "plan.json").write_bytes(json.dumps(edited(document, path, value)).encode())

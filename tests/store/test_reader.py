@@ -217,8 +217,8 @@ def test_an_edited_plan_is_refused(plan, sealed, name, message):
 
 
 def test_a_store_of_a_newer_format_asks_for_an_upgrade(plan, sealed):
-    (sealed / "plan.json").write_bytes(canonical_json(plan.as_json() | {"version": 2, "new": "field"}))
-    with pytest.raises(StoreError, match=r" is a store of format version 2; this hskstore reads up to 1: upgrade it$"):
+    (sealed / "plan.json").write_bytes(canonical_json(plan.as_json() | {"version": 3, "new": "field"}))
+    with pytest.raises(StoreError, match=r" is a store of format version 3; this hskstore reads up to 2: upgrade it$"):
         open_store(sealed)
 
 
@@ -306,7 +306,8 @@ import sys
 import numpy as np
 import hskstore
 from hskstore.store import open_store
-from hskstore.store import commit, copy, derive, encode, objects, places, plan, reader, schema, shard, values, verify
+from hskstore.store import commit, copy, derive, encode, objects, places, plan, reader, schema, shard, verify
+from hskstore.store import features, hidden, masks, vectors
 spec = schema.ArraySpec((4, 2), "float16", 4, 2, "values", "NaN")
 encode.encode_shard(spec, 0, np.ones((4, 2), np.float16))
 assert open_store({str(sealed_once)!r}).row("train", 0)["hidden/mask"].any()

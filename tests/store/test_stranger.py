@@ -55,23 +55,21 @@ LOOKS: dict[str, Callable[[Path], object]] = {
 
 
 def monstrous(
-    plan: Plan, *, rows: int = 20, unit_rows: int = 8, longest: int = 10, chunk: int | None = None, **sizes: Any
+    plan: Plan,
+    *,
+    rows: int = 20,
+    unit_rows: int = 8,
+    longest: int = 10,
+    chunk: int | None = None,
+    text: KeptText | None = None,
+    **sizes: Any,
 ) -> Plan:
     """A plan that agrees with itself."""
     train = replace(plan.splits["train"], rows=rows, unit_rows=unit_rows, longest=longest)
     splits = {**plan.splits, "train": train}
-    plan = replace(plan, splits=splits, **sizes)
-    arrays = plan_arrays(
-        splits=splits,
-        layers=len(plan.pairs),
-        length=plan.length,
-        width=plan.width,
-        hidden_size=plan.hidden_size,
-        values="f16",
-        labels="int64",
-        logits=2,
-        text=plan.text,
-    )
+    features = {"hidden": replace(plan.hidden, **sizes)}
+    plan = replace(plan, splits=splits, features=features, text=text)
+    arrays = plan_arrays(features, splits, labels="int64", logits=2, text=plan.text)
     small = chunk is not None
     return replace(plan, arrays={path: replace(spec, chunk=chunk) if small else spec for path, spec in arrays.items()})
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.store.values import static_mask
+from hskstore.store.masks import static_mask
 
 
 @given(st.integers(1, 1024), st.data())

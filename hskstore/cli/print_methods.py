@@ -1,0 +1,49 @@
+"""What `hsk` prints of methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
+    from hskstore.explore.methods import MethodDescription, PhaseDescription
+from hskstore.cli.console import grid, out
+
+
+def print_methods(found: list[MethodDescription]) -> None:
+    """A line for each: what its phases read beside the logits, and where it comes from."""
+    table = grid("method", "reads of a store", "source")
+    for column in table.columns:
+        column.justify = "left"
+    for method in found:
+        reads = dict.fromkeys(name for phase in method.phases for name in _read(phase))
+        table.add_row(method.name, ", ".join(reads), method.source)
+    out.print(table)
+    out.print(
+        "hsk methods NAME tells all about one, hsk extract --for NAME keeps what it reads, hsk distill --method NAME uses it"
+    )
+
+
+def print_method(method: MethodDescription) -> None:
+    """All about one."""
+    out.print(f"{method.name}: {method.summary}")
+    out.print()
+    out.print(f"source: {method.source}")
+    for phase in method.phases:
+        terms = " + ".join(f"{weight:g} x {term}" for term, weight in phase.weights.items())
+        out.print(f"phase {phase.name}, {phase.schedule} rate: {terms} (--weight {next(iter(phase.weights))}=NUMBER changes one)")
+        for name, layers in phase.reads.items():
+            out.print(f"  reads {name}; for a student of 6 layers and a teacher of 12: of layers {', '.join(map(str, layers))}")
+        out.print(f"  reads {', '.join(name for name in _read(phase) if name not in phase.reads) or 'nothing else'}")
+    if method.options:
+        table = grid("option", "values", "default", "what it is")
+        for column in table.columns:
+            column.justify = "left"
+        for option in method.options:
+            table.add_row(option.flag, option.expected, "" if option.default is None else f"{option.default}", option.help)
+        out.print(table)
+
+
+def _read(phase: PhaseDescription) -> list[str]:
+    """Features, logits and labels that a phase reads."""
+    logits = ["logits"] if "prediction" in phase.weights else []
+    return [*phase.reads, *logits, *(["labels"] if phase.reads_labels else [])]

@@ -1,0 +1,61 @@
+"""Vectors as they are stored, packed on the teacher's device: the torch half of store/vectors.py.
+
+Rounding comes first, then the mask, then integers, so that a smaller configuration is a cut of a bigger one.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor
+
+from hskstore.config import Values
+from hskstore.store.vectors import ENCODINGS
+
+SMALLEST_SCALE = 2.0**-14
+"""The smallest normal f16: below it a scale would lose its own digits, and no encoder's states are that small."""
+
+
+def round_values(vectors: Float[Tensor, "*rows width"], values: Values) -> Float[Tensor, "*rows width"]:
+    """In the precision that masks are made on: f32 for f32 stores, f16 for all others."""
+    return vectors.float() if values == "f32" else vectors.half()
+
+
+def encode(rounded: Float[Tensor, "*rows width"], values: Values) -> dict[str, Shaped[Tensor, "_ ..."]]:
+    """Rounded vectors as the arrays of their encoding: `values` [..., stored], and `scale` [...] where they are integers."""
+    encoding = ENCODINGS[values]
+    if encoding.largest is None:
+        return {"values": rounded}
+    integers, scale = quantise(rounded, encoding.largest)
+    return {"values": pack_nibbles(integers) if encoding.packed > 1 else integers, "scale": scale}
+
+
+def kept_values(
+    rounded: Float[Tensor, "*rows width"], kept: Bool[Tensor, "*rows width"], *, width: int
+) -> Float[Tensor, "*rows kept"]:
+    """The kept coordinates of each vector, in their order; `kept` has exactly `width` True in every vector."""
+    # Each kept coordinate to the place that its mask counts, the others to one behind the last: the shapes are known without
+    # asking the device.
+    place = torch.where(kept, kept.cumsum(dim=-1) - 1, width)
+    return rounded.new_empty((*rounded.shape[:-1], width + 1)).scatter_(-1, place, rounded)[..., :width].contiguous()
+
+
+def quantise(values: Float[Tensor, "*rows kept"], largest: int) -> tuple[Int[Tensor, "*rows kept"], Float[Tensor, "*rows"]]:
+    """Integers in [-largest, largest] (int8) and one f16 scale per vector: value = integer x scale, within half a scale."""
+    wide = values.float()
+    scale = (wide.abs().amax(dim=-1) / largest).clamp(min=SMALLEST_SCALE).half()
+    integers = (wide / scale.float()[..., None]).round().clamp(-largest, largest)
+    return integers.to(torch.int8), scale
+
+
+def pack_nibbles(integers: Int[Tensor, "*rows kept"]) -> UInt8[Tensor, "*rows pair"]:
+    """Two 4-bit two's complement values a byte, the first in the low half; an odd last one is paired with 0."""
+    if integers.shape[-1] % 2:
+        integers = torch.nn.functional.pad(integers, (0, 1))
+    low, high = (integers[..., half::2].to(torch.uint8) & 0xF for half in (0, 1))
+    return low | (high << 4)
+
+
+def pack_bits(kept: Bool[Tensor, "*rows width"]) -> UInt8[Tensor, "*rows octet"]:
+    """Bits, most significant first, as `numpy.packbits` has them; the last byte is filled with zeros."""
+    padded = torch.nn.functional.pad(kept, (0, -kept.shape[-1] % 8)).view(*kept.shape[:-1], -1, 8)
+    weight = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=kept.device)
+    return (padded * weight).sum(dim=-1, dtype=torch.uint8)

@@ -1,0 +1,130 @@
+"""What one forward pass shows of a model inside: one seam, for the teacher without gradients and for the student with them.
+
+The teacher runs on SDPA. One registered attention function calls SDPA and, for the layers asked for, also computes the first row
+of the attention map, which costs O(tokens) a head instead of O(tokens^2). Families that never call it (MPNet) run with eager
+attention.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from hskstore.config import Score
+from hskstore.models.run import run_model
+
+SEAM = "hskstore_sdpa"
+"""The attention implementation that a model must have for the [CLS] rows of its attention to be seen."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L.
+
+    `score`: whether those are probabilities or raw scores before the softmax. `|` joins what several features ask for.
+    """
+
+    hidden: frozenset[int] = frozenset()
+    cls_row: frozenset[int] = frozenset()
+    score: Score = "probability"
+
+    def __or__(self, other: "Sight") -> "Sight":
+        scores = {sight.score for sight in (self, other) if sight.cls_row} or {self.score}
+        assert len(scores) == 1, "one forward pass shows one kind of score"
+        return Sight(self.hidden | other.hidden, self.cls_row | other.cls_row, *scores)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen, by layer: `hidden` states, and the mean over heads of the [CLS] row of the attention (Equation 6)."""
+
+    logits: Float[Tensor, "batch class"]
+    hidden: Mapping[int, Float[Tensor, "batch token width"]] = field(default_factory=dict)
+    cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
+
+    def emptied(self) -> "Seen":
+        """The same without its rows; gradients, all of them zero, reach what a whole one's would."""
+        hidden, rows = ({layer: tensor[:0] for layer, tensor in found.items()} for found in (self.hidden, self.cls_row))
+        return Seen(self.logits[:0], hidden, rows)
+
+
+NOTHING = Sight()
+"""Logits alone."""
+
+
+def observe(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch token"],
+    token_type_ids: Int[Tensor, "batch token"],
+    attention_mask: Bool[Tensor, "batch token"],
+    sight: Sight,
+    *,
+    eager: bool = False,
+) -> Seen:
+    """One padded batch through a classifier, as `run_model` takes it. Layers that the model does not show are left out.
+
+    With `eager` the rows of the attention are read from the maps that the model itself gives.
+    """
+    capture = None if eager else _Capture(sight.cls_row, sight.score)
+    _active.capture = capture
+    try:
+        output = run_model(
+            model, input_ids, token_type_ids, attention_mask, hidden=bool(sight.hidden), attentions=eager and bool(sight.cls_row)
+        )
+    finally:
+        _active.capture = None
+    states = output.hidden_states or ()
+    rows = {} if capture is None else capture.rows
+    if output.attentions is not None:
+        rows = {layer: output.attentions[layer - 1][:, :, 0].float().mean(dim=1) for layer in sorted(sight.cls_row)}
+    hidden = {layer: states[layer] for layer in sorted(sight.hidden) if layer < len(states)}
+    return Seen(output.logits, hidden, rows)
+
+
+@dataclass
+class _Capture:
+    """What one forward pass leaves behind; layers are numbered by call order, because DistilBERT has no layer_idx."""
+
+    layers: frozenset[int]
+    score: Score
+    calls: int = 0
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+
+_active = threading.local()
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    capture: _Capture | None = getattr(_active, "capture", None)
+    if capture is not None:
+        capture.calls += 1
+        if capture.calls in capture.layers:
+            with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
+                row = _first_row(query, key, attention_mask, options.get("scaling"), capture.score)
+            capture.rows[capture.calls] = row
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return output, None
+
+
+def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, score: Score) -> Tensor:
+    """[batch, token]: the [CLS] row of the attention, mean over heads (Equation 6)."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = (query[:, :, :1].float() @ key.float().transpose(-1, -2)).squeeze(2) * scale
+    if mask is not None:
+        row = mask[:, :, 0]
+        logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row
+    return (logits.softmax(dim=-1) if score == "probability" else logits).mean(dim=1)
+
+
+AttentionInterface.register(SEAM, _attention)
+# Without a mask function of its own an implementation gets no mask at all, and padding is attended silently.
+AttentionMaskInterface.register(SEAM, sdpa_mask)

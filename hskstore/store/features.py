@@ -1,0 +1,157 @@
+"""What a store can hold of a teacher's knowledge: a closed set of features, each a value that stands in the plan.
+
+A feature names teacher layers. Which student layer learns from which belongs to the method, so that one store teaches students
+of any depth.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self, get_args
+
+from hskstore.config import Values, check_choice
+from hskstore.layers import LayerPair
+from hskstore.store.hidden import Hidden
+from hskstore.store.vectors import ENCODINGS, Array, Axis, Encoding
+
+
+class Feature(Protocol):
+    """A frozen dataclass. Its arrays stand at "train/NAME/ARRAY", its JSON in the plan."""
+
+    name: ClassVar[str]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The teacher layers, as they lie in the arrays. Layer 0 is the embedding output."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Coordinates of a stored vector."""
+        ...
+
+    @property
+    def values(self) -> Values:
+        """The name of its encoding."""
+        ...
+
+    @property
+    def encoding(self) -> Encoding: ...
+
+    def arrays(self, longest: int) -> Mapping[str, Array]:
+        """By name, for rows of at most `longest` tokens."""
+        ...
+
+    def row_bytes(self, longest: int) -> int:
+        """Of a row in the largest array, by which units are cut."""
+        ...
+
+    def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
+        """Where the teacher layers of some pairs lie in the arrays. Raises KeyError for a layer that is not there."""
+        ...
+
+    def as_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self: ...
+
+    def sizes(self) -> Sequence[object]:
+        """What must be whole numbers above zero in a stranger's plan."""
+        ...
+
+    def numbers(self) -> Sequence[object]:
+        """What must be whole numbers in a stranger's plan."""
+        ...
+
+    def attributes(self) -> Mapping[str, object]:
+        """What its group tells any Zarr reader."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerVectors:
+    """Vectors of `hidden_size` coordinates of some teacher layers, lowest first, each layer once; `axes` are theirs."""
+
+    name: ClassVar[str]
+    axes: ClassVar[tuple[Axis, ...]]
+    layers: tuple[int, ...]
+    hidden_size: int
+    values: Values = "f16"
+
+    def __post_init__(self) -> None:
+        check_choice("--values", self.values, get_args(Values))
+        if list(self.layers) != sorted(set(self.layers)) or not self.layers:
+            raise ValueError(f"the layers of {self.name} are not some layers, lowest first")
+
+    @property
+    def width(self) -> int:
+        """Coordinates of a stored vector: all."""
+        return self.hidden_size
+
+    @property
+    def encoding(self) -> Encoding:
+        return ENCODINGS[self.values]
+
+    def arrays(self, longest: int) -> dict[str, Array]:
+        sizes = {"layer": len(self.layers), "token": longest}
+        shape = tuple(sizes[axis] for axis in self.axes)
+        return self.encoding.arrays(shape, self.hidden_size, axes=self.axes, codec="vectors")
+
+    def row_bytes(self, longest: int) -> int:
+        """Of a row in the largest array, by which units are cut."""
+        return max(array.row_bytes for array in self.arrays(longest).values())
+
+    def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
+        """Where the teacher layers of some pairs lie in the arrays. Raises KeyError for a layer that is not there."""
+        where = {layer: place for place, layer in enumerate(self.layers)}
+        return tuple(where[pair.teacher] for pair in pairs)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "hidden_size": self.hidden_size, "values": self.values}
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(tuple(document["layers"]), document["hidden_size"], document["values"])
+
+    def sizes(self) -> list[object]:
+        return [self.hidden_size]
+
+    def numbers(self) -> list[object]:
+        return list(self.layers)
+
+    def attributes(self) -> dict[str, object]:
+        return {"teacher_layers": list(self.layers), "hidden_size": self.hidden_size, "values": self.values}
+
+    def joined(self, other: Self) -> Self:
+        """With the layers of both."""
+        return replace(self, layers=tuple(sorted({*self.layers, *other.layers})))
+
+
+@dataclass(frozen=True)
+class States(LayerVectors):
+    """Every real token of some layers, in the text's order, unmasked: [layer, token, width]. Behind a row's last token: zeros."""
+
+    name: ClassVar = "states"
+    axes: ClassVar = ("layer", "token")
+
+
+@dataclass(frozen=True)
+class Cls(LayerVectors):
+    """The vector of the first token, [CLS], of some layers: [layer, width]."""
+
+    name: ClassVar = "cls"
+    axes: ClassVar = ("layer",)
+
+
+OF_LAYERS: Mapping[str, type[States] | type[Cls]] = {"states": States, "cls": Cls}
+"""The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
+
+FEATURES: tuple[str, ...] = (Hidden.name, *OF_LAYERS)
+"""Every feature, in the order in which plans, batches and tables have them."""
+
+
+def joined(features: Iterable[States | Cls]) -> list[States | Cls]:
+    """One feature of each kind, with the layers of all, in the order of FEATURES."""
+    found: dict[str, Any] = {}
+    for feature in features:
+        found[feature.name] = found[feature.name].joined(feature) if feature.name in found else feature
+    return [found[name] for name in FEATURES if name in found]

@@ -1,0 +1,315 @@
+"""What holds for every method, present and future: what it learns, from what, and how it goes on, is shared and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hskstore.config import Keep, Strategy
+from hskstore.errors import ModelError, OptionError, StoreError
+from hskstore.features import TeacherShape
+from hskstore.losses import cosine_distance, normalised_mse
+from hskstore.methods import METHODS, DistilBert, Method, Mud, Pkd
+from hskstore.methods.serving import teacher_shape
+from hskstore.models.load import load_classifier
+from hskstore.models.observe import observe
+from hskstore.models.run import ModelShape
+from hskstore.models.widths import PruneTo
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.card import Distilled
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.rows import rows_from_store
+from hskstore.stage_two.student import places_of
+from hskstore.store import Store, open_store
+from hskstore.watch import unwatched
+from tests.conftest import make_bert, save_folder, sentences
+from tests.test_processes import launch, way_moved
+
+EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last")]
+INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
+TASKS = ("classes", "scores")
+LAYERS, WIDTH = 4, 32
+
+by_name = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
+
+
+def write_pairs(path: Path, task: str) -> str:
+    """Rows of two texts, each with a class or a score."""
+    pairs = zip(sentences(120, 1), sentences(120, 9), strict=True)
+    label = {"classes": lambda text: int("cat" in text), "scores": lambda text: len(text.split()) / 3}[task]
+    path.write_text("one,two,label\n" + "".join(f"{one},{two},{label(one)}\n" for one, two in pairs))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of both tasks: a teacher without dropout, stores of all that any method reads for students of 2 and of 4 layers, in f32 and
+    whole, and a narrower student of 2 layers."""
+    place = tmp_path_factory.mktemp("methods")
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for task in TASKS:
+        outputs = {"classes": 2, "scores": 1}[task]
+        teacher = save_folder(make_bert(layers=LAYERS, hidden=WIDTH, labels=outputs, **still), place / task / "teacher")
+        for depth in (2, LAYERS):
+            extract(
+                teacher,
+                write_pairs(place / f"{task}.csv", task),
+                out=place / task / str(depth),
+                keeps=[Keep("all", "all", "all")],
+                strategies=[Strategy(depth, top_layer=LAYERS, values="f32")],
+                methods=EVERY,
+                text=["one", "two"],
+                label="label",
+                validation="0.2",
+                max_length=64,
+            )
+        save_folder(make_bert(layers=2, hidden=16, labels=outputs, seed=1, **still), place / task / "student")
+        (place / task / "teacher").rename(place / task / "away")
+    return place
+
+
+def store_of(place: Path, task: str = "classes", depth: int = 2) -> Store:
+    (root,) = (place / task / str(depth)).iterdir()
+    return open_store(root)
+
+
+def learn(place: Path, method: Method, out: Path, *, task: str = "classes", watch: Any = unwatched, **options: Any) -> Distilled:
+    recipe = Recipe(
+        str(place / task / "student"),
+        method,
+        **{"max_steps": 8, "batch_size": (15,), "lr": (1e-3,), "precision": "fp32"} | options,
+    )
+    return distill(store_of(place, task), recipe, out=out, watch=watch)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@by_name
+def test_a_copy_of_the_teacher_has_nothing_to_learn_of_it(method: Method, task: str, place: Path) -> None:
+    store = store_of(place, task, LAYERS)
+    model, _ = load_classifier(str(place / task / "away"))
+    shape = ModelShape("a copy", len(store.plan.teacher["labels"]), (LAYERS, WIDTH))
+    teacher = teacher_shape(store.plan)
+    phases = method.phases(teacher, shape)
+    assert method.aids(teacher, shape) is None
+    rows = rows_from_store(store, "train", places=places_of(store, phases))
+    for phase in phases:
+        batch = rows.batch(np.arange(24), phase.reads)
+        seen = observe(model.eval(), *batch.inputs, phase.sees)
+        terms = method(phase, seen, batch, None)
+        assert terms.keys() == phase.weights.keys()
+        for name, term in terms.items():
+            model.zero_grad()
+            term.value.backward(retain_graph=True)
+            largest = max(float(each.grad.abs().max()) for each in model.parameters() if each.grad is not None)
+            inner = "." in name
+            assert inner == (name == f"{method.name}.{name.partition('.')[2]}") and (inner or name in ("prediction", "gold"))
+            if inner:
+                assert float(term.value) < 1e-6, name
+            if name != "gold":
+                assert largest < 1e-6, name
+
+
+@pytest.mark.parametrize("task", TASKS)
+@by_name
+def test_it_runs_end_to_end_from_a_store_of_pairs_whose_teacher_is_gone(
+    method: Method, task: str, place: Path, tmp_path: Path
+) -> None:
+    assert not (place / task / "teacher").exists()
+    found = learn(place, method, tmp_path / "run", task=task)
+    assert all(np.isfinite(value) for phase in found.phases for value in phase.losses.values())
+    assert found.scores["validation"].rows == 24
+    kept = set(load_file(tmp_path / "run" / "model.safetensors"))
+    assert kept == set(load_file(place / task / "student" / "model.safetensors")), "what helped is dropped"
+
+
+@by_name
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(method: Method, place: Path, tmp_path: Path) -> None:
+    learn(place, method, tmp_path / "whole")
+    stopped = False
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        nonlocal stopped
+        if stage in names and done == 15 * 2 and not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    names = {phase.name for phase in method.phases(TeacherShape(LAYERS, WIDTH), ModelShape("it", 2, (2, 16)))}
+    with pytest.raises(KeyboardInterrupt):
+        learn(place, method, tmp_path / "parts", watch=stop)
+    learn(place, method, tmp_path / "parts")
+    assert stopped and len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.test_methods import EVERY, learn
+
+place, out = map(Path, sys.argv[1:])
+for index, method in enumerate(EVERY):
+    learn(place, method, out / str(index))
+"""
+
+
+def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch(tmp_path / "program.py", place, tmp_path / "two", of=2)
+    start = load_file(place / "classes" / "student" / "model.safetensors")
+    for index, method in enumerate(EVERY):
+        learn(place, method, tmp_path / "one" / str(index))
+        one, two = (load_file(tmp_path / each / str(index) / "model.safetensors") for each in ("one", "two"))
+        # A key's bias has no gradient but for rounding, which Adam blows up.
+        moved = [{name: each[name] for name in each if not name.endswith("key.bias")} for each in (start, one, two)]
+        assert way_moved(*moved) < 1e-3, method
+
+
+@by_name
+def test_a_student_can_get_narrower_while_it_learns(method: Method, place: Path, tmp_path: Path) -> None:
+    found = learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert set(config["heads_per_layer"]) == {2} and set(config["ffn_per_layer"]) == {32}
+    assert found.scores["validation"].rows == 24
+
+
+class Shut(nn.Module):
+    """A model that shows nothing of its inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.EmbeddingBag(64, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.words(input_ids)
+        return found
+
+
+@by_name
+def test_a_module_that_shows_less_than_is_asked_is_refused_by_name(method: Method, place: Path, tmp_path: Path) -> None:
+    recipe = Recipe(method=method, max_steps=4, batch_size=(15,), precision="fp32")
+    if method in INSIDE:
+        with pytest.raises(ModelError, match=r"^Shut gives no hidden states, which the method learns"):
+            distill(store_of(place), recipe, out=tmp_path / "run", student=Shut())
+        assert not (tmp_path / "run" / "model.safetensors").exists()
+    else:
+        distill(store_of(place), recipe, out=tmp_path / "run", student=Shut())
+
+
+@by_name
+def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes_another(
+    method: Method, place: Path, tmp_path: Path
+) -> None:
+    from hskstore.store.derive import derive
+
+    bare = derive(store_of(place).root, tmp_path / "bare").root
+    recipe = Recipe(str(place / "classes" / "student"), method, max_steps=4, batch_size=(15,), precision="fp32")
+    if method in INSIDE:
+        named = method.name if method == type(method)() else "recipe.toml"
+        with pytest.raises(StoreError, match=rf"{method.name} reads: hsk extract TEACHER DATA --for {named} --student-layers 2 "):
+            distill(bare, recipe, out=tmp_path / "run")
+    else:
+        distill(bare, recipe, out=tmp_path / "run")
+
+
+@by_name
+def test_another_width_goes_through_a_projection_shared_or_one_a_layer(method: Method) -> None:
+    teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
+    if method in INSIDE:
+        counts = {}
+        for kind in ("shared", "per-layer"):
+            aids = type(method)(projection=kind).aids(teacher, student)  # type: ignore[call-arg]
+            assert aids is not None
+            counts[kind] = sum(each.numel() for each in aids.parameters()) // (16 * 32 + 32)
+        pairs = {pair for phase in method.phases(teacher, student) for want in phase.reads for pair in want.pairs}
+        assert counts == {"shared": 1, "per-layer": len(pairs)}
+    else:
+        assert method.aids(teacher, student) is None
+
+
+# --- pkd
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers", "expected"),
+    [
+        (6, "skip", [2, 4, 6, 8, 10]),  # both of section 3.2 of the paper
+        (6, "last", [7, 8, 9, 10, 11]),
+        (3, "skip", [4, 8]),
+        (3, "last", [10, 11]),
+        (5, "skip", [2, 5, 7, 10]),  # 2.4, 4.8, 7.2, 9.6
+    ],
+)
+def test_patient_layers_are_those_of_the_paper(depth: int, layers: Any, expected: list[int]) -> None:
+    (phase,) = Pkd(patient_layers=layers).phases(TeacherShape(12, 8), ModelShape("it", 2, (depth, 8)))
+    (want,) = phase.reads
+    assert [pair.teacher for pair in want.pairs] == expected
+    assert [pair.student for pair in want.pairs] == list(range(1, depth)) == sorted(phase.sees.hidden)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(1, "skip"), (1, "last"), (13, "last")])
+def test_a_student_without_layers_on_the_way_cannot_be_patient(depth: int, layers: Any) -> None:
+    with pytest.raises(OptionError, match=rf"^the method pkd teaches layers below the student's last, .* of {depth} layers"):
+        Pkd(patient_layers=layers).phases(TeacherShape(12, 8), ModelShape("it", 2, (depth, 8)))
+
+
+def test_what_pkd_weighs_is_of_its_options_and_what_weighs_nothing_is_not_asked() -> None:
+    teacher, student = TeacherShape(12, 8), ModelShape("it", 2, (3, 8))
+    (phase,) = Pkd(alpha=0.25, beta=7).phases(teacher, student)
+    assert phase.weights == {"pkd.cls": 7, "prediction": 0.75, "gold": 0.25} and phase.reads_labels
+    (phase,) = Pkd(alpha=0).phases(teacher, student)
+    assert phase.weights.keys() == {"pkd.cls", "prediction"} and not phase.reads_labels
+
+
+@pytest.mark.parametrize("options", [{"beta": -1}, {"beta": float("inf")}, {"alpha": 1.5}, {"temperature": 0}])
+def test_options_of_pkd_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=f"--{next(iter(options))}"):
+        Pkd(**options)  # type: ignore[arg-type]
+
+
+def test_normalised_mse_by_hand() -> None:
+    """(3, 4) is (0.6, 0.8) and (0, 2) is (0, 1): 0.36 + 0.04; the same direction is nothing, the opposite one 4."""
+    student = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 1.0]]])
+    teacher = torch.tensor([[[0.0, 2.0], [5.0, 0.0]], [[-1.0, 0.0], [0.0, 3.0]]])
+    term = normalised_mse(student, teacher)
+    assert term.total.tolist() == pytest.approx([0.4, 4.0]) and term.count.tolist() == [4, 4]
+    assert float(term.value) == pytest.approx(0.1 + 1.0)
+
+
+# --- distilbert
+
+
+def test_cosine_distance_by_hand() -> None:
+    """Of the same direction 0, a right angle 1, the opposite 2; what is no real token counts nowhere."""
+    student = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [9.0, 9.0]], [[0.0, 2.0], [3.0, 4.0], [7.0, 0.0]]]])
+    teacher = torch.tensor([[[[4.0, 0.0], [0.0, 1.0], [float("nan"), 0.0]], [[0.0, -1.0], [4.0, 3.0], [0.0, 7.0]]]])
+    is_real = torch.tensor([[True, True, False], [True, True, False]])
+    term = cosine_distance(student, teacher, is_real=is_real)
+    assert term.total.tolist() == pytest.approx([0 + 1 + 2 + 1 - 24 / 25]) and term.count.tolist() == [4]
+
+
+def test_distilbert_learns_the_last_states_and_both_labels() -> None:
+    (phase,) = DistilBert().phases(TeacherShape(12, 8), ModelShape("it", 2, (5, 8)))
+    (want,) = phase.reads
+    assert [(pair.student, pair.teacher) for pair in want.pairs] == [(5, 12)]
+    assert phase.weights == {"distilbert.cosine": 1, "prediction": 5, "gold": 2} and phase.reads_labels
+
+
+def test_mud_asks_for_its_own_configuration_where_nothing_is_stored_yet() -> None:
+    phase, _ = Mud().phases(TeacherShape(12, 8), ModelShape("it", 2, (6, 8)))
+    (want,) = phase.reads
+    assert [(pair.student, pair.teacher) for pair in want.pairs] == [(6, 10)]
+
+
+def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
+    for name, kind in METHODS.items():
+        assert kind.name == name and kind.source and kind.__doc__
+
+
+def test_a_store_of_everything_is_read_by_all(place: Path) -> None:
+    assert store_of(place).plan.features.keys() == {"hidden", "states", "cls"}
+    assert Path(store_of(place).root).name == "distilbert+finetune+kd+mud+pkd"
