@@ -190,7 +190,9 @@ def segment(source: Supply, store: Store, steps: int, seed: int, out: Path) -> S
         times.append(time.perf_counter())
 
     phases = [PhaseSettings(hidden_phase(store), lr=5e-5, batch_size=BATCH_SIZE, steps=steps)]
-    (result,) = train(learner, source, method, phases, key=store.digest, seed=seed, out=out, score=None, watch=watch)
+    (result,) = train(
+        learner, source, method, phases, data=store.digest, order=store.digest, seed=seed, out=out, score=None, watch=watch
+    )
     taken = [after - before for before, after in itertools.pairwise(times)]
     return Segment(taken[UNCOUNTED - 1 :], result.waited)
 

@@ -32,7 +32,7 @@ from hskstore.stage_two.learner import take_published_projection
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.settings import phase_settings
-from hskstore.stage_two.student import check_store, places_of, rows_key
+from hskstore.stage_two.student import check_store, named_as_read, places_of
 from hskstore.store import Plan, Store, open_store
 from hskstore.text.tasks import get_task
 from hskstore.text.tokenizers import tokenizer_sha256
@@ -324,10 +324,10 @@ def test_a_published_projection_is_where_training_starts(teacher_folder: str, da
 
 def test_a_run_is_of_one_store_read_in_one_way() -> None:
     """What a stopped run is compared by, so that it never goes on with other words."""
-    store: Any = SimpleNamespace(digest="ab" * 32)
+    digest = "ab" * 32
     readings = [{}] + [{"tokenizer": byte_level(trim=trim), "max_length": length} for trim in (True, False) for length in (5, 6)]
-    keys = [rows_key(store, reading) for reading in readings]
-    assert keys[0] == store.digest
+    keys = [named_as_read(digest, reading) for reading in readings]
+    assert keys[0] == digest
     assert len(set(keys)) == len(keys) and all(int(key, 16) >= 0 for key in keys)
 
 
@@ -424,7 +424,7 @@ def test_a_strangers_words_do_not_break_out_of_the_card(place: str, small: Store
     plan = dataclasses.replace(small.plan, teacher=teacher, task=task)
     assert Plan.from_bytes(plan.to_bytes(), "here") == plan, "it is read"
     scored = Scored({"accuracy": 0.5}, {"accuracy": 0.1}, 9)
-    distilled = Distilled("out", "d" * 64, [], {"validation": scored}, 1.0, 9, "fp32", "ram")
+    distilled = Distilled("out", "d" * 64, [], {"validation": scored}, 1.0, 9, "fp32", "ram", "ab" * 32)
     store: Any = SimpleNamespace(plan=plan)
     lines = model_card(distilled, store, Kd(), "own ``name`` [x](y)", "hsk distill '```\n'", None).splitlines()
     assert [line for line in lines if line.startswith("---")] == ["---"] * 2 and lines[0] == lines[2] == "---"

@@ -70,7 +70,7 @@ def rows_of(batch: Batch) -> list[int]:
 
 
 def order(source: Any, steps: slice = slice(None), **changed: Any) -> list[list[int]]:
-    options = {"batch_size": 16, "key": KEY, "seed": 0} | {k: v for k, v in changed.items() if k != "epoch"}
+    options = {"batch_size": 16, "order": KEY, "seed": 0} | {k: v for k, v in changed.items() if k != "epoch"}
     feed = Feed(source, **options)
     return [rows_of(step.batch) for step in feed.epoch(changed.get("epoch", 0))][steps]
 
@@ -99,9 +99,9 @@ def test_processes_share_every_batch_without_overlap_or_loss(rows: int, size: in
 
 
 @pytest.mark.parametrize("source", [InMemory(numbered(np.arange(1, 501) % 60 + 1)), Pieces([*range(1, 501)], 128)])
-def test_the_order_is_a_pure_function_of_digest_seed_and_epoch(source: Any) -> None:
+def test_the_order_is_a_pure_function_of_rows_seed_and_epoch(source: Any) -> None:
     assert order(source) == order(source)
-    different = [order(source), order(source, seed=1), order(source, epoch=1), order(source, key="cd" * 32)]
+    different = [order(source), order(source, seed=1), order(source, epoch=1), order(source, order="cd" * 32)]
     assert len({str(each) for each in different}) == 4
 
 

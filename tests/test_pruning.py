@@ -270,7 +270,7 @@ def by_hand(model: Any, of: TrainingRows, key: str) -> list[tuple[list[float], l
 def test_importance_is_gradient_times_weight_of_heads_and_units_summed_over_batches() -> None:
     model = as_pruned_bert(bert(), "it")
     before = copy.deepcopy(model.state_dict())
-    found = measure_importance(model, tiny_rows(), key="ab" * 32)
+    found = measure_importance(model, tiny_rows(), order="ab" * 32)
     for layer, (heads, units) in enumerate(by_hand(model, tiny_rows(), "ab" * 32)):
         torch.testing.assert_close(found.heads(layer), torch.tensor(heads), rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(found.units(layer), torch.tensor(units), rtol=1e-4, atol=1e-7)
@@ -298,7 +298,7 @@ def test_a_unit_that_the_loss_does_not_hang_on_is_the_first_to_go() -> None:
         layer.output.dense.weight.data[:, [number, 10 + number]] = 0
         layer.attention.output.dense.weight.data[:, number * HEAD_SIZE : (number + 1) * HEAD_SIZE] = 0
     model = as_pruned_bert(teacher, "it")
-    importance = measure_importance(model, tiny_rows(), key="ab" * 32)
+    importance = measure_importance(model, tiny_rows(), order="ab" * 32)
     importance.keep(model, Widths(HEADS - 1, FFN - 2, HIDDEN))
     assert_same(model, teacher)  # of each layer just those that were masked: no layer used another's scores
 

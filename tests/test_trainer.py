@@ -74,7 +74,8 @@ def run(out: Path, method: Any, *, watch: Any = None, of: Learner | None = None,
     data = InMemory(rows())
     scores = iter(options.pop("scores", [0.5 + step / 1000 for step in range(100)]))
     arguments: dict[str, Any] = {
-        "key": "ab" * 32,
+        "data": "ab" * 32,
+        "order": "ab" * 32,
         "seed": 0,
         "precision": "fp32",
         "score": lambda _: DevScore("accuracy", {"accuracy": next(scores)}),
@@ -116,7 +117,8 @@ def test_the_order_and_dropout_follow_the_seed(tmp_path: Path) -> None:
     ("changed", "named"),
     [
         ({"seed": 1}, "seed"),
-        ({"key": "cd" * 32}, "data"),
+        ({"data": "cd" * 32}, "data"),
+        ({"order": "cd" * 32}, "order"),
         ({"phases": settings(Mud(), 11)}, "phases"),
         ({"of": learner(Mud(projection="per-layer"))}, None),
         ({"of": learner(seed=9)}, "student"),
@@ -135,6 +137,21 @@ def test_an_unfinished_run_is_not_taken_for_another(changed: dict[str, Any], nam
         return
     with pytest.raises(OptionError, match=named):
         run(tmp_path, Mud(), **changed)
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == 16 * 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hskstore.stage_two.trainer.RUN_VERSION", 1)
+        run(tmp_path, Mud(), watch=stop)
+    told = f"{tmp_path} holds an unfinished run of another version of hskstore.*: end it with that version, delete .*checkpoint"
+    with pytest.raises(OptionError, match=told):
+        run(tmp_path, Mud())
 
 
 def test_the_best_dev_score_is_kept_in_a_phase_that_predicts(tmp_path: Path) -> None:
@@ -290,7 +307,14 @@ def test_a_store_read_in_blocks_trains_as_exactly_and_goes_on_as_exactly(
     store = open_store(tmp_path / "stores" / "d1-l3-w8")
     source = open_supply(store, "train", loader="blocks", places={"hidden": (0,)})
     teacher = teacher_shape(store.plan)
-    options: dict[str, Any] = {"key": store.digest, "seed": 0, "score": None, "precision": "fp32", "device": "cpu"}
+    options: dict[str, Any] = {
+        "data": store.digest,
+        "order": store.digest,
+        "seed": 0,
+        "score": None,
+        "precision": "fp32",
+        "device": "cpu",
+    }
 
     def fresh() -> Learner:
         return learner(teacher=teacher)

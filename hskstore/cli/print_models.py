@@ -59,7 +59,7 @@ def print_distilled(result: Distilled) -> None:
     print_scores(result.scores)
     out.print(
         f"{result.folder}: {result.parameters:,} parameters; from store {result.digest[:16]}, {result.precision},"
-        f" rows {'in memory' if result.loader == 'ram' else 'read in blocks'}"
+        f" rows {'in memory' if result.loader == 'ram' else 'read in blocks'}, batches {result.batches[:16]}"
     )
 
 

@@ -30,7 +30,11 @@ export --onnx` makes of it runs without hskstore.
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained student: `scores` are those of its saved weights, by split of the store (validation; MNLI has two)."""
+    """A trained student: `scores` are those of its saved weights, by split of the store (validation; MNLI has two).
+
+    `batches` names the batches that it saw, but for the seed: where two runs have it and the seed alike, they saw the same ones,
+    whatever their stores keep, and can be compared in pairs.
+    """
 
     folder: str
     digest: str
@@ -40,6 +44,7 @@ class Distilled:
     parameters: int
     precision: str
     loader: str
+    batches: str
 
 
 def _code(text: object) -> str:

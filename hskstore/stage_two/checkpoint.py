@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from hskstore.errors import HskError, OptionError
 
+RUN_VERSION = 2
+"""Of how a run goes from its settings. Since 2 the rows order the batches, and no longer the store's digest."""
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Ended = Literal["steps", "minutes", "patience"]
@@ -75,9 +78,15 @@ class Checkpoint:
         try:
             state = _parse(self._state.read_text())
             mine, theirs = json.loads(state.settings), json.loads(settings)
+            earlier = mine.get("version") != theirs.get("version")
             differ = ", ".join(name for name in theirs | mine if mine.get(name) != theirs.get(name))
         except Exception:  # whatever a torn or foreign file can make of this
             raise self._unusable(self._state) from None
+        if earlier:
+            raise OptionError(
+                f"{self._folder.parent} holds an unfinished run of another version of hskstore, which orders batches otherwise:"
+                f" end it with that version, delete {self._folder} to begin it anew, or choose another --out"
+            )
         if differ:
             raise OptionError(
                 f"{self._folder.parent} holds an unfinished run that differs in its {differ}: give the same options to go"

@@ -71,7 +71,8 @@ def distill(
         supply,
         recipe.method,
         settings,
-        key=fitted.key,
+        data=fitted.data,
+        order=fitted.order,
         seed=recipe.seed,
         out=out,
         score=dev_score(task, fitted.dev["validation"], watch),
@@ -90,6 +91,7 @@ def distill(
         parameters=parameters(learner.student),
         precision=precision,
         loader=supply.name,
+        batches=supply.batches_sha256(fitted.order, [phase.batch_size for phase in settings]),
     )
     if is_main():
         save_student(distilled, store, fitted, recipe, learner, command)

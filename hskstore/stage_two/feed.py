@@ -4,6 +4,7 @@ Rows lie in memory, or are read from the store in windows of whole units, which 
 made. Either way an epoch is every row once, in batches of similar length, and can begin at any of its steps.
 """
 
+import hashlib
 import math
 import queue
 import threading
@@ -48,6 +49,10 @@ class Supply(Protocol):
 
     def read(self, window: "Window") -> TrainingRows: ...
 
+    def batches_sha256(self, order: str, batch_sizes: Sequence[int]) -> str:
+        """Names the batches of these sizes, in the order that `order` and any seed make."""
+        ...
+
 
 @dataclass(frozen=True)
 class Window:
@@ -69,6 +74,10 @@ class InMemory:
 
     def read(self, window: Window) -> TrainingRows:
         return self.rows
+
+    def batches_sha256(self, order: str, batch_sizes: Sequence[int]) -> str:
+        """Of the rows, and the sizes."""
+        return _sha256(self.name, order, *batch_sizes)
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,11 @@ class InWindows:
         give_back_memory()
         return rows
 
+    def batches_sha256(self, order: str, batch_sizes: Sequence[int]) -> str:
+        """Of the rows, the sizes, and the windows, which follow from the bytes of a row: more of them make smaller windows."""
+        windows = [[window.units for window in self.windows(np.random.default_rng(0), size)] for size in batch_sizes]
+        return _sha256(self.name, order, *batch_sizes, self.store.plan.splits[self.split].unit_rows, windows)
+
 
 def open_supply(
     store: Store, split: str, *, loader: Loader = "auto", processes: int = 1, watch: Watch = unwatched, **reading: Any
@@ -110,6 +124,10 @@ def open_supply(
     if loader == "blocks" or (loader == "auto" and not rows_fit(needed, processes)):
         return InWindows(store, split, reading)
     return InMemory(rows_from_store(store, split, **reading, watch=watch))
+
+
+def _sha256(*words: object) -> str:
+    return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 def first_rows(supply: Supply) -> TrainingRows:
@@ -167,19 +185,19 @@ class Step:
 class Feed:
     """What decides the batches of a run: its rows, their order, and this process's share.
 
-    The order is a pure function of `key` (the store's digest in hexadecimal), `seed`, the epoch and the batch size.
+    The order is a pure function of `order` (a sha256 of the rows), `seed`, the epoch, the batch size, and the supply's windows.
     """
 
     supply: Supply
     batch_size: int
-    key: str
+    order: str
     seed: int
     share: Share = Share()
 
     def epoch(self, number: int, *, reads: Sequence[Want[Any]] = (), start: int = 0) -> Generator[Step]:
         """An epoch's steps from its step `start` on, with the knowledge that is asked for; windows that were trained on before
         are not read."""
-        seed = [int(self.key[:16], 16), self.seed, number]
+        seed = [int(self.order[:16], 16), self.seed, number]
         windows = self.supply.windows(np.random.default_rng(seed), self.batch_size)
         counts = [math.ceil(window.rows / self.batch_size) for window in windows]
         ends = np.cumsum(counts)

@@ -36,8 +36,8 @@ class Student:
     """A student that fits its store, before it is trained, and the store's dev rows as it reads them.
 
     `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
-    takes it. The `phases` of its run are made for `teacher` and `shape`, and read the stored layers `places`. `key` names the
-    rows it reads.
+    takes it. The `phases` of its run are made for `teacher` and `shape`, and read the stored layers `places`. `data` names what
+    it learns from, and `order` the rows alone.
     """
 
     model: Any
@@ -49,7 +49,8 @@ class Student:
     shape: ModelShape
     phases: tuple[Phase, ...]
     places: Places
-    key: str
+    data: str
+    order: str
 
     def check_train(self, store: Store, supply: Supply) -> None:
         """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
@@ -72,7 +73,6 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
         model = as_pruned_bert(model, name)
     reading = reading_options(model, own, store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
-    key = rows_key(store, reading)
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
     shape = shape_of(model, *telling_rows(dev["validation"]), name=name)
     if shape.outputs != len(plan.teacher["labels"]):
@@ -80,7 +80,8 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     teacher = teacher_shape(plan)
     phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
     check_store(store, phases, shape, method)
-    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), key)
+    data, order = (named_as_read(name, reading) for name in (store.digest, store.rows_sha256("train")))
+    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order)
 
 
 def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, method: Method) -> None:
@@ -179,9 +180,9 @@ def has_tokenizer(student: str) -> bool:
     return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
-def rows_key(store: Store, reading: Mapping[str, Any]) -> str:
-    """What names the rows: the store's digest, and the student's own tokenizer if it has one."""
+def named_as_read(name: str, reading: Mapping[str, Any]) -> str:
+    """A name of rows, such as a store's digest, as a student reads them: one that has a tokenizer of its own makes others."""
     if not reading:
-        return store.digest
-    words = f"{store.digest} {tokenizer_sha256(reading['tokenizer'])} {reading['max_length']}"
+        return name
+    words = f"{name} {tokenizer_sha256(reading['tokenizer'])} {reading['max_length']}"
     return hashlib.sha256(words.encode()).hexdigest()

@@ -24,7 +24,7 @@ from hskstore.config import TrainPrecision
 from hskstore.methods import Method, Term
 from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
-from hskstore.stage_two.checkpoint import Checkpoint, Ended, PhaseResult, RunState
+from hskstore.stage_two.checkpoint import RUN_VERSION, Checkpoint, Ended, PhaseResult, RunState
 from hskstore.stage_two.dropout import FastDropout
 from hskstore.stage_two.feed import Feed, Prefetched, Share, Step, Supply
 from hskstore.stage_two.journal import Journal, mean_losses, open_log
@@ -49,7 +49,8 @@ def train(
     method: Method,
     phases: Sequence[PhaseSettings],
     *,
-    key: str,
+    data: str,
+    order: str,
     seed: int,
     out: Path,
     score: Callable[[Learner], DevScore] | None,
@@ -60,7 +61,8 @@ def train(
     """Train in place, phase after phase, and leave the best weights of the last phase in `learner`.
 
     A student that gets narrower (`learner.pruning`) does so in the first phase.
-    `key` names the data (the store's digest) and orders the batches; `score` is the dev score, asked for at the end of
+    `data` names what is learnt from (the store's digest), `order` the rows alone (their sha256), which with the seed orders the
+    batches; `score` is the dev score, asked for at the end of
     each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint with every dev score, else at the end of an epoch
     once a minute at most, and on Ctrl-C; runs go on from them, and the caller removes them with `forget_checkpoint` once the
     student is saved. Under `accelerate launch` or `torchrun` the rows of each batch are split among the processes, and the
@@ -74,7 +76,9 @@ def train(
     learner.to(accelerator.device)
     processes.same_weights(learner, accelerator)
     described = {
-        "data": key,
+        "version": RUN_VERSION,
+        "data": data,
+        "order": order,
         "seed": seed,
         "precision": precision,
         "loader": supply.name,
@@ -93,7 +97,7 @@ def train(
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
     with processes.interrupts() as held:
-        run = Run(learner, supply, method, phases, key, seed, score, accelerator, checkpoint, journal, held)
+        run = Run(learner, supply, method, phases, order, seed, score, accelerator, checkpoint, journal, held)
         while state.phase < len(phases):
             state = PhaseLoop(run, state).train()
     journal.close()
@@ -108,7 +112,7 @@ class Run:
     supply: Supply
     method: Method
     phases: Sequence[PhaseSettings]
-    key: str
+    order: str
     seed: int
     score: Callable[[Learner], DevScore] | None
     accelerator: Accelerator
@@ -156,7 +160,7 @@ class PhaseLoop:
         """This process's share of the batches that are still to come."""
         run, settings = self.run, self.settings
         share = Share(run.accelerator.process_index, run.accelerator.num_processes)
-        feed = Feed(run.supply, settings.batch_size, run.key, run.seed, share)
+        feed = Feed(run.supply, settings.batch_size, run.order, run.seed, share)
         steps = feed.steps(reads=settings.phase.reads, start=self.state.step, stop=settings.steps)
         if run.accelerator.device.type != "cuda":
             return steps

@@ -92,6 +92,17 @@ class Store:
         units = self.plan.splits[path.partition("/")[0]].units
         return np.concatenate([self.read(path, unit) for unit in range(units)]) if units else np.empty(spec.shape)
 
+    def rows_sha256(self, split: str) -> str:
+        """Of a split's rows as the teacher reads them: token ids, lengths and row ids. It is the same in every store of the same
+        rows in the same order, whatever is kept of them and however they are cut into units."""
+        digests = {name: hashlib.sha256() for name in ("input_ids", "n_tokens", "row_id")}
+        for unit in range(self.plan.splits[split].units):
+            ids, n_tokens, row_id = (self.read(f"{split}/{name}", unit) for name in digests)
+            real = ids[np.arange(ids.shape[1]) < n_tokens[:, None]]
+            for digest, array in zip(digests.values(), (real, n_tokens, row_id), strict=True):
+                digest.update(array.tobytes())
+        return hashlib.sha256("".join(digest.hexdigest() for digest in digests.values()).encode()).hexdigest()
+
     def _spec(self, path: str) -> ArraySpec:
         spec = self.plan.arrays.get(path)
         if spec is None:

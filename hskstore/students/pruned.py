@@ -64,7 +64,7 @@ def prune_teacher(
     tokenised = tokenise(dataset.splits["train"], tokenizer, length, split="train", watch=watch)
     check_length(model, teacher, int(tokenised.n_tokens.max()))
     rows = rows_from_data(tokenised, tokenizer.pad_token_id)
-    importance = measure_importance(model, rows, key=tokenised.sha256(), watch=watch)
+    importance = measure_importance(model, rows, order=tokenised.sha256(), watch=watch)
     take_layers(model, range(1, (layers or total) + 1))
     importance.keep(model, widths)
     set_labels(model, dataset.task.labels, dataset.task.kind)
@@ -73,12 +73,12 @@ def prune_teacher(
 
 
 def measure_importance(
-    model: PrunedBertForSequenceClassification, rows: TrainingRows, *, key: str, watch: Watch = unwatched
+    model: PrunedBertForSequenceClassification, rows: TrainingRows, *, order: str, watch: Watch = unwatched
 ) -> Importance:
-    """Importance over one epoch of `rows` in batches of 32, whose order `key` decides; no weight changes."""
+    """Importance over one epoch of `rows` in batches of 32, whose order `order` decides; no weight changes."""
     importance = Importance(model)
     done = 0
-    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, key, seed=0).epoch(0):
+    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, order, seed=0).epoch(0):
         batch = step.batch.to(model.device)
         seen = observe(model, *batch.inputs, NOTHING)
         model.zero_grad()
