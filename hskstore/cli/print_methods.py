@@ -32,8 +32,11 @@ def print_method(method: MethodDescription) -> None:
         terms = " + ".join(f"{weight:g} x {term}" for term, weight in phase.weights.items())
         out.print(f"phase {phase.name}, {phase.schedule} rate: {terms} (--weight {next(iter(phase.weights))}=NUMBER changes one)")
         for name, layers in phase.reads.items():
-            out.print(f"  reads {name}; for a student of 6 layers and a teacher of 12: of layers {', '.join(map(str, layers))}")
-        out.print(f"  reads {', '.join(name for name in _read(phase) if name not in phase.reads) or 'nothing else'}")
+            told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+            out.print(f"  reads {name}; for a student of 6 layers and a teacher of 12 that of teacher {told}")
+        others = [name for name in _read(phase) if name not in phase.reads]
+        if others:
+            out.print(f"  reads {', '.join(others)}")
     if method.options:
         table = grid("option", "values", "default", "what it is")
         for column in table.columns:
