@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import encode, round_values
+from hskstore.features.pack import are_finite, encode, round_values
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import Cls
@@ -34,7 +34,7 @@ def _sight(feature: Cls) -> Sight:
 
 def _capture(feature: Cls, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
     rounded = torch.stack([round_values(seen.hidden[layer][:, 0], feature.values) for layer in feature.layers], dim=1)
-    return encode(rounded, feature.values) | {"finite": rounded.isfinite().all(dim=2)}
+    return encode(rounded, feature.values) | {"finite": are_finite(rounded)}
 
 
 def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence[int], n_tokens: np.ndarray) -> ClsTargets:

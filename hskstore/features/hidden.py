@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hskstore.errors import StoreError
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import encode, kept_values, pack_bits, round_values
+from hskstore.features.pack import are_finite, encode, kept_values, pack_bits, round_values
 from hskstore.features.select import gather_tokens, magnitude_mask, random_scores, token_rank
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
@@ -77,7 +77,7 @@ def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
         "mask": pack_bits(kept).masked_fill(empty[..., None], 0),
         "token": positions.to(torch.int16),
         "n_kept": n_kept.to(torch.int16),
-        "finite": vectors.isfinite().flatten(2).all(dim=2),
+        "finite": are_finite(vectors),
     }
 
 

@@ -16,7 +16,17 @@ SMALLEST_SCALE = 2.0**-14
 
 def round_values(vectors: Float[Tensor, "*rows width"], values: Values) -> Float[Tensor, "*rows width"]:
     """In the precision that masks are made on: f32 for f32 stores, f16 for all others."""
-    return vectors.float() if values == "f32" else vectors.half()
+    return vectors.to(rounded_dtype(values))
+
+
+def rounded_dtype(values: Values) -> torch.dtype:
+    """That of `round_values`."""
+    return torch.float32 if values == "f32" else torch.float16
+
+
+def are_finite(rounded: Float[Tensor, "batch layer *rows width"]) -> Bool[Tensor, "batch layer"]:
+    """Whether all of a row's vectors of a layer are; by their largest, which takes an eighth of the time of `isfinite` on f16."""
+    return rounded.abs().flatten(2).amax(dim=2).isfinite()
 
 
 def encode(rounded: Float[Tensor, "*rows width"], values: Values) -> dict[str, Shaped[Tensor, "_ ..."]]:

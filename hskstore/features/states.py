@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import encode, round_values
+from hskstore.features.pack import are_finite, encode, rounded_dtype
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import States
@@ -47,13 +47,16 @@ def _sight(feature: States) -> Sight:
 
 def _capture(feature: States, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
     _, _, attention_mask = batch
-    rounded = torch.stack([round_values(seen.hidden[layer], feature.values) for layer in feature.layers], dim=1)
     padding = ~attention_mask[:, None, :]
+    first = seen.hidden[feature.layers[0]]
+    rounded = first.new_empty((len(first), len(feature.layers), *first.shape[1:]), dtype=rounded_dtype(feature.values))
+    for place, layer in enumerate(feature.layers):
+        rounded[:, place] = seen.hidden[layer]  # rounded and laid where it belongs in one go
     rounded.masked_fill_(padding[..., None], 0)
     arrays = encode(rounded, feature.values)
     if "scale" in arrays:
         arrays["scale"] = arrays["scale"].masked_fill(padding, 0)
-    return arrays | {"finite": rounded.isfinite().flatten(2).all(dim=2)}
+    return arrays | {"finite": are_finite(rounded)}
 
 
 def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence[int], n_tokens: np.ndarray) -> StateTargets:

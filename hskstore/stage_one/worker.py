@@ -117,9 +117,9 @@ class UnitWorker:
                 for batch, found in zip(batches, passed, strict=False):
                     for index, columns in zip(wanted, found, strict=True):
                         self._place(job.split, index, batch, columns, lacking, units)
-                    if self._teacher.device.type == "cpu":
-                        give_back_memory()
                     yield len(batch)
+                if self._teacher.device.type == "cpu":
+                    give_back_memory()  # after a block, not each batch: what is given back has to be taken anew
                 for index, unit in finished:
                     seconds = time.monotonic() - began
                     columns = units.pop((index, unit))
@@ -159,9 +159,10 @@ class UnitWorker:
             if (index, number) not in units:
                 units[index, number] = _empty_unit(plan, split, number)
             inside = owner == number
+            whole = bool(inside.all())
             at = batch[inside] - number * size
             for path, buffer in units[index, number].items():
-                column = columns[path][inside]
+                column = columns[path] if whole else columns[path][inside]
                 # A batch may be shorter along the axis of tokens, or bytes.
                 buffer[(at, *(slice(size) for size in column.shape[1:]))] = column
 
