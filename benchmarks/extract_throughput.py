@@ -50,7 +50,7 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.jobs import make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
-from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, padded, probe
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, padded, probe, sight_of
 from hskstore.stage_one.worker import UnitWorker
 from hskstore.store.commit import begin, seal
 from hskstore.store.objects import Objects
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, 
     one = replace(
         ready, plans={name: plan for name, plan in ready.plans.items() if str(plan.hidden and plan.hidden.keep) == ONE[0]}
     )
-    probe(ready.teacher, ready.plans.values(), ready.rows["train"])
+    probe(ready.teacher, sight_of(ready.plans.values()), ready.rows["train"])
     batches = list(batches_of(ready))
     streams = TeacherPass(list(ready.plans.values()), ready.teacher).streams
     bare(ready, batches[: 2 * streams], 1)  # the first kernels of a process are slow

@@ -32,7 +32,7 @@ from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.forecast import forecast
 from hskstore.stage_one.planning import prepare
-from hskstore.stage_one.teacher_pass import TeacherPass, probe
+from hskstore.stage_one.teacher_pass import TeacherPass, probe, sight_of
 from hskstore.store import open_store
 
 LAYERS = (1, 3, 4, 6)
@@ -62,7 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         lines = ["# states and cls", "", f"`python {' '.join(sys.argv)}`", ""]
         lines += [f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}.", ""]
-        lines += throughput(options, Path(scratch, "speed"))
+        asked = Asked([], [Strategy(3)], [Reading("states", (STATES,))])
+        told = speed(options, Path(scratch, "speed"), asked)
+        lines += [f"Extraction of states of layers {', '.join(map(str, LAYERS))} in f16: {told}"]
         lines += ["", *sizes(options, Path(scratch, "sizes"))]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -70,13 +72,13 @@ def main() -> None:
         options.out.write_text(text)
 
 
-def throughput(options: argparse.Namespace, scratch: Path) -> list[str]:
+def speed(options: argparse.Namespace, scratch: Path, asked: Asked) -> str:
+    """Rows a second of an extraction beside those of the bare forward."""
     scratch.mkdir()
-    asked = Asked([], [Strategy(3)], [Reading("states", (STATES,))])
     data, rows = first_rows(options.data, options.rows, scratch), scratch / "rows"
     rows.mkdir()
     ready = prepare(options.teacher, str(data), rows, asked, device=torch.device("cpu"), task="sst2")
-    probe(ready.teacher, ready.plans.values(), ready.rows["train"])
+    probe(ready.teacher, sight_of(ready.plans.values()), ready.rows["train"])
     batches = list(batches_of(ready))
     streams = TeacherPass(list(ready.plans.values()), ready.teacher).streams
     bare(ready, batches[: 2 * streams], 1)  # the first kernels of a process are slow
@@ -90,11 +92,10 @@ def throughput(options: argparse.Namespace, scratch: Path) -> list[str]:
         print(f"round {number + 1}: bare {fastest:.1f} s, states {seconds:.1f} s", file=sys.stderr, flush=True)
     plain, own = (statistics.median(rate[part] for rate in rates) for part in (0, 1))
     low, middle, high = (100 * share for share in (min(shares), statistics.median(shares), max(shares)))
-    return [
-        f"Extraction of states of layers {', '.join(map(str, LAYERS))} in f16, {total:,} rows, {options.repeats} rounds:"
-        f" {own:.0f} rows a second where the bare forward makes {plain:.0f}, that is {middle:.1f} % of it"
-        f" ({low:.1f} to {high:.1f} %).",
-    ]
+    return (
+        f"{own:.0f} rows a second where the bare forward makes {plain:.0f}, that is {middle:.1f} % of it"
+        f" ({low:.1f} to {high:.1f} %; {total:,} rows, {options.repeats} rounds)."
+    )
 
 
 def sizes(options: argparse.Namespace, scratch: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Offline hidden-state distillation: run the teacher once, train any student from what was kept.
 
-`extract` writes stores, `open_store` reads one, `distill` trains from one by a `Recipe`, `finetune` makes a teacher,
-`evaluate` scores.
+`extract` writes stores, `open_store` reads one, `view` selects a configuration out of a rich one, `distill` trains from one by
+a `Recipe`, `finetune` makes a teacher, `evaluate` scores.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from hskstore.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hskstore.config import Keep, Strategy
+    from hskstore.features.view import view
     from hskstore.stage_one.extract import extract
     from hskstore.stage_two.distill import distill
     from hskstore.stage_two.evaluate import evaluate
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hskstore.stage_two.recipe import Recipe
     from hskstore.store import open_store
 
-__all__ = ["Keep", "Recipe", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store"]
+__all__ = ["Keep", "Recipe", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store", "view"]
 
 _HOMES = {
     "Keep": "hskstore.config",
@@ -29,6 +30,7 @@ _HOMES = {
     "extract": "hskstore.stage_one.extract",
     "finetune": "hskstore.stage_two.finetune",
     "open_store": "hskstore.store",
+    "view": "hskstore.features.view",
 }
 
 

@@ -4,7 +4,8 @@ One teacher, one student cut from its layers, the same number of steps for every
 
     python pipelines/mud.py ../shared/models/minilm-l6-sst2 ../shared/data/sst2_small --task sst2 --student-layers 2,4,6
 
-The teacher runs once; after that only the stores are read. A run that was stopped goes on where it was.
+The teacher runs once, for one rich store, of which both configurations are views; after that only the store is read. A run that
+was stopped goes on where it was.
 """
 
 import argparse
@@ -14,11 +15,13 @@ import statistics
 from pathlib import Path
 
 from hskstore.config import Keep, Strategy
+from hskstore.features.view import view
 from hskstore.methods import Finetune, Kd, Method, Mud
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.evaluate import evaluate
 from hskstore.stage_two.recipe import Recipe
+from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher
 
 
@@ -40,23 +43,18 @@ def main() -> None:
     student = options.work / "student"
     if not (student / "config.json").exists():
         slice_teacher(options.teacher, layers, student)
-    keeps = [Keep.parse(options.keep), Keep.parse("all")]
-    stores = extract(
-        options.teacher,
-        options.data,
-        task=options.task,
-        keeps=keeps,
-        strategies=[Strategy(len(layers))],
-        out=options.work / "stores",
+    strategy = Strategy(len(layers))
+    (rich,) = extract(
+        options.teacher, options.data, task=options.task, rich=True, strategies=[strategy], out=options.work / "stores"
     )
-    sliver, everything = (store.root for store in stores)
+    sliver, everything = (view(open_store(rich.root), Keep.parse(keep), strategy) for keep in (options.keep, "all"))
     result = {
         "teacher": score(options.teacher, options),
-        "stores": {keep.name: {"bytes": store.bytes, "digest": store.digest} for keep, store in zip(keeps, stores, strict=True)},
+        "store": {"bytes": rich.bytes, "digest": rich.digest},
         "steps": options.steps,
         "runs": [],
     }
-    methods: dict[str, tuple[Method, str]] = {
+    methods: dict[str, tuple[Method, Store]] = {
         "finetune": (Finetune(), sliver),
         "kd": (Kd(), sliver),
         f"mud {options.keep}": (Mud(), sliver),

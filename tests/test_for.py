@@ -460,7 +460,6 @@ def test_of_a_bucket_just_what_methods_read_is_pulled(
     ("said", "why"),
     [
         ("--for pkd", "--for and --student-layers go together: what is read follows from the depth of the student"),
-        ("--keep 1,4,0.25 --student-layers 2", "--for and --student-layers go together"),
         ("--for nonsense --student-layers 2", "--for nonsense: no method is called so"),
         ("--for pkd --student-layers 1", "a student of 1 layers has none such"),
         (
@@ -484,6 +483,21 @@ def test_what_cannot_be_cut_is_refused_in_one_line_and_nothing_is_written(
     capsys.readouterr()
     words = [store, "--out", out] if command == "derive" else [store, out]
     assert hsk(command, *words, *words_of(world, said)) == 2
+    assert why in refused(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [("derive", "--keep 1,4,0.25 cannot be selected from it"), ("pull", "--for and --student-layers go together")],
+)
+def test_a_depth_beside_a_configuration_asks_for_a_rich_store(
+    command: str, why: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = made(BOTH) / "distilbert+pkd", tmp_path / "cut"
+    capsys.readouterr()
+    words = [store, "--out", out] if command == "derive" else [store, out]
+    assert hsk(command, *words, "--keep", "1,4,0.25", "--student-layers", 2) == 2
     assert why in refused(capsys)
     assert not out.exists()
 

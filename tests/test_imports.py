@@ -25,9 +25,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stage_two": {"text", "store", "models", "features", "methods", "losses"},
     "students": {"text", "models", "methods", "stage_two"},
     "explore": {"text", "store", "models", "features", "methods", "stage_one", "stage_two", "students"},
-    "cli": {"text", "store", "models", "methods", "stage_one", "stage_two", "students", "explore"},
+    "cli": {"text", "store", "models", "features", "methods", "stage_one", "stage_two", "students", "explore"},
     "pruned_bert": {"models"},
-    "__init__": {"store", "stage_one", "stage_two"},
+    "__init__": {"store", "features", "stage_one", "stage_two"},
     "__main__": {"cli"},
 }
 MOST_LINES = 400

@@ -110,7 +110,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn_of_it(method: Method, task: 
             inner = "." in name
             assert inner == (name == f"{method.name}.{name.partition('.')[2]}") and (inner or name in ("prediction", "gold"))
             if inner:
-                assert float(term.value) < 1e-6, name
+                assert term.value.item() < 1e-6, name
             if name != "gold":
                 assert largest < 1e-6, name
 

@@ -118,11 +118,12 @@ def test_the_exact_teachers_numbers_are_far_from_where_rounding_would_tell(exact
         batch = teacher.tokenizer(text, return_tensors="pt")
         inputs = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"].bool())
         for score in ("probability", "raw"):
-            found = teacher.forward(*inputs, Sight(layers | {0}, layers, score))
+            rows = {"cls_row": layers} if score == "probability" else {"raw_cls_row": layers}
+            found = teacher.forward(*inputs, Sight(layers | {0}, **rows))
             for hidden in found.hidden.values():
                 expected = torch.tensor([*EIGHTHS, *(-eighth for eighth in EIGHTHS)]).sort().values / 8
                 assert (hidden.sort().values - expected).abs().max() < 1e-5
-            for token_score in found.cls_row.values():
+            for token_score in (found.cls_row or found.raw_cls_row).values():
                 ordered = token_score[0].sort().values
                 assert (ordered.diff() / ordered[1:].abs().clamp(min=1e-3)).min() > 1e-3
         seen.add(tuple(found.hidden[4][0, 1].round(decimals=3).tolist()))

@@ -18,7 +18,7 @@ from hskstore.layers import PlannedStrategy
 from hskstore.models.observe import Seen
 from hskstore.stage_one.planning import count_admitted
 from hskstore.stage_one.teacher_pass import padded
-from hskstore.store.derive import _admitted
+from hskstore.store.derive import admitted_tokens
 from hskstore.store.hidden import plan_hidden
 from hskstore.store.layout import SplitRows
 from hskstore.store.masks import unpack_mask
@@ -159,7 +159,7 @@ def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows,
     )
     stored = {"train/input_ids": ragged.padded(0)[0], "train/n_tokens": ragged.n_tokens}
     store = SimpleNamespace(plan=plan, root="store", read=lambda path, unit: stored[path])
-    assert _admitted(store, hidden).tolist() == [len(admitted) for admitted in own]
+    assert admitted_tokens(store, strategy).tolist() == [len(admitted) for admitted in own]
     batch = padded(ragged, 0)
     states = torch.zeros(*batch[0].shape, 8)
     score = torch.zeros(batch[0].shape)

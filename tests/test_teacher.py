@@ -82,7 +82,7 @@ def test_raw_scores_are_finite_on_real_tokens_and_minus_infinity_on_padding() ->
     model = FAMILIES["bert"]()
     teacher = Teacher(model, None, name="bert", device=torch.device("cpu"))
     ids, types, mask = padded_batch()
-    raw = teacher.forward(ids, types, mask, Sight(cls_row=frozenset({1}), score="raw")).cls_row[1]
+    raw = teacher.forward(ids, types, mask, Sight(raw_cls_row=frozenset({1}))).raw_cls_row[1]
     assert torch.isinf(raw[~mask]).all() and torch.isfinite(raw[mask]).all()
 
 
@@ -91,7 +91,7 @@ def test_a_family_that_runs_eager_refuses_raw_scores_by_name() -> None:
     ids, types, mask = padded_batch()
     teacher.probe(ids, types, mask)
     with pytest.raises(ModelError, match="some-mpnet: --score raw"):
-        teacher.forward(ids, types, mask, Sight(cls_row=frozenset({1}), score="raw"))
+        teacher.forward(ids, types, mask, Sight(raw_cls_row=frozenset({1})))
 
 
 def test_the_probe_refuses_a_model_whose_sdpa_differs_from_eager() -> None:

@@ -8,7 +8,18 @@ import typer
 from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
 from hskstore.cli.methods import methods_for
-from hskstore.cli.options import DataArg, DeviceOpt, ForOpt, JsonOpt, KeepOpt, StudentLayersOpt, TeacherArg, quiet_libraries
+from hskstore.cli.options import (
+    DataArg,
+    DeviceOpt,
+    ForOpt,
+    JsonOpt,
+    KeepOpt,
+    RichOpt,
+    StudentLayersOpt,
+    TeacherArg,
+    quiet_libraries,
+    strategies_for,
+)
 from hskstore.errors import OptionError
 
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -18,11 +29,12 @@ BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "M
 def plan(
     teacher: TeacherArg,
     data: DataArg,
-    student_layers: StudentLayersOpt,
     strategy: dict[str, Any],
     options: config.PassOptions,
+    student_layers: StudentLayersOpt = None,
     keep: KeepOpt = None,
     learners: ForOpt = None,
+    rich: RichOpt = False,
     budget: Annotated[
         str | None, typer.Option(help="In place of --keep and --for: what fits into so many bytes (500MB, 2GiB) of a store.")
     ] = None,
@@ -35,11 +47,11 @@ def plan(
     """What hsk extract with the same options will write, need and take; or, with --budget, what fits. Nothing is written."""
     from hskstore.cli import console, print_stores, progress
 
-    if bool(keep or learners) == (budget is not None):
+    if bool(keep or learners or rich) == (budget is not None):
         raise OptionError("give --keep or --for (what will it cost?), or --budget (what fits?), one of the two")
     keeps = [config.Keep.parse(each) for each in keep or ()]
     most = None if budget is None else _bytes(budget)
-    strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
+    strategies = strategies_for(student_layers, strategy, needed=not rich or bool(keep or learners))
     if most is not None and len(strategies) > 1:
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
     methods = methods_for(learners or ())
@@ -58,6 +70,7 @@ def plan(
                 keeps=keeps,
                 strategies=strategies,
                 methods=methods,
+                rich=rich,
                 rate=rate,
                 device=device,
                 watch=watch,

@@ -4,11 +4,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from hskstore import config
+from hskstore.errors import OptionError
 
 TeacherArg = Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned classifier: folder or hub name.")]
 DataArg = Annotated[
@@ -20,10 +23,22 @@ ForOpt = Annotated[
     list[str] | None,
     typer.Option("--for", help="Keep what a method reads: its name (hsk methods), or a recipe file. All of them in one store."),
 ]
-StudentLayersOpt = Annotated[list[int], typer.Option(help="Layers of the student to come; several: for each of them.")]
+StudentLayersOpt = Annotated[
+    list[int] | None, typer.Option(help="Layers of the student to come; several: for each of them. --rich needs none.")
+]
+RichOpt = Annotated[
+    bool, typer.Option("--rich", help="Keep every layer's states and attention, of which any --keep can be made later.")
+]
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
+
+
+def strategies_for(student_layers: Sequence[int] | None, strategy: dict[str, Any], *, needed: bool) -> list[config.Strategy]:
+    """A strategy for each depth of the student. A rich store serves all: without one, that of any will do."""
+    if needed and not student_layers:
+        raise OptionError("--keep and --for need --student-layers: which layers are kept follows from the depth of the student")
+    return [config.Strategy(layers, **strategy) for layers in student_layers or (1,)]
 
 
 def first_process() -> bool:

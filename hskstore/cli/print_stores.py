@@ -191,6 +191,9 @@ def _print_store(store: StoreDescription) -> None:
     for name, feature in store.features.items():
         if name != "hidden":
             out.print(f"{name} of teacher {_layers(feature.layers)}, {feature.values}")
+    if store.separator_shares is not None:
+        shares = ", ".join(f"{layer}: {100 * share:.1f} %" for layer, share in store.separator_shares.items())
+        out.print(f"rows whose [CLS] attends most to a separator, by teacher layer: {shares}")
     for name, split in store.splits.items():
         out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {split['units']} units")
     table = grid("array", "shape and type", "bytes on disk")
@@ -213,8 +216,12 @@ def print_services(found: list[Service]) -> None:
             every = len(service.students) == service.teacher_layers
             told = "of any depth" if every else f"of {', '.join(map(str, service.students))} layers"
             out.print(f"serves {service.method}: students {told}")
+        elif service.selected:
+            out.print(
+                f"serves {service.method}: students of any depth, by any configuration that --keep selects (hsk distill, derive)"
+            )
     for service in found:
-        if not service.students:
+        if not service.students and not service.selected:
             out.print(f"not {service.method}: it lacks {'; '.join(service.lacks)}, for a student of {service.depth} layers")
             out.print(f"    {service.command} makes a store that does")
 

@@ -15,28 +15,31 @@ from hskstore.cli.options import (
     ForOpt,
     JsonOpt,
     KeepOpt,
+    RichOpt,
     StoreArg,
     StudentLayersOpt,
     TeacherArg,
     quiet_libraries,
     resumable,
+    strategies_for,
 )
 from hskstore.errors import OptionError
 
 CutOpt = Annotated[str | None, typer.Option(help="DEPTH,LENGTH,WIDTH: what to keep of the hidden states that the store keeps.")]
-CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for: layers of the student.")]
+CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for, or of a rich store: layers of the student.")]
 
 
 @with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def extract(
     teacher: TeacherArg,
     data: DataArg,
-    student_layers: StudentLayersOpt,
     out: Annotated[str, typer.Option(help="Folder (or s3://, gs://, az:// URL) that will hold the stores.")],
     strategy: dict[str, Any],
     options: config.PassOptions,
+    student_layers: StudentLayersOpt = None,
     keep: KeepOpt = None,
     learners: ForOpt = None,
+    rich: RichOpt = False,
     engine: Annotated[
         config.Engine,
         typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
@@ -55,7 +58,7 @@ def extract(
     from hskstore.cli import console, print_stores, progress
 
     keeps = [config.Keep.parse(each) for each in keep or ()]
-    strategies = [config.Strategy(layers, **strategy) for layers in student_layers]
+    strategies = strategies_for(student_layers, strategy, needed=bool(keep or learners))
     methods = methods_for(learners or ())
     quiet_libraries()
     from hskstore.stage_one.extract import extract as run
@@ -68,6 +71,7 @@ def extract(
             keeps=keeps,
             strategies=strategies,
             methods=methods,
+            rich=rich,
             engine=engine,
             workers=workers,
             address=address,
@@ -147,18 +151,26 @@ def verify(
         raise typer.Exit(2)
 
 
+@with_flags(strategy=flags_of(config.Strategy))
 def derive(
     store: StoreArg,
     out: Annotated[str, typer.Option(help="Folder (or object-store URL) for the new store itself.")],
+    strategy: dict[str, Any],
     keep: CutOpt = None,
     learners: ForOpt = None,
     student_layers: CutLayersOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit."""
+    """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit.
+    Of a rich store any --keep, for any --student-layers and by any strategy."""
     if keep is None and not learners:
         raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD")
-    _derive(store, keep, learners or (), student_layers or (), out, as_json)
+    if learners and strategy:
+        raise OptionError("--for cuts what methods read as it is stored; how hidden states are chosen goes with --keep alone")
+    if learners or not (strategy or student_layers):
+        _derive(store, keep, learners or (), student_layers or (), out, as_json)
+    else:
+        _derive_view(store, keep or "", strategies_for(student_layers, strategy, needed=True), out, as_json)
 
 
 def push(
@@ -184,6 +196,26 @@ def pull(
         _copy(source, target, as_json)
     else:
         _derive(source, keep, learners or (), student_layers or (), target, as_json)
+
+
+def _derive_view(store: str, keep: str, strategies: Sequence[config.Strategy], out: str, as_json: bool) -> None:
+    from hskstore.cli import console, progress
+
+    if len(strategies) > 1:
+        raise OptionError("a store is of one --student-layers: derive the others by commands of their own")
+    quiet_libraries()
+    from hskstore.features.view import derive_view, view
+    from hskstore.store import open_store
+
+    with resumable(), progress.bars() as watch:
+        made = view(open_store(store), config.Keep.parse(keep), strategies[0])
+        result = derive_view(made, out, watch=watch)
+    if as_json:
+        console.print_json(result)
+        return
+    told = f"keep {keep} for a student of {strategies[0].student_layers} layers"
+    console.out.print(f"{result.root}: {told}, {console.size(result.bytes)}, sealed, digest {result.digest}")
+    console.out.print(f"cut from {result.source[:16]} in {result.seconds:.1f} s")
 
 
 def _derive(

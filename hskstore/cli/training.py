@@ -48,7 +48,7 @@ def distill_with_flags() -> Command:
     prepare_torch()
     from hskstore.stage_two.recipe import Recipe, read_recipe, recipe_options, write_recipe
 
-    @with_flags(given=recipe_options())
+    @with_flags(given=recipe_options(), strategy=flags_of(config.Strategy))
     def command(
         store: Annotated[
             str | None,
@@ -71,6 +71,11 @@ def distill_with_flags() -> Command:
             ),
         ] = None,
         given: Any = None,
+        keep: Annotated[
+            str | None,
+            typer.Option(help="Of a rich STORE: what to learn from of its hidden states, DEPTH,LENGTH,WIDTH."),
+        ] = None,
+        strategy: Any = None,
         device: DeviceOpt = None,
         as_json: JsonOpt = False,
     ) -> None:
@@ -79,27 +84,43 @@ def distill_with_flags() -> Command:
             write_recipe(write_to, chosen)
         elif store is None or out is None:
             raise OptionError("distill needs a STORE and --out; only --write-recipe does without")
+        elif strategy and keep is None:
+            raise OptionError("how hidden states are chosen goes with --keep, and a rich store")
         else:
-            _train(store, chosen, out, device, as_json)
+            _train(store, chosen, keep, strategy, out, device, as_json)
 
     command.__name__, command.__doc__ = distill.__name__, distill.__doc__
     return command
 
 
-def _train(store: str, recipe: Any, out: Path, device: str | None, as_json: bool) -> None:
+def _train(
+    store: str, recipe: Any, keep: str | None, strategy: dict[str, Any], out: Path, device: str | None, as_json: bool
+) -> None:
     from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
     from hskstore.stage_two.distill import distill as run
 
     with resumable(), progress.bars(shown=first_process()) as watch:
-        result = run(store, recipe, out=out, device=device, command=shlex.join(["hsk", *sys.argv[1:]]), watch=watch)
+        read = store if keep is None else _view(store, recipe, keep, strategy)
+        result = run(read, recipe, out=out, device=device, command=shlex.join(["hsk", *sys.argv[1:]]), watch=watch)
     if not first_process():
         return
     if as_json:
         console.print_json(result)
     else:
         print_models.print_distilled(result)
+
+
+def _view(store: str, recipe: Any, keep: str, strategy: dict[str, Any]) -> Any:
+    """A configuration of a rich store, for a student of the recipe's depth."""
+    from hskstore.features.view import view
+    from hskstore.models.load import layers_of
+    from hskstore.store import open_store
+
+    if recipe.student is None:
+        raise OptionError("--student names the student to train: a folder or hub name")
+    return view(open_store(store), config.Keep.parse(keep), config.Strategy(layers_of(recipe.student), **strategy))
 
 
 @with_flags(reading=flags_of(config.DataOptions))

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hskstore.config import units_of_hsk
 from hskstore.errors import StoreError
-from hskstore.store import Plan, open_store
+from hskstore.store import Plan, Store, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
 from hskstore.store.hidden import planned_units
 from hskstore.store.layout import Unit
@@ -15,6 +17,8 @@ from hskstore.store.reader import read_plan
 from hskstore.text.tokenizers import tokenizer_from_files
 
 RECENT = timedelta(minutes=10)
+SEPARATOR_ROWS = 8192
+"""At least, or all; rows lie in a random order."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class FeatureDescription:
 class StoreDescription:
     """A sealed store. `array_bytes` are on disk. Of `hidden`, None where it is not kept: `units_of_hsk` is A^HSK as planned for a
     row, `kept_units` as measured on average, `full_units` that of all layers and tokens of the average row (section 5.1 of the
-    paper)."""
+    paper). Of a store that holds attention, `separator_shares` are the shares of rows whose most attended token is a separator,
+    by teacher layer (Figures 6 and 14), of SEPARATOR_ROWS rows."""
 
     root: str
     digest: str
@@ -43,6 +48,7 @@ class StoreDescription:
     units_of_hsk: float | None
     kept_units: float | None
     full_units: float | None
+    separator_shares: dict[int, float] | None
     made: dict[str, Any]
 
 
@@ -142,6 +148,7 @@ def describe(root: str) -> StoreDescription:
         units_of_hsk=units.planned,
         kept_units=units.kept,
         full_units=units.full,
+        separator_shares=_separator_shares(store) if "cls_row" in plan.features else None,
         made=_provenance(plan, receipts(store.place)),
     )
 
@@ -182,6 +189,22 @@ class _Units(NamedTuple):
     planned: float | None
     kept: float | None
     full: float | None
+
+
+def _separator_shares(store: Store) -> dict[int, float]:
+    plan = store.plan
+    found = np.zeros(len(plan.features["cls_row"].layers))
+    rows = 0
+    for unit in range(plan.splits["train"].units):
+        if rows >= SEPARATOR_ROWS:
+            break
+        ids, n_tokens = store.read("train/input_ids", unit), store.read("train/n_tokens", unit)
+        probability = store.read("train/cls_row/probability", unit)
+        beyond = np.arange(ids.shape[1]) >= n_tokens[:, None]
+        most = np.where(beyond[:, None], -1.0, probability).argmax(axis=2)
+        found += np.isin(np.take_along_axis(ids, most, axis=1), plan.tokenizer["separators"]).sum(axis=0)
+        rows += len(ids)
+    return {layer: round(float(count) / rows, 4) for layer, count in zip(plan.features["cls_row"].layers, found, strict=True)}
 
 
 def _keep(plan: Plan) -> str | None:

@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from hskstore.features.cls import CLS, ClsTargets
+from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
 from hskstore.features.hidden import HIDDEN, HiddenTargets
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW)}
 
 __all__ = [
     "CLS",
+    "CLS_ROW",
     "HIDDEN",
     "KINDS",
     "STATES",
+    "ClsRowTargets",
     "ClsTargets",
     "FeatureRows",
     "HiddenTargets",

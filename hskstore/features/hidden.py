@@ -57,7 +57,9 @@ class HiddenTargets:
 def _sight(feature: Hidden) -> Sight:
     ranked = feature.strategy.rank.startswith("attention")
     rows = {pair.rank for pair in feature.pairs if pair.rank is not None} if ranked else set[int]()
-    return Sight(frozenset(feature.layers), frozenset(rows), feature.strategy.score)
+    if feature.strategy.score == "raw":
+        return Sight(frozenset(feature.layers), raw_cls_row=frozenset(rows))
+    return Sight(frozenset(feature.layers), frozenset(rows))
 
 
 def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
@@ -98,7 +100,8 @@ def _kept_tokens(
     elif strategy.rank == "left":
         score = -torch.arange(tokens, device=ids.device, dtype=torch.float32).expand(len(ids), 1, tokens)
     else:
-        score = torch.stack([seen.cls_row[pair.rank] for pair in pairs if pair.rank is not None], dim=1)
+        rows_seen = seen.cls_row if strategy.score == "probability" else seen.raw_cls_row
+        score = torch.stack([rows_seen[pair.rank] for pair in pairs if pair.rank is not None], dim=1)
     ranked = score.shape[1]  # the layers that are ranked by themselves: one where all share a rank
     flat = (part.expand(-1, ranked, -1).reshape(-1, tokens) for part in (score, admitted[:, None]))
     positions, n_kept = token_rank(*flat, slots=feature.length, length=feature.keep.length)

@@ -12,6 +12,7 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.models.run import ModelShape
 from hskstore.store import open_store
 from hskstore.store.features import FEATURES, OF_LAYERS
+from hskstore.store.hidden import Hidden
 from hskstore.store.plan import Plan
 
 
@@ -19,7 +20,8 @@ from hskstore.store.plan import Plan
 class Service:
     """What a store is to a method: the depths of the students that it serves, of all from 1 to the teacher's; and what it lacks
     for a student of `depth` layers, with the `command` that makes a store which does not. That depth is the store's own, or the
-    nearest to it that the method can teach."""
+    nearest that the method can teach. `selected`: of a rich store --keep selects what is lacking.
+    """
 
     method: str
     students: list[int]
@@ -27,11 +29,17 @@ class Service:
     depth: int
     lacks: list[str]
     command: str
+    selected: bool
 
 
 def teacher_shape(plan: Plan) -> TeacherShape:
     """The teacher of a store."""
     return TeacherShape(plan.teacher["layers"], plan.teacher["hidden_size"], plan.hidden)
+
+
+def is_rich(plan: Plan) -> bool:
+    """Whether a store holds what configurations of `hidden` are selected from."""
+    return {"states", "cls_row"} <= plan.features.keys()
 
 
 def lacking(plan: Plan, phases: Iterable[Phase]) -> list[str]:
@@ -62,7 +70,9 @@ def _service(plan: Plan, method: Method) -> Service:
     lacks = {depth: each for depth, each in found.items() if each is not None}
     served = [depth for depth in range(1, teacher.layers + 1) if lacks.get(depth) == []]
     depth = min(lacks, key=lambda each: (abs(each - own), each))
-    return Service(method.name, served, teacher.layers, depth, lacks[depth], making(method, depth, lacks[depth]))
+    selected = is_rich(plan) and bool(lacks[depth]) and all(each.startswith(f"{Hidden.name} of ") for each in lacks[depth])
+    command = making(method, depth, lacks[depth])
+    return Service(method.name, served, teacher.layers, depth, lacks[depth], command, selected)
 
 
 def to_cut(

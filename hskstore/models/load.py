@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hskstore.errors import ModelError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
@@ -42,6 +42,15 @@ def load_trained(name: str) -> tuple[Any, Any]:
     if not trained:
         raise ModelError(f"{name} has no trained classification head: fine-tune it first with hsk finetune")
     return model, load_tokenizer(name)
+
+
+def layers_of(name: str) -> int:
+    """The layers of a model, from its config alone. Raises ModelError where it does not say."""
+    try:
+        return int(AutoConfig.from_pretrained(name, trust_remote_code=False).num_hidden_layers)
+    except Exception as error:  # whatever the libraries make of a stranger's files
+        cause = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{name}: its config does not tell its layers ({cause})") from None
 
 
 def label_names(model: Any) -> tuple[str, ...]:

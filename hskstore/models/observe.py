@@ -17,7 +17,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from hskstore.config import Score
 from hskstore.models.run import run_model
 
 SEAM = "hskstore_sdpa"
@@ -26,33 +25,31 @@ SEAM = "hskstore_sdpa"
 
 @dataclass(frozen=True)
 class Sight:
-    """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L.
-
-    `score`: whether those are probabilities or raw scores before the softmax. `|` joins what several features ask for.
-    """
+    """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L, as
+    probabilities and as raw scores before the softmax. `|` joins what several features ask for."""
 
     hidden: frozenset[int] = frozenset()
     cls_row: frozenset[int] = frozenset()
-    score: Score = "probability"
+    raw_cls_row: frozenset[int] = frozenset()
 
     def __or__(self, other: "Sight") -> "Sight":
-        scores = {sight.score for sight in (self, other) if sight.cls_row} or {self.score}
-        assert len(scores) == 1, "one forward pass shows one kind of score"
-        return Sight(self.hidden | other.hidden, self.cls_row | other.cls_row, *scores)
+        return Sight(self.hidden | other.hidden, self.cls_row | other.cls_row, self.raw_cls_row | other.raw_cls_row)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen, by layer: `hidden` states, and the mean over heads of the [CLS] row of the attention (Equation 6)."""
+    """What was seen, by layer: `hidden` states, and the mean over heads of the [CLS] row of the attention (Equation 6), also
+    of its raw scores."""
 
     logits: Float[Tensor, "batch class"]
     hidden: Mapping[int, Float[Tensor, "batch token width"]] = field(default_factory=dict)
     cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
+    raw_cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
 
     def emptied(self) -> "Seen":
         """The same without its rows; gradients, all of them zero, reach what a whole one's would."""
-        hidden, rows = ({layer: tensor[:0] for layer, tensor in found.items()} for found in (self.hidden, self.cls_row))
-        return Seen(self.logits[:0], hidden, rows)
+        seen = (self.hidden, self.cls_row, self.raw_cls_row)
+        return Seen(self.logits[:0], *({layer: tensor[:0] for layer, tensor in found.items()} for found in seen))
 
 
 NOTHING = Sight()
@@ -70,9 +67,9 @@ def observe(
 ) -> Seen:
     """One padded batch through a classifier, as `run_model` takes it. Layers that the model does not show are left out.
 
-    With `eager` the rows of the attention are read from the maps that the model itself gives.
+    With `eager` the rows of the attention are read from the maps that the model itself gives, and there are no raw ones.
     """
-    capture = None if eager else _Capture(sight.cls_row, sight.score)
+    capture = None if eager else _Capture(sight)
     _active.capture = capture
     try:
         output = run_model(
@@ -81,21 +78,28 @@ def observe(
     finally:
         _active.capture = None
     states = output.hidden_states or ()
-    rows = {} if capture is None else capture.rows
+    rows, raw = ({}, {}) if capture is None else (capture.rows, capture.raw)
     if output.attentions is not None:
         rows = {layer: output.attentions[layer - 1][:, :, 0].float().mean(dim=1) for layer in sorted(sight.cls_row)}
     hidden = {layer: states[layer] for layer in sorted(sight.hidden) if layer < len(states)}
-    return Seen(output.logits, hidden, rows)
+    return Seen(output.logits, hidden, rows, raw)
 
 
 @dataclass
 class _Capture:
     """What one forward pass leaves behind; layers are numbered by call order, because DistilBERT has no layer_idx."""
 
-    layers: frozenset[int]
-    score: Score
+    sight: Sight
     calls: int = 0
     rows: dict[int, Tensor] = field(default_factory=dict)
+    raw: dict[int, Tensor] = field(default_factory=dict)
+
+    def note(self, scores: Tensor) -> None:
+        """The raw scores [batch, head, token] of a layer that is looked at."""
+        if self.calls in self.sight.cls_row:
+            self.rows[self.calls] = scores.softmax(dim=-1).mean(dim=1)
+        if self.calls in self.sight.raw_cls_row:
+            self.raw[self.calls] = scores.mean(dim=1)
 
 
 _active = threading.local()
@@ -107,22 +111,21 @@ def _attention(
     capture: _Capture | None = getattr(_active, "capture", None)
     if capture is not None:
         capture.calls += 1
-        if capture.calls in capture.layers:
+        if capture.calls in capture.sight.cls_row | capture.sight.raw_cls_row:
             with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
-                row = _first_row(query, key, attention_mask, options.get("scaling"), capture.score)
-            capture.rows[capture.calls] = row
+                capture.note(_first_row(query, key, attention_mask, options.get("scaling")))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output, None
 
 
-def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, score: Score) -> Tensor:
-    """[batch, token]: the [CLS] row of the attention, mean over heads (Equation 6)."""
+def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """[batch, head, token]: the [CLS] row of the attention before the softmax."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = (query[:, :, :1].float() @ key.float().transpose(-1, -2)).squeeze(2) * scale
     if mask is not None:
         row = mask[:, :, 0]
         logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row
-    return (logits.softmax(dim=-1) if score == "probability" else logits).mean(dim=1)
+    return logits
 
 
 AttentionInterface.register(SEAM, _attention)

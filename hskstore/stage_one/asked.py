@@ -9,7 +9,7 @@ from hskstore.errors import OptionError
 from hskstore.features import TeacherShape, Want
 from hskstore.layers import plan_strategy
 from hskstore.models.run import ModelShape
-from hskstore.store.features import OF_LAYERS, Feature, joined
+from hskstore.store.features import Cls, ClsRow, Feature, States
 from hskstore.store.hidden import Hidden, plan_hidden
 
 
@@ -31,25 +31,33 @@ class Learns(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What to keep: `keeps` of `hidden` by each of `strategies`, which differ in the student's layers alone, and all that
-    `methods` read for students of these depths."""
+    """What to keep: `keeps` of `hidden` by each of `strategies`, which differ in the student's layers alone; all that `methods`
+    read for students of these depths; and, of a `rich` store, the states and the [CLS] row of the attention of every layer."""
 
     keeps: Sequence[Keep]
     strategies: Sequence[Strategy]
     methods: Sequence[Learns] = ()
+    rich: bool = False
 
     def __post_init__(self) -> None:
-        if not self.keeps and not self.methods:
-            raise OptionError("say what to keep: --keep DEPTH,LENGTH,WIDTH, or --for METHOD")
+        if not self.keeps and not self.methods and not self.rich:
+            raise OptionError("say what to keep: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or --rich")
 
-    def by_store(self, teacher: TeacherShape, *, most_admitted: int) -> dict[str, list[Feature]]:
+    def by_store(self, teacher: TeacherShape, *, most_admitted: int, raw_scores: bool = True) -> dict[str, list[Feature]]:
         """The features of each store, by its folder.
 
         A store each for every configuration of `hidden`; several student depths get the depth in front: "s3-d1-l9-w0.1". What
         methods read otherwise lies together in one store that bears their names, "distilbert+pkd"; so does `hidden`, where it has
-        one configuration alone. `most_admitted` is the most tokens of a train row that a rank may choose among. Raises
-        OptionError.
+        one configuration alone. All of it is besides the store "rich". `most_admitted` is the most tokens of a train row that a
+        rank may choose among; `raw_scores` says whether the teacher shows those of its attention. Raises OptionError.
         """
+        rich: dict[str, list[Feature]] = {}
+        if self.rich:
+            states = States(tuple(range(teacher.layers + 1)), teacher.width, self.strategies[0].values)
+            rich["rich"] = [states, ClsRow(tuple(range(1, teacher.layers + 1)), raw_scores)]
+        return rich | self._asked(teacher, most_admitted)
+
+    def _asked(self, teacher: TeacherShape, most_admitted: int) -> dict[str, list[Feature]]:
         wants = [(method.name, want) for method in self.methods for want in self._wants(method, teacher)]
         names, ranked = {method.name for method in self.methods}, {name for name, want in wants if want.kind.name == Hidden.name}
         hidden = self._hidden(teacher, self.keeps or [DEFAULT_KEEP] * bool(ranked), most_admitted)
@@ -57,7 +65,7 @@ class Asked:
             return {name: [feature] for name, feature in hidden.items()}
         others = self._others([want for _, want in wants], teacher)
         if len(hidden) <= 1:
-            return {"+".join(sorted(names)): [*hidden.values(), *others]}
+            return {"+".join(sorted(names)): [*hidden.values(), *others]} if names else {}
         apart = sorted((names - ranked) | {name for name, want in wants if want.kind.name != Hidden.name})
         return {name: [feature] for name, feature in hidden.items()} | ({"+".join(apart): others} if apart else {})
 
@@ -79,9 +87,8 @@ class Asked:
 
     def _others(self, wants: Sequence[Want[Any]], teacher: TeacherShape) -> list[Feature]:
         values = self.strategies[0].values
-        layers: Mapping[str, set[int]] = {name: set() for name in OF_LAYERS}
+        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls)}
         for want in wants:
             if want.kind.name in layers:
                 layers[want.kind.name] |= {pair.teacher for pair in want.pairs}
-        made = [OF_LAYERS[name](tuple(sorted(own)), teacher.width, values) for name, own in layers.items() if own]
-        return list(joined(made))
+        return [kind(tuple(sorted(own)), teacher.width, values) for kind in (States, Cls) if (own := layers[kind.name])]

@@ -16,7 +16,7 @@ from hskstore.config import check_positive
 from hskstore.models.device import choose_device
 from hskstore.stage_one.sizes import LEAST_SAMPLED_ROWS, SampledRows
 from hskstore.stage_one.teacher import Teacher
-from hskstore.stage_one.teacher_pass import PROBE_ROWS, TeacherPass, block_batches, probe
+from hskstore.stage_one.teacher_pass import PROBE_ROWS, TeacherPass, block_batches, probe, sight_of
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.text.rows import Rows
@@ -91,7 +91,7 @@ def calibrate(
     on_gpu = teacher.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(teacher.device)
-    probe(teacher, plans, rows)
+    probe(teacher, sight_of(plans), rows)
     sample: list[tuple[np.ndarray, list[Columns]]] = []
     room = sample_bytes
 

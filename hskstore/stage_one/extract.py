@@ -20,7 +20,7 @@ from hskstore.stage_one.asked import Asked, Learns
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import most_bytes
-from hskstore.stage_one.teacher_pass import probe
+from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store.commit import begin, condemned_digest, examine, seal
 from hskstore.text.rows import open_rows
@@ -51,6 +51,7 @@ def extract(
     keeps: Sequence[Keep] = (),
     strategies: Sequence[Strategy],
     methods: Sequence[Learns] = (),
+    rich: bool = False,
     engine: Engine = "inline",
     workers: int | None = None,
     address: str | None = None,
@@ -60,7 +61,8 @@ def extract(
     **options: Unpack[PassOptions],
 ) -> list[ExtractedStore]:
     """Run the teacher once over `data` and write stores below `out`: one per (strategy, keep), and one of all else that
-    `methods` read (such as `methods.Pkd()`) for students of the strategies' depths; see `Asked.by_store`.
+    `methods` read (such as `methods.Pkd()`) for students of the strategies' depths; with `rich` one of every layer's states and
+    attention, of which `features.view` makes any configuration later; see `Asked.by_store`.
 
     Goes on where an earlier run of the same plan stopped. `engine` says who runs the jobs: this process; `workers` processes of
     this machine (procs: one per GPU, else one per core); this one of several that a launcher started (static); Ray actors in the
@@ -70,7 +72,7 @@ def extract(
     """
     check_choice("--engine", engine, get_args(Engine))
     check_count("--workers", workers)
-    asked = Asked(keeps, strategies, methods)
+    asked = Asked(keeps, strategies, methods, rich)
     began = time.monotonic()
     place = static_rank(os.environ) if engine == "static" else None
     devices = _devices(engine, device, workers, address, place)
@@ -89,7 +91,7 @@ def extract(
             missing = set(jobs)
             jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
         if jobs:
-            probe(ready.teacher, ready.plans.values(), ready.rows["train"])
+            probe(ready.teacher, sight_of(ready.plans.values()), ready.rows["train"])
         for store in stores:
             if store.digest is None:
                 begin(store.objects, store.plan, ready.facts.files)

@@ -143,6 +143,7 @@ def forecast(
     keeps: Sequence[Keep] = (),
     strategies: Sequence[Strategy],
     methods: Sequence[Learns] = (),
+    rich: bool = False,
     rate: float | None = None,
     device: str | None = None,
     seconds: float = CALIBRATION_SECONDS,
@@ -154,7 +155,7 @@ def forecast(
     With a `rate` (rows a second) there is no trial: time is by the rate, and compression by a rule. Nothing is written that
     stays. Raises DataError, ModelError or OptionError.
     """
-    asked = Asked(keeps, strategies, methods)
+    asked = Asked(keeps, strategies, methods, rich)
     began = time.monotonic()
     on = device_of_trial(device, rate)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:

@@ -15,10 +15,12 @@ from hskstore.config import DEFAULT_BATCH_TOKENS, Precision, Strategy, check_cho
 from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
 from hskstore.models.device import computes_in
+from hskstore.models.observe import Sight
 from hskstore.models.run import check_positions
 from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
+from hskstore.stage_one.teacher_pass import probe
 from hskstore.store.layout import KeptText, SplitRows
 from hskstore.store.masks import is_admitted
 from hskstore.store.plan import Pass, Plan, make_plan
@@ -87,17 +89,24 @@ def prepare(
     check_positions(facts.positions, teacher, max(split.longest for split in rows.values()))
     pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(rows["train"])))
     rows_by_admitted = count_admitted(rows["train"], facts.tokenizer["separators"], strategies[0])
-    plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=len(rows_by_admitted) - 1)
+    if asked.rich:
+        probe(loaded, Sight(cls_row=frozenset({1})), rows["train"])  # whether it shows raw scores is planned
+    most_admitted = len(rows_by_admitted) - 1
+    plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=most_admitted, raw_scores=not loaded.eager)
     return Prepared(loaded, facts, rows, rows_by_admitted, plans)
 
 
 def make_plans(
-    asked: Asked, pass_: Pass, task: Task, teacher: TeacherFacts, rows: Mapping[str, Rows], *, most_admitted: int
+    asked: Asked,
+    pass_: Pass,
+    task: Task,
+    teacher: TeacherFacts,
+    rows: Mapping[str, Rows],
+    *,
+    most_admitted: int,
+    raw_scores: bool = True,
 ) -> dict[str, Plan]:
-    """One plan per store, by the store's folder; see `Asked.by_store`.
-
-    `most_admitted` is the most tokens of a train row that a rank may choose among.
-    """
+    """One plan per store, by the store's folder; see `Asked.by_store`."""
     label = rows["train"].label
     plan_one = partial(
         make_plan,
@@ -110,7 +119,8 @@ def make_plans(
         text=_kept_text(rows),
     )
     shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"])
-    return {name: plan_one(features) for name, features in asked.by_store(shape, most_admitted=most_admitted).items()}
+    stores = asked.by_store(shape, most_admitted=most_admitted, raw_scores=raw_scores)
+    return {name: plan_one(features) for name, features in stores.items()}
 
 
 def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:

@@ -12,7 +12,7 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
-from hskstore.store.features import LayerVectors
+from hskstore.store.features import ClsRow, LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import unpack_mask
@@ -153,6 +153,11 @@ def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
         elif isinstance(feature, LayerVectors):
             old, new = (_vectors(feature, columns) for columns in (stored, again))
             differences[name] = _relative(old - new, old).max(axis=1)
+        elif isinstance(feature, ClsRow):
+            arrays = [f"train/{name}/{array}" for array in feature.arrays(1)]
+            differences[name] = np.max(
+                [_relative(stored[path] - again[path], stored[path]).max(axis=1) for path in arrays], axis=0
+            )
     return _Compared(equal, differences, tokens, coordinates)
 
 

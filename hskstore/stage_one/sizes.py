@@ -15,7 +15,7 @@ from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.features import Feature, States
+from hskstore.store.features import Cls, ClsRow, Feature
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
@@ -79,7 +79,7 @@ class SampledRows:
         """How many vectors of a feature are in the sample, in all its layers."""
         if isinstance(feature, Hidden):
             return int(self.columns["train/hidden/n_kept"].sum())
-        return len(feature.layers) * (int(self.columns["train/n_tokens"].sum()) if feature.name == States.name else self.rows)
+        return len(feature.layers) * (self.rows if feature.name == Cls.name else int(self.columns["train/n_tokens"].sum()))
 
 
 def kept_tokens(keep: Keep, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
@@ -89,10 +89,10 @@ def kept_tokens(keep: Keep, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
 
 
 def vectors(feature: Feature, rows: Rows, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
-    """How many vectors a feature keeps of the train `rows`, in all its layers."""
+    """How many vectors, or numbers of a token's, a feature keeps of the train `rows`, in all its layers."""
     if isinstance(feature, Hidden):
         return kept_tokens(feature.keep, rows_by_admitted) * len(feature.layers)
-    return len(feature.layers) * (len(rows.input_ids) if feature.name == States.name else len(rows))
+    return len(feature.layers) * (len(rows) if feature.name == Cls.name else len(rows.input_ids))
 
 
 def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.ndarray, " count"]) -> dict[str, int]:
@@ -111,6 +111,8 @@ def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.nd
 def _vector_bytes(plan: Plan, feature: Feature) -> int:
     """Of one vector with its mask, position and scale, before compression."""
     arrays = feature.arrays(plan.splits["train"].longest)
+    if isinstance(feature, ClsRow):
+        return 4 * len(arrays)
     per = {"values": arrays["values"].shape[-1] * np.dtype(arrays["values"].dtype).itemsize, "scale": 2, "token": 2}
     per["mask"] = arrays["mask"].shape[-1] if "mask" in arrays else 0
     return sum(per.get(name, 0) for name in arrays)
@@ -160,6 +162,8 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
 
 def ruled_vector_bytes(feature: Feature) -> dict[str, float]:
     """Bytes on disk of one kept vector by the rule: its values, mask, position and scale."""
+    if isinstance(feature, ClsRow):
+        return {"probability": 4 * WHOLE_RATIO["f32"], "raw": 4 * WHOLE_RATIO["f32"]}
     elements = feature.encoding.stored_width(feature.width) * np.dtype(feature.encoding.dtype).itemsize
     scale = 0.0 if feature.encoding.largest is None else SCALE_BYTES
     if not isinstance(feature, Hidden):

@@ -50,7 +50,7 @@ class Teacher:
         sight: Sight = NOTHING,
     ) -> Seen:
         """One padded batch [batch, token] through the teacher; `attention_mask` True = real token."""
-        if self.eager and sight.cls_row and sight.score == "raw":
+        if self.eager and sight.raw_cls_row:
             raise ModelError(f"{self.name}: --score raw needs a teacher that runs on SDPA; this family runs eager")
         with torch.no_grad(), self.autocast():
             return observe(self.model, input_ids, token_type_ids, attention_mask, sight, eager=self.eager)
@@ -93,8 +93,9 @@ class Teacher:
         self._check_precision(batch)
 
     def _everything(self, *, ranks: bool = True, score: Score = "probability") -> Sight:
-        rows = range(1, self.layers + 1) if ranks else ()
-        return Sight(frozenset(range(self.layers + 1)), frozenset(rows), score)
+        rows = frozenset(range(1, self.layers + 1)) if ranks else frozenset[int]()
+        hidden = frozenset(range(self.layers + 1))
+        return Sight(hidden, rows) if score == "probability" else Sight(hidden, raw_cls_row=rows)
 
     def _check_finite(self, seen: Seen, real: Tensor) -> None:
         states = [numbers[real] for found in (seen.hidden, seen.cls_row) for numbers in found.values()]

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int, Int32, Shaped, UInt8
 from torch import Tensor
 
+from hskstore.config import Score
 from hskstore.errors import ModelError
 from hskstore.features import KINDS
 from hskstore.models.observe import NOTHING, Seen, Sight
@@ -210,11 +211,11 @@ def padded(rows: Rows, pad_token_id: int) -> Inputs:
     return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64)), torch.from_numpy(real)
 
 
-def probe(teacher: Teacher, plans: Iterable[Plan], rows: Rows) -> None:
+def probe(teacher: Teacher, sight: Sight, rows: Rows) -> None:
     """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
     batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
-    sight = sight_of(plans)
-    teacher.probe(*batch, ranks=bool(sight.cls_row), score=sight.score)
+    score: Score = "raw" if sight.raw_cls_row and not sight.cls_row else "probability"
+    teacher.probe(*batch, ranks=bool(sight.cls_row | sight.raw_cls_row), score=score)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

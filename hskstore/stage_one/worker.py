@@ -19,7 +19,7 @@ from hskstore.memory import give_back_memory
 from hskstore.models.device import choose_device
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, Job
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, probe
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, probe, sight_of
 from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key
 from hskstore.store.encode import encode_unit
 from hskstore.store.layout import Columns
@@ -198,7 +198,7 @@ def recruit(
     loaded = load_teacher(teacher, device=choose_device(device), precision=plan.pass_.precision)
     if loaded.sha256 != plan.teacher["sha256"]:
         raise ModelError(f"{teacher} is another teacher on {platform.node()} than where the stores were planned")
-    probe(loaded, [plan for _, plan in stores], rows["train"])
+    probe(loaded, sight_of(plan for _, plan in stores), rows["train"])
     return UnitWorker(stores, rows, loaded, on_rows)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
+from hskstore.config import DEFAULT_KEEP
 from hskstore.errors import ModelError, StoreError
 from hskstore.features import HIDDEN, TeacherShape, Want
 from hskstore.features.hidden import aligned_share
 from hskstore.layers import LayerPair
 from hskstore.methods import Method, Phase, weighed
-from hskstore.methods.serving import lacking, refusal, teacher_shape
+from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.pruning import as_pruned_bert
 from hskstore.models.run import ModelShape, check_length, shape_of
@@ -80,7 +81,7 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     teacher = teacher_shape(plan)
     phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
     check_store(store, phases, shape, method)
-    data, order = (named_as_read(name, reading) for name in (store.digest, store.rows_sha256("train")))
+    data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
     return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order)
 
 
@@ -100,6 +101,11 @@ def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, meth
                 f" the store holds {', '.join(map(str, dict.fromkeys(stored.layers)))}:"
                 f" extract with --student-layers {student.layers}"
             )
+    if hidden and is_rich(store.plan):
+        raise StoreError(
+            f"{store.root} is a rich store: say with --keep which of its hidden states the method {method.name} is to learn,"
+            f" such as {DEFAULT_KEEP} (in Python hskstore.view)"
+        )
     raise StoreError(refusal(store.root, method, student.layers, lacks))
 
 

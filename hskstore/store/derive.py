@@ -13,15 +13,17 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from hskstore.config import Keep, resolve
+from hskstore.config import Keep, Strategy, resolve
 from hskstore.errors import OptionError, StoreError
 from hskstore.layers import LayerPair
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
 from hskstore.store.encode import encode_unit
-from hskstore.store.features import OF_LAYERS, Feature, LayerVectors
+from hskstore.store.features import OF_LAYERS, Feature, OfLayers
 from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import is_admitted, static_mask
@@ -71,9 +73,17 @@ def derive(
     folder every byte is checked, elsewhere presence and sizes. Raises OptionError where what is asked for is not nested in
     what the store keeps, saying why; StoreError as `open_store` and the commit do.
     """
-    began = time.monotonic()
     store = open_store(source)
-    cut = _plan_cut(store, keep, layers)
+    return _derive(_plan_cut(store, keep, layers), out, watch)
+
+
+def derive_as(source: Store, plan: Plan, out: str | Path, *, watch: Watch = unwatched) -> Derived:
+    """Seal at `out` the store of a plan all of whose arrays can be read from `source` as they are; stopped, it goes on."""
+    return _derive(_Cut(source, plan, {}, None), out, watch)
+
+
+def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
+    began, store = time.monotonic(), cut.source
     objects = Objects(out)
     if objects.get(PLAN) == cut.plan.to_bytes() and objects.get(MANIFEST) is not None:
         verify(objects.root, deep=objects.local, condemn=True)
@@ -193,11 +203,11 @@ def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int
     return _Cut(store, plan, places, n_kept)
 
 
-def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> LayerVectors:
+def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> Any:
     """A stored feature of these teacher layers alone. Raises OptionError where the store has not all of them."""
     stored = store.plan.features.get(name)
     lacking = sorted(set(layers) - set(() if stored is None else stored.layers))
-    if not isinstance(stored, LayerVectors) or lacking:
+    if not isinstance(stored, OfLayers) or lacking:
         numbers = ", ".join(map(str, lacking))
         raise OptionError(f"{store.root} holds no {name} of teacher layers {numbers}: they cannot be cut from it")
     return replace(stored, layers=tuple(sorted(set(layers))))
@@ -208,7 +218,7 @@ def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
     old = store.plan.hidden
     if old is None:
         raise OptionError(f"--keep {keep} cannot be cut from {store.root}, which holds no hidden states by rank")
-    admitted = _admitted(store, old)
+    admitted = admitted_tokens(store, old.strategy)
     hidden = plan_hidden(
         keep,
         old.strategy,
@@ -256,14 +266,14 @@ def _check_width(old: Hidden, asked: Hidden, seed: int, refusal: str) -> None:
             )
 
 
-def _admitted(store: Store, hidden: Hidden) -> np.ndarray:
-    """Tokens of each train row [N] that a rank may choose among."""
+def admitted_tokens(store: Store, strategy: Strategy) -> Int[np.ndarray, " row"]:
+    """Tokens of each train row that a rank may choose among."""
     plan = store.plan
     counts: list[np.ndarray] = []
     for unit in range(plan.splits["train"].units):
         ids, n_tokens = store.read("train/input_ids", unit), store.read("train/n_tokens", unit)
         real = np.arange(ids.shape[1]) < n_tokens[:, None]
-        counts.append((real & is_admitted(ids, plan.tokenizer["separators"], hidden.strategy)).sum(axis=1))
+        counts.append((real & is_admitted(ids, plan.tokenizer["separators"], strategy)).sum(axis=1))
     found = np.concatenate(counts)
     if found.min() < 1:
         raise StoreError(f"{store.root}: a row of train has no token that can be ranked: the store is damaged")

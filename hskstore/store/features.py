@@ -4,8 +4,8 @@ A feature names teacher layers. Which student layer learns from which belongs to
 of any depth.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, get_args
 
 from hskstore.config import Values, check_choice
@@ -68,19 +68,41 @@ class Feature(Protocol):
 
 
 @dataclass(frozen=True)
-class LayerVectors:
-    """Vectors of `hidden_size` coordinates of some teacher layers, lowest first, each layer once; `axes` are theirs."""
+class OfLayers:
+    """A feature of some teacher layers, lowest first, each layer once; `axes` are those of its arrays."""
 
     name: ClassVar[str]
     axes: ClassVar[tuple[Axis, ...]]
     layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if list(self.layers) != sorted(set(self.layers)) or not self.layers:
+            raise ValueError(f"the layers of {self.name} are not some layers, lowest first")
+
+    def shape(self, longest: int) -> tuple[int, ...]:
+        """Of its `axes`, for rows of at most `longest` tokens."""
+        sizes = {"layer": len(self.layers), "token": longest}
+        return tuple(sizes[axis] for axis in self.axes)
+
+    def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
+        """Where the teacher layers of some pairs lie in the arrays. Raises KeyError for a layer that is not there."""
+        where = {layer: place for place, layer in enumerate(self.layers)}
+        return tuple(where[pair.teacher] for pair in pairs)
+
+    def numbers(self) -> list[object]:
+        return list(self.layers)
+
+
+@dataclass(frozen=True)
+class LayerVectors(OfLayers):
+    """Vectors of `hidden_size` coordinates."""
+
     hidden_size: int
     values: Values = "f16"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("--values", self.values, get_args(Values))
-        if list(self.layers) != sorted(set(self.layers)) or not self.layers:
-            raise ValueError(f"the layers of {self.name} are not some layers, lowest first")
 
     @property
     def width(self) -> int:
@@ -92,18 +114,11 @@ class LayerVectors:
         return ENCODINGS[self.values]
 
     def arrays(self, longest: int) -> dict[str, Array]:
-        sizes = {"layer": len(self.layers), "token": longest}
-        shape = tuple(sizes[axis] for axis in self.axes)
-        return self.encoding.arrays(shape, self.hidden_size, axes=self.axes, codec="vectors")
+        return self.encoding.arrays(self.shape(longest), self.hidden_size, axes=self.axes, codec="vectors")
 
     def row_bytes(self, longest: int) -> int:
         """Of a row in the largest array, by which units are cut."""
         return max(array.row_bytes for array in self.arrays(longest).values())
-
-    def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
-        """Where the teacher layers of some pairs lie in the arrays. Raises KeyError for a layer that is not there."""
-        where = {layer: place for place, layer in enumerate(self.layers)}
-        return tuple(where[pair.teacher] for pair in pairs)
 
     def as_json(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "hidden_size": self.hidden_size, "values": self.values}
@@ -115,15 +130,8 @@ class LayerVectors:
     def sizes(self) -> list[object]:
         return [self.hidden_size]
 
-    def numbers(self) -> list[object]:
-        return list(self.layers)
-
     def attributes(self) -> dict[str, object]:
         return {"teacher_layers": list(self.layers), "hidden_size": self.hidden_size, "values": self.values}
-
-    def joined(self, other: Self) -> Self:
-        """With the layers of both."""
-        return replace(self, layers=tuple(sorted({*self.layers, *other.layers})))
 
 
 @dataclass(frozen=True)
@@ -142,16 +150,47 @@ class Cls(LayerVectors):
     axes: ClassVar = ("layer",)
 
 
-OF_LAYERS: Mapping[str, type[States] | type[Cls]] = {"states": States, "cls": Cls}
+@dataclass(frozen=True)
+class ClsRow(OfLayers):
+    """The [CLS] row of the attention of some layers, 1 to L, mean over heads, f32: [layer, token] of probabilities, and of raw
+    scores where the teacher shows them (`raw`). Behind a row's last token: zeros."""
+
+    name: ClassVar = "cls_row"
+    axes: ClassVar = ("layer", "token")
+    values: ClassVar[Values] = "f32"
+    width: ClassVar[int] = 1
+    raw: bool
+
+    @property
+    def encoding(self) -> Encoding:
+        return ENCODINGS[self.values]
+
+    def arrays(self, longest: int) -> dict[str, Array]:
+        names = ("probability", "raw") if self.raw else ("probability",)
+        return {name: Array(self.axes, self.shape(longest), "float32", "NaN", "vectors") for name in names}
+
+    def row_bytes(self, longest: int) -> int:
+        """Of a row in the largest array, by which units are cut."""
+        return self.arrays(longest)["probability"].row_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "raw": self.raw}
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self:
+        if not isinstance(document["raw"], bool) or 0 in document["layers"]:
+            raise ValueError("attention is of layers from 1 on, and has raw scores or has none")
+        return cls(tuple(document["layers"]), document["raw"])
+
+    def sizes(self) -> list[object]:
+        return []
+
+    def attributes(self) -> dict[str, object]:
+        return {"teacher_layers": list(self.layers), "raw": self.raw}
+
+
+OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow]] = {"states": States, "cls": Cls, "cls_row": ClsRow}
 """The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
 
 FEATURES: tuple[str, ...] = (Hidden.name, *OF_LAYERS)
 """Every feature, in the order in which plans, batches and tables have them."""
-
-
-def joined(features: Iterable[States | Cls]) -> list[States | Cls]:
-    """One feature of each kind, with the layers of all, in the order of FEATURES."""
-    found: dict[str, Any] = {}
-    for feature in features:
-        found[feature.name] = found[feature.name].joined(feature) if feature.name in found else feature
-    return [found[name] for name in FEATURES if name in found]

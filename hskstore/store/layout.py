@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Shaped
 
-from hskstore.store.features import OF_LAYERS, Feature
+from hskstore.store.features import Feature
 from hskstore.store.schema import ArraySpec, array_spec, unit_rows
 
 Unit = tuple[str, int]
@@ -22,9 +22,9 @@ SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 INPUTS = ("input_ids", "token_type_ids", "n_tokens", "row_id", "logits", "label")
 TEXT = ("text", "n_bytes", "offsets")
 HIDDEN = ("values", "mask", "token", "n_kept", "scale")
-VECTORS = ("values", "scale")
 KNOWN_ARRAYS = frozenset(INPUTS) | frozenset(TEXT) | {f"hidden/{name}" for name in HIDDEN}
-KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in OF_LAYERS for name in VECTORS}
+KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in ("states", "cls") for name in ("values", "scale")}
+KNOWN_ARRAYS |= {"cls_row/probability", "cls_row/raw"}
 """What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
 
 LABELS = ("int64", "float32")

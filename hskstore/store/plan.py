@@ -160,6 +160,10 @@ class Plan:
             raise ValueError("a model has more layers than any has")
         if any(layer not in range(self.teacher["layers"] + 1) for each in self.features.values() for layer in each.layers):
             raise ValueError("a feature is of a layer that the teacher has not")
+        if any(
+            each.hidden_size != self.teacher["hidden_size"] for each in self.features.values() if hasattr(each, "hidden_size")
+        ):
+            raise ValueError("a feature is of another width than the teacher")
 
     def _check_names(self) -> None:
         """Raise ValueError, TypeError or KeyError unless what is said of the store is text, and splits name folders."""

@@ -31,6 +31,11 @@ class Store:
         self.digest = manifest.digest
 
     @property
+    def identity(self) -> str:
+        """Names what is read, for whoever goes on with it later."""
+        return self.digest
+
+    @property
     def root(self) -> str:
         return self.place.root
 
@@ -125,6 +130,8 @@ class Store:
         unit, offset = divmod(index, rows.unit_rows)
         found = {path.removeprefix(split + "/"): self.read(path, unit)[offset] for path in self.plan.arrays_of(split)}
         for name, feature in self.plan.features.items() if split == "train" else ():
+            if f"{name}/values" not in found:
+                continue
             values = feature.encoding.decode(found[f"{name}/values"], found.get(f"{name}/scale"), feature.width)
             found[f"{name}/values"] = values.astype(np.float32)
         if "hidden/mask" in found and self.plan.hidden is not None:

@@ -33,9 +33,11 @@ STORES: dict[str, dict[str, tuple[Values, bool, tuple[str, ...]]]] = {
         "q8": ("q8", True, ("pkd", "distilbert")),
         "q4": ("q4", False, ("distilbert",)),
         "logits": ("f16", False, ("kd",)),
+        "rich": ("f16", False, ("rich",)),
     },
 }
-"""By version and folder: how vectors are stored, whether the text is kept, and the methods whose wants are; none: `hidden`."""
+"""By version and folder: how vectors are stored, whether the text is kept, and the methods whose wants are; none: `hidden`.
+"rich" is no method: all that `--rich` keeps."""
 
 ROWS = [("train", 0), ("train", 511), ("train", 512), ("train", 519), ("validation", 6)]
 
@@ -66,7 +68,8 @@ def make(folder: Path, stores: dict[str, tuple[Values, bool, tuple[str, ...]]]) 
                 task="sst2",
                 out=Path(scratch, name),
                 keeps=[] if methods and "mud" not in methods else [Keep(2, 3, 0.25)],
-                methods=[METHODS[each]() for each in methods],
+                methods=[METHODS[each]() for each in methods if each != "rich"],
+                rich="rich" in methods,
                 strategies=[Strategy(2, values=values)],
                 keep_offsets=text,
             )

@@ -58,7 +58,7 @@ def plans(draw):
     return Plan(
         features=features,
         pass_=Pass(draw(small), draw(st.sampled_from(["fp32", "bf16", "fp16"])), draw(small), draw(small)),
-        teacher=draw(documents) | {"sha256": "5e", "layers": 50, "hidden_size": draw(small), "labels": labels},
+        teacher=draw(documents) | {"sha256": "5e", "layers": 50, "hidden_size": hidden_size, "labels": labels},
         tokenizer=draw(documents) | {"pad_token_id": draw(small), "separators": draw(st.lists(small, max_size=2))},
         task=draw(documents) | {"name": draw(st.text("abc/-é", max_size=5))},
         splits=by_name,

@@ -68,7 +68,8 @@ def monstrous(
     train = replace(plan.splits["train"], rows=rows, unit_rows=unit_rows, longest=longest)
     splits = {**plan.splits, "train": train}
     features = {"hidden": replace(plan.hidden, **sizes)}
-    plan = replace(plan, splits=splits, features=features, text=text)
+    teacher = plan.teacher | {"hidden_size": features["hidden"].hidden_size}
+    plan = replace(plan, splits=splits, features=features, text=text, teacher=teacher)
     arrays = plan_arrays(features, splits, labels="int64", logits=2, text=plan.text)
     small = chunk is not None
     return replace(plan, arrays={path: replace(spec, chunk=chunk) if small else spec for path, spec in arrays.items()})
