@@ -157,6 +157,7 @@ for index, method in enumerate(EVERY):
 """
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     launch(tmp_path / "program.py", place, tmp_path / "two", of=2)

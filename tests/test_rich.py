@@ -58,7 +58,13 @@ def test_it_holds_the_states_and_the_attention_of_every_layer(rich: dict[str, St
     assert (row["cls_row/probability"][:, ~real] == 0).all() and (row["cls_row/raw"][:, ~real] == 0).all()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+SHORT = ("as the paper has it", "random tokens and units", "raw scores", "q8")
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(one, id=name, marks=() if name in SHORT else pytest.mark.long) for name, one in STRATEGIES.items()],
+)
 def test_what_is_cut_from_it_is_what_an_extraction_would_have_written(
     strategy: Strategy, rich: dict[str, Store], teacher_folder: str, data_folder: str, tmp_path: Path
 ) -> None:
