@@ -255,7 +255,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*EXTRACT, "--keep", "1,9,0.1", "--precison", "bf16"], "No such option"),
     (["extract", "{world}/headless", *EXTRACT[2:], "--keep", "1,9,0.1"], "no trained classification head"),
     (["extract", "{world}/three", *EXTRACT[2:], "--keep", "1,9,0.1"], "3 outputs"),
-    (PLAN, "give --keep or --for (what will it cost?), or --budget"),
+    (PLAN, "give --keep, --for or --rich (what will it cost?), or --budget"),
     ([*PLAN, "--keep", "all", "--budget", "5MB"], "one of the two"),
     ([*PLAN, "--budget", "5MX"], "expected a number of bytes above zero, such as 500MB"),
     ([*PLAN, "--budget", "0"], "above zero"),

@@ -216,8 +216,11 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
     ("said", "why"),
     [
         *REFUSALS,
-        ("--student-layers 2", "give --keep or --for (what will it cost?), or --budget (what fits?)"),
-        ("--student-layers 2 --for pkd --budget 2MB", "give --keep or --for (what will it cost?), or --budget (what fits?)"),
+        ("--student-layers 2", "give --keep, --for or --rich (what will it cost?), or --budget (what fits?)"),
+        (
+            "--student-layers 2 --for pkd --budget 2MB",
+            "give --keep, --for or --rich (what will it cost?), or --budget (what fits?)",
+        ),
     ],
 )
 def test_a_plan_refuses_what_an_extraction_would(said: str, why: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def plan(
     learners: ForOpt = None,
     rich: RichOpt = False,
     budget: Annotated[
-        str | None, typer.Option(help="In place of --keep and --for: what fits into so many bytes (500MB, 2GiB) of a store.")
+        str | None, typer.Option(help="In place of these: what fits into so many bytes (500MB, 2GiB) of a store.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Rows a second. Default: a trial of up to 20 seconds on this device.")
@@ -48,7 +48,7 @@ def plan(
     from hskstore.cli import console, print_stores, progress
 
     if bool(keep or learners or rich) == (budget is not None):
-        raise OptionError("give --keep or --for (what will it cost?), or --budget (what fits?), one of the two")
+        raise OptionError("give --keep, --for or --rich (what will it cost?), or --budget (what fits?), one of the two")
     keeps = [config.Keep.parse(each) for each in keep or ()]
     most = None if budget is None else _bytes(budget)
     strategies = strategies_for(student_layers, strategy, needed=not rich or bool(keep or learners))

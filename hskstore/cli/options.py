@@ -17,8 +17,9 @@ TeacherArg = Annotated[str, typer.Argument(metavar="TEACHER", help="A fine-tuned
 DataArg = Annotated[
     str, typer.Argument(metavar="DATA", help="Folder, file (TSV, CSV, JSON lines, Parquet) or hub name (glue/cola).")
 ]
-KEEP = typer.Option(help="DEPTH,LENGTH,WIDTH of `hidden`: counts (9), fractions (0.1) or all. A store each.")
-KeepOpt = Annotated[list[str] | None, KEEP]
+KeepOpt = Annotated[
+    list[str] | None, typer.Option(help="DEPTH,LENGTH,WIDTH of `hidden`: counts (9), fractions (0.1) or all. A store each.")
+]
 ForOpt = Annotated[
     list[str] | None,
     typer.Option("--for", help="Keep what a method reads: its name (hsk methods), or a recipe file. All of them in one store."),

@@ -199,7 +199,7 @@ def pull(
 
 
 def _derive_view(store: str, keep: str, strategies: Sequence[config.Strategy], out: str, as_json: bool) -> None:
-    from hskstore.cli import console, progress
+    from hskstore.cli import progress
 
     if len(strategies) > 1:
         raise OptionError("a store is of one --student-layers: derive the others by commands of their own")
@@ -210,18 +210,13 @@ def _derive_view(store: str, keep: str, strategies: Sequence[config.Strategy], o
     with resumable(), progress.bars() as watch:
         made = view(open_store(store), config.Keep.parse(keep), strategies[0])
         result = derive_view(made, out, watch=watch)
-    if as_json:
-        console.print_json(result)
-        return
-    told = f"keep {keep} for a student of {strategies[0].student_layers} layers"
-    console.out.print(f"{result.root}: {told}, {console.size(result.bytes)}, sealed, digest {result.digest}")
-    console.out.print(f"cut from {result.source[:16]} in {result.seconds:.1f} s")
+    _print_derived(result, f"keep {keep} for a student of {strategies[0].student_layers} layers", as_json)
 
 
 def _derive(
     store: str, keep: str | None, learners: Sequence[str], student_layers: Sequence[int], out: str, as_json: bool
 ) -> None:
-    from hskstore.cli import console, progress
+    from hskstore.cli import progress
     from hskstore.store.derive import derive as run
 
     if bool(learners) != bool(student_layers):
@@ -236,15 +231,20 @@ def _derive(
         wanted, layers = to_cut(open_store(store).plan, store, methods, student_layers, wanted)
     with resumable(), progress.bars() as watch:
         result = run(store, out, keep=wanted, layers=layers, watch=watch)
-    if as_json:
-        console.print_json(result)
-        return
     kept = [
         *([] if wanted is None else [f"keep {wanted}"]),
         *(f"{name} of layers {', '.join(map(str, own))}" for name, own in layers.items()),
     ]
-    told = "; ".join(kept) or "logits alone"
-    console.out.print(f"{result.root}: {told}, {console.size(result.bytes)}, sealed, digest {result.digest}")
+    _print_derived(result, "; ".join(kept) or "logits alone", as_json)
+
+
+def _print_derived(result: Any, kept: str, as_json: bool) -> None:
+    from hskstore.cli import console
+
+    if as_json:
+        console.print_json(result)
+        return
+    console.out.print(f"{result.root}: {kept}, {console.size(result.bytes)}, sealed, digest {result.digest}")
     console.out.print(f"cut from {result.source[:16]} in {result.seconds:.1f} s")
 
 

@@ -40,7 +40,6 @@ class Targets(Protocol):
 
 
 T = TypeVar("T", bound=Targets)
-T_co = TypeVar("T_co", bound=Targets, covariant=True)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hskstore.store import Plan, Store
 from hskstore.store.derive import Derived, admitted_tokens, derive_as
 from hskstore.store.features import ClsRow, States
 from hskstore.store.hidden import Hidden, plan_hidden
-from hskstore.store.plan import make_plan
+from hskstore.store.plan import planned_anew
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
@@ -78,7 +78,8 @@ class View(Store):
         parts: list[dict[str, np.ndarray]] = []
         for start in range(0, len(ids), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
-            rows = _rows_of(ids[some], n_tokens[some], row_id[some])
+            no_types = np.zeros_like(ids[some], dtype=np.uint8)  # no selection depends on them
+            rows = Rows.of_padded(ids[some], no_types, n_tokens[some], row_id[some])
             longest = rows.longest
             hidden = {
                 layer: _decoded(self._rich, values[some, :longest], scale[layer][some, :longest] if scale else None)
@@ -130,19 +131,7 @@ def derive_view(made: View, out: Any, *, watch: Watch = unwatched) -> Derived:
             f"{made.root} keeps its states as {stored.values}, from which no store can be cut that an extraction would make; a"
             " view of it can be trained from (hsk distill with --keep), or extract --rich with --values f16"
         )
-    old = made.plan
-    label = old.arrays.get("train/label")
-    plan = make_plan(
-        [old.features[Hidden.name]],
-        old.pass_,
-        splits=old.splits,
-        teacher=old.teacher,
-        tokenizer=old.tokenizer,
-        task=old.task,
-        labels=None if label is None else label.dtype,
-        text=old.text,
-    )
-    return derive_as(made, plan, out, watch=watch)
+    return derive_as(made, planned_anew(made.plan, [made.plan.features[Hidden.name]]), out, watch=watch)
 
 
 def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
@@ -170,10 +159,3 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
 def _decoded(rich: Store, values: np.ndarray, scale: np.ndarray | None) -> Tensor:
     feature = rich.plan.features[States.name]
     return torch.from_numpy(np.ascontiguousarray(feature.encoding.decode(values, scale, feature.width)))
-
-
-def _rows_of(ids: np.ndarray, n_tokens: np.ndarray, row_id: np.ndarray) -> Rows:
-    real = np.arange(ids.shape[1]) < n_tokens[:, None]
-    flat = ids[real]
-    bounds = np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64)
-    return Rows(flat, np.zeros(len(flat), dtype=np.uint8), bounds, None, row_id)

@@ -45,15 +45,24 @@ def is_rich(plan: Plan) -> bool:
 def lacking(plan: Plan, phases: Iterable[Phase]) -> list[str]:
     """What a store lacks of what some phases read, in words: "cls of teacher layers 2, 4", "labels"."""
     phases = list(phases)
-    found: list[str] = []
+    found = [
+        f"{name} of teacher layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+        for name, layers in _absent(plan, phases).items()
+    ]
+    if any(phase.reads_labels for phase in phases) and "train/label" not in plan.arrays:
+        found.append("labels")
+    return found
+
+
+def _absent(plan: Plan, phases: Sequence[Phase]) -> dict[str, list[int]]:
+    """The teacher layers that a store has not of each feature that some phases read."""
+    found: dict[str, list[int]] = {}
     for name in FEATURES:
         stored = plan.features.get(name)
         wanted = {pair.teacher for phase in phases for want in phase.reads if want.kind.name == name for pair in want.pairs}
         absent = sorted(wanted - set(() if stored is None else stored.layers))
         if absent:
-            found.append(f"{name} of teacher layer{'s' if len(absent) > 1 else ''} {', '.join(map(str, absent))}")
-    if any(phase.reads_labels for phase in phases) and "train/label" not in plan.arrays:
-        found.append("labels")
+            found[name] = absent
     return found
 
 
@@ -66,13 +75,13 @@ def services_of(root: str) -> list[Service]:
 def _service(plan: Plan, method: Method) -> Service:
     teacher = teacher_shape(plan)
     own = plan.hidden.strategy.student_layers if plan.hidden is not None else max(1, teacher.layers // 2)
-    found = {depth: _lacks(plan, method, teacher, depth) for depth in {*range(1, teacher.layers + 1), own, own + 1}}
-    lacks = {depth: each for depth, each in found.items() if each is not None}
-    served = [depth for depth in range(1, teacher.layers + 1) if lacks.get(depth) == []]
-    depth = min(lacks, key=lambda each: (abs(each - own), each))
-    selected = is_rich(plan) and bool(lacks[depth]) and all(each.startswith(f"{Hidden.name} of ") for each in lacks[depth])
-    command = making(method, depth, lacks[depth])
-    return Service(method.name, served, teacher.layers, depth, lacks[depth], command, selected)
+    found = {depth: _phases(plan, method, teacher, depth) for depth in {*range(1, teacher.layers + 1), own, own + 1}}
+    taught = {depth: phases for depth, phases in found.items() if phases is not None}
+    served = [depth for depth, phases in sorted(taught.items()) if depth <= teacher.layers and not lacking(plan, phases)]
+    depth = min(taught, key=lambda each: (abs(each - own), each))
+    lacks = lacking(plan, taught[depth])
+    selected = is_rich(plan) and _absent(plan, taught[depth]).keys() == {Hidden.name} and len(lacks) == 1
+    return Service(method.name, served, teacher.layers, depth, lacks, making(method, depth, lacks), selected)
 
 
 def to_cut(
@@ -111,13 +120,12 @@ def making(method: Method, depth: int, lacks: Sequence[str]) -> str:
     return f"hsk extract TEACHER DATA --for {named} --student-layers {depth}{labels} --out DIR{made}"
 
 
-def _lacks(plan: Plan, method: Method, teacher: TeacherShape, depth: int) -> list[str] | None:
-    """What a store lacks for a student of so many layers; None where the method cannot teach such a one, whatever is stored."""
+def _phases(plan: Plan, method: Method, teacher: TeacherShape, depth: int) -> tuple[Phase, ...] | None:
+    """Of a student of so many layers; None where the method cannot teach such a one, whatever is stored."""
     try:
-        phases = method.phases(teacher, _student(plan, depth))
+        return method.phases(teacher, _student(plan, depth))
     except (OptionError, ModelError):
         return None
-    return lacking(plan, phases)
 
 
 def _student(plan: Plan, depth: int) -> ModelShape:

@@ -127,14 +127,8 @@ def _stored(store: Store, batch: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
-    real = np.arange(stored["train/input_ids"].shape[1]) < n_tokens[:, None]
-    return Rows(
-        input_ids=stored["train/input_ids"][real],
-        token_type_ids=stored["train/token_type_ids"][real],
-        bounds=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
-        label=None,
-        row_id=stored["train/row_id"],
-    )
+    ids, types, row_id = (stored[f"train/{name}"] for name in ("input_ids", "token_type_ids", "row_id"))
+    return Rows.of_padded(ids, types, n_tokens, row_id)
 
 
 def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:

@@ -101,7 +101,7 @@ def rows_from_store(
     for unit in units:
         rows = slice(done, done + store.plan.splits[split].rows_of(unit))
         for name in held:
-            arrays[name][rows] = _read(store, split, name, unit, places)
+            arrays[name][rows] = store.read(f"{split}/{name}", unit, places.get(name.partition("/")[0]))
         done = rows.stop
         watch(f"read {split}", done, total)
     aligned = None
@@ -164,13 +164,3 @@ def _held(store: Store, split: str, places: Places) -> dict[str, tuple[tuple[int
         for name, array in plan.features[feature].arrays(plan.splits[split].longest).items():
             held[f"{feature}/{name}"] = (len(chosen), *array.shape[1:]), np.dtype(array.dtype)
     return held
-
-
-def _read(store: Store, split: str, name: str, unit: int, places: Places) -> np.ndarray:
-    """One array of one unit; of a feature those layers alone, which alone are fetched where they lie apart."""
-    path, feature = f"{split}/{name}", name.partition("/")[0]
-    if feature not in places:
-        return store.read(path, unit)
-    if store.plan.arrays[path].layered:
-        return store.read(path, unit, places[feature])
-    return store.read(path, unit)[:, list(places[feature])]

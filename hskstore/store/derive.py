@@ -28,7 +28,7 @@ from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import is_admitted, static_mask
 from hskstore.store.objects import PARALLEL, Objects
-from hskstore.store.plan import Plan, make_plan
+from hskstore.store.plan import Plan, planned_anew
 from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.verify import verify
@@ -180,27 +180,16 @@ def _narrow(asked: Hidden, seed: int, values: np.ndarray, mask: np.ndarray) -> t
 def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int]]) -> _Cut:
     """The plan that an extraction asked for this would have made. Raises OptionError where it is not nested in the store's."""
     old = store.plan
-    label = old.arrays.get("train/label")
     strange = sorted(layers.keys() - OF_LAYERS.keys())
     if strange:
         raise OptionError(f"{', '.join(strange)} is no feature whose layers can be chosen: choose from {', '.join(OF_LAYERS)}")
     hidden, n_kept = (None, None) if keep is None else _cut_of_hidden(store, keep)
     others = [_fewer_layers(store, name, layers[name]) for name in OF_LAYERS if name in layers]
     features: list[Feature] = [*([] if hidden is None else [hidden]), *others]
-    plan = make_plan(
-        features,
-        old.pass_,
-        splits=old.splits,
-        teacher=old.teacher,
-        tokenizer=old.tokenizer,
-        task=old.task,
-        labels=None if label is None else label.dtype,
-        text=old.text,
-    )
     places = {each.name: old.features[each.name].places([LayerPair(0, layer) for layer in each.layers]) for each in others}
     if hidden is not None and old.hidden is not None:
         places["hidden"] = tuple(old.hidden.pairs.index(pair) for pair in hidden.pairs)
-    return _Cut(store, plan, places, n_kept)
+    return _Cut(store, planned_anew(old, features), places, n_kept)
 
 
 def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> Any:
@@ -217,7 +206,10 @@ def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
     """The configuration, and how many tokens of each train row [N] it keeps. Raises OptionError where it is not nested."""
     old = store.plan.hidden
     if old is None:
-        raise OptionError(f"--keep {keep} cannot be cut from {store.root}, which holds no hidden states by rank")
+        raise OptionError(
+            f"--keep {keep} cannot be cut from {store.root}, which holds none of `hidden`; of a rich store hsk derive"
+            " cuts it with --student-layers"
+        )
     admitted = admitted_tokens(store, old.strategy)
     hidden = plan_hidden(
         keep,

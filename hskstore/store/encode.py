@@ -89,7 +89,7 @@ def _in_memory(document: Mapping[str, Any], objects: dict[str, Any]) -> Any:
 
 def _decodes_to(spec: ArraySpec, unit: int, blob: bytes, column: np.ndarray) -> bool:
     """Whether a shard holds these bytes: chunk by chunk, by the codecs alone, whose memory is used again. A read of it all at
-    once takes five times as long, most of it for pages of memory that nobody has touched."""
+    once takes nine times as long, most of it for pages of memory that nobody has touched."""
     layers = ranges_of(spec, unit, blob)
     for run in range(len(layers[0])):
         rows = column[run * spec.chunk : (run + 1) * spec.chunk]

@@ -8,7 +8,7 @@ from typing import Any
 
 from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
-from hskstore.store.features import OF_LAYERS, Feature
+from hskstore.store.features import OF_LAYERS, Feature, LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
 from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, MAX_LAYERS, ArraySpec, canonical_json, hierarchy, known_fields
@@ -160,9 +160,8 @@ class Plan:
             raise ValueError("a model has more layers than any has")
         if any(layer not in range(self.teacher["layers"] + 1) for each in self.features.values() for layer in each.layers):
             raise ValueError("a feature is of a layer that the teacher has not")
-        if any(
-            each.hidden_size != self.teacher["hidden_size"] for each in self.features.values() if hasattr(each, "hidden_size")
-        ):
+        vectors = [each for each in self.features.values() if isinstance(each, Hidden | LayerVectors)]
+        if any(each.hidden_size != self.teacher["hidden_size"] for each in vectors):
             raise ValueError("a feature is of another width than the teacher")
 
     def _check_names(self) -> None:
@@ -209,6 +208,21 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{path}.{name}" if path else name)
     else:
         yield path, node
+
+
+def planned_anew(plan: Plan, features: Iterable[Feature]) -> Plan:
+    """The plan that an extraction of the same rows would have made for these features."""
+    label = plan.arrays.get("train/label")
+    return make_plan(
+        features,
+        plan.pass_,
+        splits=plan.splits,
+        teacher=plan.teacher,
+        tokenizer=plan.tokenizer,
+        task=plan.task,
+        labels=None if label is None else label.dtype,
+        text=plan.text,
+    )
 
 
 def make_plan(

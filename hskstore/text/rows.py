@@ -95,6 +95,19 @@ class Rows:
     row_id: Int64[np.ndarray, " row"]
     text: Text | None = None
 
+    @classmethod
+    def of_padded(
+        cls,
+        input_ids: Int32[np.ndarray, "row token"],
+        token_type_ids: UInt8[np.ndarray, "row token"],
+        n_tokens: Int32[np.ndarray, " row"],
+        row_id: Int64[np.ndarray, " row"],
+    ) -> Rows:
+        """The inverse of `padded`: what stands behind a row's last token is left out."""
+        real = np.arange(input_ids.shape[1]) < n_tokens[:, None]
+        bounds = np.concatenate([[0], np.cumsum(n_tokens, dtype=np.int64)])
+        return cls(input_ids[real], token_type_ids[real], bounds, None, row_id)
+
     def __len__(self) -> int:
         return len(self.row_id)
 
