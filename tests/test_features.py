@@ -703,7 +703,7 @@ def cost(teacher: str, data: str, values: Values, **options: Any) -> Forecast:
 def test_bytes_of_each_array_are_within_a_tenth_of_what_is_then_written(
     values: Values, teacher_folder: str, data_folder: str, tmp_path: Path
 ) -> None:
-    (told,) = cost(teacher_folder, data_folder, values, seconds=2).stores
+    (told,) = cost(teacher_folder, data_folder, values, seconds=60).stores
     root = make(teacher_folder, data_folder, tmp_path, values=values, batch_tokens=4096)
     sizes, store = real_sizes(str(root)), open_store(root)
     assert told.name == "it" and told.teacher_layers == {name: list(layers) for name, layers in STORED.items()}

@@ -1,14 +1,17 @@
 """A rich store: every configuration is a selection of it, and what is lost is refused by name."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hskstore.config import Keep, Strategy, Values
+from hskstore.config import Keep, LayerMap, Mask, Rank, RankLayer, Score, Strategy, Values
 from hskstore.errors import OptionError, StoreError
 from hskstore.explore.show import describe
 from hskstore.features.view import derive_view, view
@@ -73,6 +76,36 @@ def test_what_is_cut_from_it_is_what_an_extraction_would_have_written(
     for keep, made in zip(keeps, direct, strict=True):
         for values in ("f16", "f32"):
             assert derive_view(view(rich[values], keep, strategy), tmp_path / values / keep.name).digest == made.digest
+
+
+@pytest.mark.long
+@settings(max_examples=12, deadline=None)
+@given(
+    strategy=st.builds(
+        Strategy,
+        st.integers(1, 4),
+        top_layer=st.sampled_from([None, 4]),
+        layer_map=st.sampled_from(get_args(LayerMap)),
+        rank=st.sampled_from(get_args(Rank)),
+        rank_layer=st.sampled_from(get_args(RankLayer)),
+        score=st.sampled_from(get_args(Score)),
+        mask=st.sampled_from(get_args(Mask)),
+        values=st.sampled_from(["f16", "q8", "q4"]),
+    ),
+    keep=st.builds(
+        Keep,
+        st.one_of(st.just("all"), st.just(1), st.just(0.5)),
+        st.one_of(st.integers(1, 20), st.sampled_from([0.1, 0.5, "all"])),
+        st.one_of(st.integers(1, 16), st.sampled_from([0.25, 0.5, "all"])),
+    ),
+)
+def test_whatever_is_cut_from_it_is_what_an_extraction_would_have_written(
+    strategy: Strategy, keep: Keep, rich: dict[str, Store], teacher_folder: str, data_folder: str
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        (made,) = extract(teacher_folder, data_folder, out=place, keeps=[keep], strategies=[strategy], task="sst2")
+        for values in ("f16", "f32"):
+            assert derive_view(view(rich[values], keep, strategy), Path(place) / values).digest == made.digest
 
 
 def test_f32_is_cut_from_f32_alone(rich: dict[str, Store], teacher_folder: str, data_folder: str, tmp_path: Path) -> None:

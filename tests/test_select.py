@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from hskstore.config import Keep, Rank
 from hskstore.features import HIDDEN
-from hskstore.features.pack import SMALLEST_SCALE, encode, kept_values, pack_bits, pack_nibbles, quantise, round_values
-from hskstore.features.select import _wanted, gather_tokens, magnitude_mask, random_scores, token_rank
+from hskstore.features.pack import (
+    SMALLEST_SCALE,
+    bits_on_device,
+    encode,
+    kept_on_device,
+    kept_values,
+    pack_bits,
+    pack_nibbles,
+    quantise,
+    round_values,
+)
+from hskstore.features.select import _wanted, gather_tokens, magnitude_mask, mask_on_device, random_scores, token_rank
 from hskstore.layers import PlannedStrategy
 from hskstore.models.observe import Seen
 from hskstore.stage_one.planning import count_admitted
@@ -58,6 +68,15 @@ def test_the_magnitude_mask_equals_a_stable_sort(values, data):
     mask = magnitude_mask(values, kept)
     assert (mask.sum(dim=-1) == kept).all()
     np.testing.assert_array_equal(mask.numpy(), stable_mask(values, kept))
+
+
+@given(vectors(), st.data())
+def test_a_gpu_s_kernels_choose_and_pack_what_a_cpu_does(values, data):
+    kept = data.draw(st.integers(1, values.shape[-1]))
+    mask = magnitude_mask(values, kept)
+    assert torch.equal(mask_on_device(values.abs(), kept), mask)
+    assert torch.equal(kept_on_device(values, mask, kept), kept_values(values, mask, width=kept))
+    assert torch.equal(bits_on_device(mask), pack_bits(mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

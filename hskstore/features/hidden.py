@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hskstore.errors import StoreError
 from hskstore.features.contract import FeatureRows, Kind
@@ -66,6 +67,7 @@ def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     """A rank chooses among the tokens that `store.masks.is_admitted` names, found here once more by the device's own
     arithmetic."""
     positions, n_kept = _kept_tokens(feature, plan, seen, batch, rows)
+    positions = positions[..., : batch[0].shape[1]]  # no row of the batch keeps more
     vectors = torch.stack(
         [gather_tokens(seen.hidden[pair.teacher], positions[:, layer]) for layer, pair in enumerate(feature.pairs)], dim=1
     )
@@ -75,12 +77,13 @@ def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     empty = positions < 0
     if "scale" in arrays:
         arrays["scale"] = arrays["scale"].masked_fill(empty, 0)
-    return arrays | {
-        "mask": pack_bits(kept).masked_fill(empty[..., None], 0),
-        "token": positions.to(torch.int16),
-        "n_kept": n_kept.to(torch.int16),
-        "finite": are_finite(vectors),
+    arrays |= {"mask": pack_bits(kept).masked_fill(empty[..., None], 0), "token": positions.to(torch.int16)}
+    beyond = feature.length - positions.shape[2]
+    whole = {
+        name: pad(array, (0, 0) * (array.ndim - 3) + (0, beyond), value=-1 if name == "token" else 0)
+        for name, array in arrays.items()
     }
+    return whole | {"n_kept": n_kept.to(torch.int16), "finite": are_finite(vectors)}
 
 
 def _kept_tokens(

@@ -3,6 +3,7 @@
 Rounding comes first, then the mask, then integers, so that a smaller configuration is a cut of a bigger one.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
@@ -42,6 +43,15 @@ def kept_values(
     rounded: Float[Tensor, "*rows width"], kept: Bool[Tensor, "*rows width"], *, width: int
 ) -> Float[Tensor, "*rows kept"]:
     """The kept coordinates of each vector, in their order; `kept` has exactly `width` True in every vector."""
+    if rounded.device.type == "cpu":  # which a count of what is kept costs nothing
+        return rounded[kept].view(*rounded.shape[:-1], width)
+    return kept_on_device(rounded, kept, width)
+
+
+def kept_on_device(
+    rounded: Float[Tensor, "*rows width"], kept: Bool[Tensor, "*rows width"], width: int
+) -> Float[Tensor, "*rows kept"]:
+    """`kept_values` in kernels alone: nothing waits for a number."""
     # Each kept coordinate to the place that its mask counts, the others to one behind the last: the shapes are known without
     # asking the device.
     place = torch.where(kept, kept.cumsum(dim=-1) - 1, width)
@@ -66,6 +76,13 @@ def pack_nibbles(integers: Int[Tensor, "*rows kept"]) -> UInt8[Tensor, "*rows pa
 
 def pack_bits(kept: Bool[Tensor, "*rows width"]) -> UInt8[Tensor, "*rows octet"]:
     """Bits, most significant first, as `numpy.packbits` has them; the last byte is filled with zeros."""
+    if kept.device.type == "cpu":
+        return torch.from_numpy(np.packbits(kept.numpy(), axis=-1))
+    return bits_on_device(kept)
+
+
+def bits_on_device(kept: Bool[Tensor, "*rows width"]) -> UInt8[Tensor, "*rows octet"]:
+    """`pack_bits` in kernels alone."""
     padded = torch.nn.functional.pad(kept, (0, -kept.shape[-1] % 8)).view(*kept.shape[:-1], -1, 8)
     weight = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=kept.device)
     return (padded * weight).sum(dim=-1, dtype=torch.uint8)

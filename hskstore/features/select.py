@@ -43,8 +43,8 @@ def gather_tokens(
     hidden: Float[Tensor, "batch token width"], positions: Int[Tensor, "batch slot"]
 ) -> Float[Tensor, "batch slot width"]:
     """The hidden vectors at `positions`; zeros where a position is -1."""
-    index = positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, index).masked_fill((positions < 0)[..., None], 0)
+    row = torch.arange(len(hidden), device=hidden.device)[:, None]
+    return hidden[row, positions.clamp(min=0)].masked_fill_((positions < 0)[..., None], 0)
 
 
 def magnitude_mask(values: Float[Tensor, "*rows width"], kept: int) -> Bool[Tensor, "*rows width"]:
@@ -52,7 +52,12 @@ def magnitude_mask(values: Float[Tensor, "*rows width"], kept: int) -> Bool[Tens
     if kept >= values.shape[-1]:
         return torch.ones_like(values, dtype=torch.bool)
     size = values.abs()
-    threshold = _largest(size, kept)
+    return mask_on_host(size, kept) if size.device.type == "cpu" else mask_on_device(size, kept)
+
+
+def mask_on_device(size: Float[Tensor, "*rows width"], kept: int) -> Bool[Tensor, "*rows width"]:
+    """`magnitude_mask` of magnitudes, in kernels alone: nothing waits for a number."""
+    threshold = size.topk(kept, dim=-1).values[..., -1:]
     above = size > threshold
     # topk finds the right threshold but, among equals, any index; the room left by `above` goes to the first equals.
     equal = size == threshold
@@ -60,14 +65,21 @@ def magnitude_mask(values: Float[Tensor, "*rows width"], kept: int) -> Bool[Tens
     return above | (equal & (equal.cumsum(dim=-1) <= room))
 
 
-def _largest(size: Float[Tensor, "*rows width"], which: int) -> Float[Tensor, "*rows 1"]:
-    """The `which`-th largest magnitude of each vector."""
-    if size.device.type != "cpu":
-        return size.topk(which, dim=-1).values[..., -1:]
+def mask_on_host(size: Float[Tensor, "*rows width"], kept: int) -> Bool[Tensor, "*rows width"]:
+    """`magnitude_mask` of magnitudes, on a CPU: ten times as fast, because only vectors with equals at the threshold are counted
+    through."""
     # Magnitudes are in the order of the integers of their bits, and to part these takes NumPy a thirtieth of the time of topk.
     bits = size.view(torch.int32 if size.element_size() == 4 else torch.int16).numpy()
-    place = bits.shape[-1] - which
-    return torch.from_numpy(np.partition(bits, place, axis=-1)[..., place : place + 1]).view(size.dtype)
+    place = bits.shape[-1] - kept
+    threshold = np.partition(bits, place, axis=-1)[..., place : place + 1]
+    mask = bits >= threshold
+    tied = mask.sum(axis=-1, dtype=np.int32) > kept
+    if tied.any():
+        equal = bits[tied] == threshold[tied]
+        surplus = mask[tied].sum(axis=-1, dtype=np.int32) - kept
+        room = equal.sum(axis=-1, dtype=np.int32) - surplus
+        mask[tied] &= ~equal | (equal.cumsum(axis=-1, dtype=np.int32) <= room[:, None])
+    return torch.from_numpy(mask)
 
 
 def random_scores(

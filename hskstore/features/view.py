@@ -3,7 +3,8 @@ device, and bit for bit what an extraction would have kept."""
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -19,17 +20,17 @@ from hskstore.features.hidden import HIDDEN
 from hskstore.layers import PlannedStrategy, plan_strategy
 from hskstore.models.observe import Seen
 from hskstore.store import Plan, Store
-from hskstore.store.derive import Derived, admitted_tokens, derive_as
+from hskstore.store.derive import UNITS_AT_ONCE, Derived, admitted_tokens, derive_as
 from hskstore.store.features import ClsRow, States
 from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.plan import planned_anew
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 32
 """That are selected from together: enough for a kernel, few enough for memory."""
 
-UNITS_HELD = 2
+UNITS_HELD = 2 * UNITS_AT_ONCE
 """Whose selection is kept: the arrays of one are asked for one after the other."""
 
 
@@ -40,7 +41,7 @@ class View(Store):
         super().__init__(rich.place, plan, rich.manifest)
         self._rich = rich
         self._hidden = hidden
-        self._selected: OrderedDict[int, Mapping[str, np.ndarray]] = OrderedDict()
+        self._selected: OrderedDict[int, Future[dict[str, np.ndarray]]] = OrderedDict()
         self._turn = Lock()
 
     @property
@@ -53,11 +54,18 @@ class View(Store):
         if not path.startswith("train/hidden/"):
             return self._rich.read(path, unit, layers)
         with self._turn:
-            if unit not in self._selected:
-                self._selected[unit] = self._select(unit)
-                while len(self._selected) > UNITS_HELD:
+            selected = self._selected.get(unit)
+            ours = selected is None
+            if selected is None:
+                selected = self._selected[unit] = Future()
+                if len(self._selected) > UNITS_HELD:
                     self._selected.popitem(last=False)
-            found = self._selected[unit][path.rpartition("/")[2]]
+        if ours:
+            try:
+                selected.set_result(self._select(unit))
+            except BaseException as error:
+                selected.set_exception(error)
+        found = selected.result()[path.rpartition("/")[2]]
         return found if layers is None else found[:, list(layers)]
 
     def _select(self, unit: int) -> dict[str, np.ndarray]:
@@ -76,27 +84,29 @@ class View(Store):
         if (n_tokens < 1).any() or (n_tokens > ids.shape[1]).any():
             raise StoreError(f"{self.root}: the numbers of tokens of train cannot be right: the store is damaged")
         parts: list[dict[str, np.ndarray]] = []
+        order = np.argsort(n_tokens, kind="stable")  # so that few tokens are padding
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            some = slice(start, start + ROWS_AT_ONCE)
+            some = order[start : start + ROWS_AT_ONCE]
             no_types = np.zeros_like(ids[some], dtype=np.uint8)  # no selection depends on them
             rows = Rows.of_padded(ids[some], no_types, n_tokens[some], row_id[some])
             longest = rows.longest
             hidden = {
-                layer: _decoded(self._rich, values[some, :longest], scale[layer][some, :longest] if scale else None)
+                layer: _decoded(self._rich, values[some][:, :longest], scale[layer][some][:, :longest] if scale else None)
                 for layer, values in states.items()
             }
             shown = {
-                name: {layer: torch.from_numpy(array[some, :longest]) for layer, array in found.items()}
+                name: {layer: torch.from_numpy(array[some][:, :longest]) for layer, array in found.items()}
                 for name, found in seen.items()
             }
             mask = torch.from_numpy(np.arange(longest) < n_tokens[some, None])
-            tokens = torch.from_numpy(ids[some, :longest].astype(np.int64))
+            tokens = torch.from_numpy(ids[some][:, :longest].astype(np.int64))
             batch = (tokens, torch.zeros_like(tokens), mask)
             kept = HIDDEN.capture(self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, **shown), batch, rows)
             if not bool(kept.pop("finite").all()):
                 raise StoreError(f"{self.root}: its states are not finite: the store is damaged")
             parts.append({name: tensor.numpy() for name, tensor in kept.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        place = np.argsort(order)
+        return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
 
     def _layers(self, unit: int, feature: str, array: str, layers: frozenset[int]) -> dict[int, np.ndarray]:
         """Some layers of an array of the rich store, by teacher layer; none where it has no such array."""
@@ -131,7 +141,12 @@ def derive_view(made: View, out: Any, *, watch: Watch = unwatched) -> Derived:
             f"{made.root} keeps its states as {stored.values}, from which no store can be cut that an extraction would make; a"
             " view of it can be trained from (hsk distill with --keep), or extract --rich with --values f16"
         )
-    return derive_as(made, planned_anew(made.plan, [made.plan.features[Hidden.name]]), out, watch=watch)
+    plan, threads = planned_anew(made.plan, [made.plan.features[Hidden.name]]), torch.get_num_threads()
+    torch.set_num_threads(1)  # of each unit: several are selected side by side
+    try:
+        return derive_as(made, plan, out, watch=watch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:

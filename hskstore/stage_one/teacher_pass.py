@@ -127,9 +127,10 @@ class _Copy:
         if self._bytes is None or self._arrived is None:
             return {name: tensor.numpy() for name, tensor in self._layout}
         self._arrived.synchronize()
+        there = self._bytes.clone()  # whoever holds a row of it holds no pinned memory
         ends = accumulate(tensor.nbytes for _, tensor in self._layout)
         return {
-            name: self._bytes[end - tensor.nbytes : end].view(tensor.dtype).view(tensor.shape).numpy()
+            name: there[end - tensor.nbytes : end].view(tensor.dtype).view(tensor.shape).numpy()
             for (name, tensor), end in zip(self._layout, ends, strict=True)
         }
 

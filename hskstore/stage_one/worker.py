@@ -33,6 +33,9 @@ from hskstore.version import __version__
 StoreUnit = tuple[int, int]
 """Index of the store, number of the unit."""
 
+Laid = dict[str, np.ndarray | list[np.ndarray]]
+"""A unit's arrays while they are filled, by path: whole, or a list of rows as `encode_unit` takes them."""
+
 
 class Stopped(Exception):
     """A job was given up because the run is being stopped."""
@@ -111,7 +114,7 @@ class UnitWorker:
         wanted, lacking = sorted({index for index, _ in missing}), frozenset(missing)
         cut = list(self._blocks(job, missing))
         rows = (self._rows[job.split].take(batch) for batches, _ in cut for batch in batches)
-        units: dict[StoreUnit, Columns] = {}
+        units: dict[StoreUnit, Laid] = {}
         with closing(self._pass.run(job.split, rows, wanted)) as passed:
             for batches, finished in cut:
                 for batch, found in zip(batches, passed, strict=False):
@@ -122,8 +125,8 @@ class UnitWorker:
                     give_back_memory()  # after a block, not each batch: what is given back has to be taken anew
                 for index, unit in finished:
                     seconds = time.monotonic() - began
-                    columns = units.pop((index, unit))
-                    writes.append(self._writers.submit(self._commit, index, job.split, unit, columns, seconds))
+                    laid = units.pop((index, unit))
+                    writes.append(self._writers.submit(self._commit, index, job.split, unit, laid, seconds))
 
     def _blocks(self, job: Job, missing: Sequence[StoreUnit]) -> Iterator[tuple[list[np.ndarray], list[StoreUnit]]]:
         """The blocks that hold rows of a missing unit: their batches, and the missing units whose last row is among theirs."""
@@ -147,7 +150,7 @@ class UnitWorker:
         batch: np.ndarray,
         columns: Columns,
         lacking: frozenset[StoreUnit],
-        units: dict[StoreUnit, Columns],
+        units: dict[StoreUnit, Laid],
     ) -> None:
         """Lay the rows of a batch into the missing units that they belong to."""
         plan = self._stores[index][1]
@@ -158,17 +161,20 @@ class UnitWorker:
                 continue
             if (index, number) not in units:
                 units[index, number] = _empty_unit(plan, split, number)
-            inside = owner == number
-            whole = bool(inside.all())
+            inside = np.flatnonzero(owner == number)
             at = batch[inside] - number * size
-            for path, buffer in units[index, number].items():
-                column = columns[path] if whole else columns[path][inside]
-                # A batch may be shorter along the axis of tokens, or bytes.
-                buffer[(at, *(slice(size) for size in column.shape[1:]))] = column
+            for path, laid in units[index, number].items():
+                column = columns[path]
+                if isinstance(laid, list):
+                    for place, row in zip(at.tolist(), inside.tolist(), strict=True):
+                        laid[place] = column[row]
+                else:
+                    # A batch may be shorter along the axis of tokens, or bytes.
+                    laid[(at, *(slice(size) for size in column.shape[1:]))] = column[inside]
 
-    def _commit(self, index: int, split: str, unit: int, columns: Columns, seconds: float) -> None:
+    def _commit(self, index: int, split: str, unit: int, laid: Laid, seconds: float) -> None:
         objects, plan = self._stores[index]
-        blobs = encode_unit(plan, split, unit, columns)
+        blobs = encode_unit(plan, split, unit, laid)
         made = {
             "teacher": self._teacher.name,
             "device": _device_name(self._teacher.device),
@@ -177,7 +183,7 @@ class UnitWorker:
             "versions": _versions(),
         }
         entries = unit_fingerprints(plan.arrays_of(split), unit, blobs)
-        rows = len(next(iter(columns.values())))
+        rows = len(next(iter(laid.values())))
         commit_unit(objects, Receipt(split, unit, rows, self._attempt, entries, made), blobs)
 
 
@@ -202,12 +208,16 @@ def recruit(
     return UnitWorker(stores, rows, loaded, on_rows)
 
 
-def _empty_unit(plan: Plan, split: str, unit: int) -> Columns:
-    """Arrays of one unit, padded as rows that are shorter than the array stay. Memory is taken where something is written."""
+def _empty_unit(plan: Plan, split: str, unit: int) -> Laid:
+    """Room for one unit: arrays of what goes into the teacher, padded as rows that are shorter stay; of what is kept of it a list
+    of rows, which stay in the batches that they come from until they are encoded, for to lay padding takes longer than that."""
     pads = {f"{split}/input_ids": plan.tokenizer["pad_token_id"], f"{split}/offsets": -1}
-    empty: dict[str, np.ndarray] = {}
+    empty: Laid = {}
     for path, spec in plan.arrays_of(split).items():
         shape = (len(spec.rows(unit)), *spec.shape[1:])
+        if path.split("/")[1] in plan.features:
+            empty[path] = [np.empty(0)] * shape[0]
+            continue
         pad = pads.get(path, 0)
         empty[path] = np.full(shape, pad, dtype=spec.dtype) if pad else np.zeros(shape, dtype=spec.dtype)
     return empty

@@ -7,7 +7,7 @@ was asked for it would have written, down to the digest.
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,6 +34,9 @@ from hskstore.store.shard import unit_fingerprints
 from hskstore.store.verify import verify
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
+
+UNITS_AT_ONCE = 2
+"""That are cut side by side: each is decoded whole, so that more would take more memory than a laptop can spare."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,24 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
         begin(objects, cut.plan, {**files, TEACHER: store.file(TEACHER)})
         attempt = uuid.uuid4().hex
         done, rows = 0, sum(split.rows for split in cut.plan.splits.values())
-        for split, unit in cut.plan.units():
-            if (split, unit) not in standing.finished:
-                _write_unit(cut, objects, split, unit, attempt)
-            done += cut.plan.splits[split].rows_of(unit)
-            watch("derive", done, rows)
+        with ThreadPoolExecutor(UNITS_AT_ONCE) as writers, ThreadPoolExecutor(PARALLEL) as readers:
+            missing = [unit for unit in cut.plan.units() if unit not in standing.finished]
+            under_way = {unit: writers.submit(_write_unit, cut, objects, readers, *unit, attempt) for unit in missing}
+            try:
+                for split, unit in cut.plan.units():
+                    if (split, unit) in under_way:
+                        under_way.pop((split, unit)).result()
+                    done += cut.plan.splits[split].rows_of(unit)
+                    watch("derive", done, rows)
+            finally:
+                writers.shutdown(cancel_futures=True)
         digest = seal(objects, cut.plan)
     size = sum(objects.sizes().values())
     return Derived(objects.root, digest, store.digest, size, round(time.monotonic() - began, 3))
 
 
-def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int, attempt: str) -> None:
-    pieces = list(_pieces(cut, split, unit))
+def _write_unit(cut: _Cut, objects: Objects, readers: Executor, split: str, unit: int, attempt: str) -> None:
+    pieces = list(_pieces(cut, readers, split, unit))
     columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
     blobs = encode_unit(cut.plan, split, unit, columns)
     made = {
@@ -118,7 +127,7 @@ def _write_unit(cut: _Cut, objects: Objects, split: str, unit: int, attempt: str
     commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
 
 
-def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[Columns]:
+def _pieces(cut: _Cut, readers: Executor, split: str, unit: int) -> Iterator[Columns]:
     """The arrays of one unit to come, source unit by source unit."""
     start = unit * cut.plan.splits[split].unit_rows
     stop = start + cut.plan.splits[split].rows_of(unit)
@@ -127,9 +136,8 @@ def _pieces(cut: _Cut, split: str, unit: int) -> Iterator[Columns]:
     for other in range(start // size, (stop - 1) // size + 1):
         rows = range(max(start, other * size), min(stop, (other + 1) * size))
         inside = slice(rows.start - other * size, rows.stop - other * size)
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            read = pool.map(lambda path: cut.source.read(path, other, _places(cut, path))[inside], paths)  # noqa: B023
-            columns = dict(zip(paths, read, strict=True))
+        read = readers.map(lambda path: cut.source.read(path, other, _places(cut, path))[inside], paths)  # noqa: B023
+        columns = dict(zip(paths, read, strict=True))
         if split == "train" and cut.n_kept is not None:
             hidden = {path: columns[path] for path in paths if path.startswith("train/hidden/")}
             columns.update(_cut_hidden(cut, hidden, cut.n_kept[rows.start : rows.stop]))

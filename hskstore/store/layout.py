@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,10 @@ Unit = tuple[str, int]
 
 Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
 """Some rows of a store's arrays, by path: "train/hidden/values" [row, layer, ...]."""
+
+Column = Shaped[np.ndarray, "_row ..."] | Sequence[Shaped[np.ndarray, "..."]]
+"""The rows of a unit in one array: together, or each by itself [layer, tokens, ...] with as many tokens as it has; what lies
+behind them is 0."""
 
 SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -6,10 +6,13 @@ Zarr's sharding codec puts an index behind the chunks: offset and size of each, 
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from hskstore.store.schema import ArraySpec
+
+Blob = TypeVar("Blob", bytes, memoryview)
 
 ABSENT = 2**64 - 1
 """Offset and size of a chunk that is not there; stores have none, also where a chunk equals the fill value."""
@@ -57,7 +60,7 @@ def ranges_of(spec: ArraySpec, unit: int, blob: bytes) -> list[list[range]]:
     return chunk_ranges(spec, unit, blob[max(0, len(blob) - index_bytes(spec)) :], len(blob))
 
 
-def layer_sha256(chunks: Sequence[bytes]) -> str:
+def layer_sha256(chunks: Sequence[bytes | memoryview]) -> str:
     """The hash of one layer: of its chunks one after the other, so that a layer can be fetched and checked alone."""
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -116,7 +119,8 @@ def _zstd_end(payload: bytes, blocks: int, decoded: int) -> int:
     return end + (4 if payload[4] & 4 else 0)  # a checksum
 
 
-def take_chunks(blob: bytes, ranges: Sequence[range]) -> list[bytes]:
+def take_chunks(blob: Blob, ranges: Sequence[range]) -> list[Blob]:
+    """These parts of a shard; of a memoryview without a copy."""
     return [blob[place.start : place.stop] for place in ranges]
 
 
@@ -130,7 +134,7 @@ def shard_fingerprint(spec: ArraySpec, unit: int, blob: bytes) -> dict[str, obje
     entry = fingerprint(blob)
     if not spec.layered:
         return entry
-    return entry | {"layers": [layer_sha256(take_chunks(blob, layer)) for layer in ranges_of(spec, unit, blob)]}
+    return entry | {"layers": [layer_sha256(take_chunks(memoryview(blob), layer)) for layer in ranges_of(spec, unit, blob)]}
 
 
 def unit_fingerprints(specs: Mapping[str, ArraySpec], unit: int, blobs: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
