@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -233,13 +234,14 @@ def test_a_place_with_another_store_is_refused_and_left_alone(everything: Path, 
 def test_stopped_it_goes_on_and_makes_only_what_is_missing(
     after: int, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, committed = derive_module.commit_unit, list[str]()
+    commit, committed, turn = derive_module.commit_unit, list[str](), Lock()
 
     def noting(objects: Any, receipt: Any, blobs: Any) -> None:
-        if len(committed) == limit:
-            raise KeyboardInterrupt
-        commit(objects, receipt, blobs)
-        committed.append(receipt.key)
+        with turn:  # units are cut side by side
+            if len(committed) == limit:
+                raise KeyboardInterrupt
+            commit(objects, receipt, blobs)
+            committed.append(receipt.key)
 
     monkeypatch.setattr(derive_module, "commit_unit", noting)
     limit = after
