@@ -308,7 +308,7 @@ def test_every_field_of_a_recipe_a_method_and_a_strategy_is_a_documented_option(
 
 
 def test_the_defaults_told_of_options_are_the_librarys() -> None:
-    for options, function in ((PassOptions, prepare), (FinetuneOptions, finetune)):
+    for options, function in ((PassOptions, prepare), (FinetuneOptions, finetune), (DataOptions, evaluate)):
         known = inspect.signature(function).parameters
         for name, option in options_of(options).items():
             told = re.search(r"Default: ([\w.-]+)\.$", option.help)
