@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hskstore import evaluate
 from hskstore.config import DataOptions, FinetuneOptions, Keep, MethodName, PassOptions, Strategy
 from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
