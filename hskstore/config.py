@@ -31,6 +31,7 @@ Loader: TypeAlias = Literal["auto", "ram", "blocks"]
 Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
+LabelKind: TypeAlias = Literal["classes", "score"]
 MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert"]
 
 
@@ -66,6 +67,7 @@ class DataOptions(TypedDict, total=False):
     task: Annotated[str | None, Doc("A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli.")]
     text: Annotated[Sequence[str], Doc("Text column, for data that is no known task; twice for pairs.")]
     label: Annotated[str | None, Doc("Label column: class names, class ids, or scores.")]
+    kind: Annotated[LabelKind | None, Doc("What numbers as labels are: classes, or score. Default: as they look.")]
     validation: Annotated[str | None, Doc("A file, or the share of train (0.1), where DATA has no such split.")]
     max_length: Annotated[int | None, Doc("Tokens a row is cut to. Default: the task's (64 or 128).")]
 

@@ -148,7 +148,7 @@ def test_columns_given_override_the_tasks_own(tmp_path):
         (["spam", "ham"], "classes", ("ham", "spam"), [1, 0]),
         (["None", "NA"], "classes", ("NA", "None"), [1, 0]),
         (["1", "2.5"], "score", (), [1.0, 2.5]),
-        ([1.0, 0.0], "score", (), [1.0, 0.0]),
+        ([1.0, 0.0], "classes", ("0", "1"), [1, 0]),
         (["1_0", "2_0"], "classes", ("1_0", "2_0"), [0, 1]),
     ],
 )

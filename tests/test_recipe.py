@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hskstore import evaluate
 from hskstore.config import DataOptions, FinetuneOptions, Keep, MethodName, PassOptions, Strategy
 from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
@@ -308,7 +309,7 @@ def test_every_field_of_a_recipe_a_method_and_a_strategy_is_a_documented_option(
 
 
 def test_the_defaults_told_of_options_are_the_librarys() -> None:
-    for options, function in ((PassOptions, prepare), (FinetuneOptions, finetune)):
+    for options, function in ((PassOptions, prepare), (FinetuneOptions, finetune), (DataOptions, evaluate)):
         known = inspect.signature(function).parameters
         for name, option in options_of(options).items():
             told = re.search(r"Default: ([\w.-]+)\.$", option.help)

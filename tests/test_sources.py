@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import math
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pyarrow import parquet
 from hskstore.errors import DataError
 from hskstore.text import files
 from hskstore.text.dataset import read_dataset
+from hskstore.text.labels import read_labels
 from tests.conftest import SHARED
 from tests.test_data import labels, one, write, write_tsv
 
@@ -54,11 +57,11 @@ def test_any_strings_written_as_tsv_read_back_exactly(tmp_path, text, end, extra
 
 def write_awkward(path: Path) -> None:
     if ".tsv" in path.name or ".txt" in path.name:
-        content = "\ufeffs\ty\r\n" + "".join(f"{s}\t1\r\n" for s in AWKWARD)
+        content = "\ufeffs\ty\r\n" + "".join(f"{s}\t{i % 2}\r\n" for i, s in enumerate(AWKWARD))
     elif ".jsonl" in path.name:
-        content = "".join(json.dumps({"s": s, "y": 1}, ensure_ascii=False) + "\n" for s in AWKWARD)
+        content = "".join(json.dumps({"s": s, "y": i % 2}, ensure_ascii=False) + "\n" for i, s in enumerate(AWKWARD))
     else:
-        content = json.dumps([{"s": s, "y": 1} for s in AWKWARD], indent=1)
+        content = json.dumps([{"s": s, "y": i % 2} for i, s in enumerate(AWKWARD)], indent=1)
     path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
 
 
@@ -71,7 +74,7 @@ def test_text_files_hand_over_the_strings_that_they_hold(tmp_path, name):
 def test_csv_knows_quotes_commas_line_breaks_and_long_texts(tmp_path):
     text = [*AWKWARD, "two\nlines", "two\r\nlines", "long " * 50_000]
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["s", "y"], *([s, 1] for s in text)])
+        csv.writer(file).writerows([["s", "y"], *([s, i % 2] for i, s in enumerate(text))])
     assert one(str(tmp_path / "a.csv"), text=["s"], label="y").splits["train"].text == (text,)
 
 
@@ -148,7 +151,8 @@ def test_json_values_are_what_they_are_whatever_else_the_column_holds(tmp_path):
         ["a", "", "b", "c"],
         ["", "1180591620717411303424", "0.5", "True"],
     )
-    assert one(path, text=["odd"]).splits["train"].text == (["\ud83d", "", "", ""],)
+    with pytest.raises(DataError, match=r"row 1: column 'odd' holds half a character, U\+D83D"):
+        one(path, text=["odd"])
     with pytest.raises(DataError, match="row 1: column 'late' holds no label"):
         one(path, text=["s"], label="late")
 
@@ -165,13 +169,147 @@ def test_columns_of_parquet_are_read_whatever_their_type(tmp_path):
     for name in ("a.parquet", "b.parquet.gz"):
         path = str(tmp_path / name)
         assert one(path, text=["s", "kind"]).splits["train"].text == (["a", "b", "c"], ["x", "y", ""])
-        assert one(path, text=["a.b"]).splits["train"].text == (["1.5", "nan", ""],)
+        assert one(path, text=["a.b"]).splits["train"].text == (["1.5", "", ""],)
         with pytest.raises(DataError, match="row 1: column 'list' holds a list, not a text"):
             one(path, text=["list"])
 
 
 def test_blank_lines_at_the_end_are_no_rows(tmp_path):
     assert len(one(write(tmp_path / "a.tsv", "s\ty\na\t1\n\n\n"), text=["s"]).splits["train"]) == 1
+
+
+# --- what is no text
+
+
+def write_values(path: Path, values: list[object], kind: object = None) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"s": value}) + "\n" for value in values))
+    elif path.suffix == ".parquet":
+        parquet.write_table(arrow.table({"s": arrow.array(values, kind)}), path)
+    else:
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(arrow.table({"s": arrow.array(values, kind)})).save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "saved"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [(["a"], "list"), ([], "list"), ({"a": 1}, "dict"), (b"a", "bytes"), (date(2020, 1, 1), "date")]
+)
+def test_a_value_that_is_no_text_names_its_row_and_its_kind(tmp_path, name, value, kind):
+    if name == "a.jsonl" and kind in ("bytes", "date"):
+        pytest.skip("JSON has none")
+    with pytest.raises(DataError, match=rf"row 2: column 's' holds a {kind}, not a text"):
+        one(write_values(tmp_path / name, [None, value]), text=["s"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "saved"])
+@pytest.mark.parametrize(
+    ("values", "text", "kinds"),
+    [
+        ([1, 2], ["1", "2"], "int"),
+        ([1.5, math.nan, math.inf], ["1.5", "", "inf"], "float"),
+        ([True, None], ["True", ""], "bool"),
+    ],
+)
+def test_numbers_are_read_as_text_with_a_word(tmp_path, caplog, name, values, text, kinds):
+    assert one(write_values(tmp_path / name, values), text=["s"]).splits["train"].text == (text,)
+    assert f"column 's' holds values that are no texts ({kinds}) and are read as such" in caplog.text
+
+
+@pytest.mark.parametrize("values", [["a", None], ["a", "12", "nan"]])
+def test_texts_are_read_without_a_word(tmp_path, caplog, values):
+    one(write_values(tmp_path / "a.parquet", values), text=["s"])
+    assert "no texts" not in caplog.text
+
+
+def test_strings_that_are_no_utf8_and_times_of_no_calendar_are_a_message(tmp_path):
+    ends = arrow.py_buffer(np.array([0, 1, 2], np.int32).tobytes())
+    broken = arrow.Array.from_buffers(arrow.string(), 2, [None, ends, arrow.py_buffer(b"a\xff")])
+    late = arrow.array([1, 10**18], arrow.timestamp("us"))
+    parquet.write_table(arrow.table({"s": broken, "t": late}), tmp_path / "a.parquet")
+    for name in ("s", "t"):
+        with pytest.raises(DataError, match=rf"a\.parquet: column '{name}' cannot be read: "):
+            one(str(tmp_path / "a.parquet"), text=[name])
+        with pytest.raises(DataError, match=rf"a\.parquet: column '{name}' cannot be read: "):
+            read_labels(files.read_file(tmp_path / "a.parquet", None, ()), name)
+
+
+def test_half_a_character_is_no_text_also_where_a_share_is_taken(tmp_path):
+    path = write_values(tmp_path / "a.jsonl", ["a", "b\ud83d", "c"])
+    with pytest.raises(DataError, match=r"row 2: column 's' holds half a character, U\+D83D without its other half: mend"):
+        read_dataset(path, text=["s"], validation="0.4")
+
+
+@pytest.mark.parametrize("content", ['{"s": ' + "[" * 100_000 + "}", "[" * 100_000])
+def test_json_of_any_depth_is_a_message(tmp_path, content):
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        one(write(tmp_path / "a.jsonl", content), text=["s"])
+
+
+# --- names and separators
+
+
+@pytest.mark.parametrize("name", ["A.TSV", "a.Txt", "a.CSV", "A.JSONL", "a.Json", "a.tsv.GZ", "A.CSV.gz"])
+def test_a_type_is_told_in_letters_of_any_case(tmp_path, name):
+    content = json.dumps({"s": "x"}) if "json" in name.lower() else "s\nx\n"
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.lower().endswith(".gz") else content.encode())
+    assert one(str(tmp_path / name), text=["s"]).splits["train"].text == (["x"],)
+    (tmp_path / name).rename(tmp_path / f"Train{name[1:]}")
+    assert one(str(tmp_path), text=["s"]).splits["train"].text == (["x"],)
+    with pytest.raises(DataError, match="no such file or folder"):
+        one(name, text=["s"])
+
+
+def test_parquet_is_told_in_letters_of_any_case_shards_too(tmp_path):
+    write_parquet(tmp_path / "a.PARQUET", ["x"])
+    assert one(str(tmp_path / "a.PARQUET"), text=["s"]).splits["train"].text == (["x"],)
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.Parquet", ["y"])
+    assert one(str(tmp_path), text=["s"]).splits["train"].text == (["y"],)
+
+
+def test_a_name_in_small_letters_goes_before_one_in_others(tmp_path):
+    write(tmp_path / "train.csv", "s\nsmall\n")
+    write(tmp_path / "TRAIN.csv", "s\nlarge\n")
+    assert one(str(tmp_path), text=["s"]).splits["train"].text == (["small"],)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "said"),
+    [
+        ("a.csv", ";", r"semicolons \(';'\)"),
+        ("a.csv", "\t", r"tabs \('\\t'\)"),
+        ("a.csv", "|", "bars"),
+        ("a.tsv", ",", "commas"),
+        ("a.tsv", ";", "semicolons"),
+    ],
+)
+@pytest.mark.parametrize("text", ["plain", "with, a comma\tand a tab"])
+def test_another_separator_is_named(tmp_path, name, separator, said, text):
+    path = write(tmp_path / name, f"s{separator}y\n{text}{separator}1\n")
+    with pytest.raises(DataError, match=rf"; its header looks separated by {said}.*: a \.csv is read with commas, a \.tsv with"):
+        one(path, text=["s"], label="y")
+
+
+def test_a_missing_column_of_several_has_no_word_about_separators(tmp_path):
+    with pytest.raises(DataError, match=r"its columns are a;b, c: choose with --text and --label$"):
+        one(write(tmp_path / "a.csv", "a;b,c\nx,1\n"), text=["s"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        (['"He said ""hi"""', "plain"], True),
+        (['"all"', '"quoted"', '"of ""them"""', 'but "one"'], True),
+        (['"a quotation', 'its end"', '" whole "'], False),
+        (['""" odd', 'say "hi"'], False),
+        (["plain", "it's"], False),
+    ],
+)
+def test_fields_that_look_quoted_stay_as_they_are_with_a_word(tmp_path, caplog, fields, warned):
+    path = write_tsv(tmp_path / "a.tsv", ("s", "y"), *((field, i % 2) for i, field in enumerate(fields)))
+    assert one(path, text=["s"], label="y").splits["train"].text == (fields,)
+    assert ("most fields with quotes look quoted" in caplog.text and "save the data as .csv" in caplog.text) == warned
 
 
 # --- GLUE's own files

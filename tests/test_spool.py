@@ -73,7 +73,7 @@ def test_nothing_is_left_in_the_temporary_folder_not_even_while_it_is_read(tmp_p
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    path = write(tmp_path / "a.tsv", "s\ty\n" + "a\t1\n" * 10)
+    path = write(tmp_path / "a.tsv", "s\ty\n" + "a\t1\na\t0\n" * 5)
     dataset = read_dataset(path, text=["s"], label="y", validation="0.5")
     assert list(dataset.splits["train"].text[0]) == ["a"] * 5
     with pytest.raises(DataError, match="line 3"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from hskstore.config import DEFAULT_BATCH_TOKENS, Precision, Strategy, check_choice, check_count, check_seed
+from hskstore.config import DEFAULT_BATCH_TOKENS, LabelKind, Precision, Strategy, check_choice, check_count, check_seed
 from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
 from hskstore.models.device import computes_in
@@ -58,6 +58,7 @@ def prepare(
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    kind: LabelKind | None = None,
     validation: str | None = None,
     max_length: int | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
@@ -82,7 +83,7 @@ def prepare(
     loaded = load_teacher(teacher, device=device, precision=precision)
     facts = facts_of(loaded)
     classes = facts.label_names if len(facts.label_names) > 1 else ()
-    dataset = read_dataset(data, task=task, text=text, label=label, validation=validation, classes=classes)
+    dataset = read_dataset(data, task=task, text=text, label=label, kind=kind, validation=validation, classes=classes)
     dataset = fit_labels(dataset, facts.label_names, teacher)
     length = max_length or min(dataset.task.max_length, facts.most_tokens)
     rows = stored_rows(dataset.splits, loaded.tokenizer, length, seed=seed, offsets=keep_offsets, folder=folder, watch=watch)

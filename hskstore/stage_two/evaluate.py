@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import nn
 from transformers import PreTrainedModel
 
-from hskstore.config import check_count
+from hskstore.config import LabelKind, check_count
 from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.models.anatomy import cpu_latency, parameters
 from hskstore.models.device import choose_device
@@ -52,6 +52,7 @@ def evaluate(
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    kind: LabelKind | None = None,
     validation: str | None = None,
     splits: Sequence[str] = ("validation",),
     max_length: int | None = None,
@@ -74,16 +75,19 @@ def evaluate(
     names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)
     words = tokenizer or (model if isinstance(model, str) else None)
     if is_store(source):
-        if task or text or label or validation or max_length:
+        if task or text or label or kind or validation or max_length:
             raise OptionError(
-                f"{source} is a store and knows its task: leave out --task, --text, --label, --validation and --max-length"
+                f"{source} is a store and knows its task: leave out --task, --text, --label, --kind, --validation and "
+                "--max-length"
             )
         known, rows = _stored_splits(classifier, words, open_store(source), splits, watch)
     else:
         if words is None:
             raise OptionError("a torch module has no tokenizer of its own: pass tokenizer=")
         expected = names if len(names) > 1 else ()
-        dataset = read_dataset(source, task=task, text=text, label=label, validation=validation, splits=splits, classes=expected)
+        dataset = read_dataset(
+            source, task=task, text=text, label=label, kind=kind, validation=validation, splits=splits, classes=expected
+        )
         if dataset.task.kind == "classes" and not names:
             raise OptionError("a torch module does not say what its logits stand for: pass classes=")
         known, rows = dataset.task, _tokenised_splits(classifier, words, dataset, max_length, watch)

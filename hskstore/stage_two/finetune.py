@@ -11,6 +11,7 @@ from hskstore.config import (
     FINETUNE_BATCH_SIZE,
     FINETUNE_EPOCHS,
     FINETUNE_LR,
+    LabelKind,
     TrainPrecision,
     check_choice,
     check_count,
@@ -59,6 +60,7 @@ def finetune(
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    kind: LabelKind | None = None,
     validation: str | None = None,
     epochs: int = FINETUNE_EPOCHS,
     lr: float = FINETUNE_LR,
@@ -81,7 +83,7 @@ def finetune(
     check_count("--max-length", max_length)
     check_seed(seed)
     check_choice("--precision", precision, get_args(TrainPrecision))
-    dataset = read_dataset(data, task=task, text=text, label=label, validation=validation)
+    dataset = read_dataset(data, task=task, text=text, label=label, kind=kind, validation=validation)
     if dataset.task.label is None:
         raise DataError("fine-tuning needs gold labels: pass --label COLUMN")
     set_seed(seed)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hskstore.config import FINETUNE_BATCH_SIZE, check_count
+from hskstore.config import FINETUNE_BATCH_SIZE, LabelKind, check_count
 from hskstore.errors import DataError, OptionError
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
@@ -33,6 +33,7 @@ def prune_teacher(
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    kind: LabelKind | None = None,
     max_length: int | None = None,
     device: str | None = None,
     watch: Watch = unwatched,
@@ -56,7 +57,7 @@ def prune_teacher(
     widths = (to or PruneTo()).within(widths_of(model), teacher)
     names = label_names(loaded)
     classes = names if len(names) > 1 else ()
-    dataset = read_dataset(data, task=task, text=text, label=label, splits=("train",), classes=classes)
+    dataset = read_dataset(data, task=task, text=text, label=label, kind=kind, splits=("train",), classes=classes)
     dataset = fit_labels(dataset, names, teacher)
     if dataset.task.label is None:
         raise DataError("pruning asks what the loss on gold labels hangs on: pass --label COLUMN")

@@ -6,36 +6,32 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import compress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 
+from hskstore.config import LabelKind, check_choice
 from hskstore.errors import DataError, ModelError, OptionError
-from hskstore.text.files import Table, listed, read_file
+from hskstore.text.files import read_file
+from hskstore.text.labels import Labels, kind_and_classes, label_array, no_labels, read_labels, spelling
 from hskstore.text.sources import Part, glue_task, open_source
-from hskstore.text.spool import SLICE, ArrayFile, Column, in_slices, spool_text
-from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, TASKS, Kind, Task, get_task
+from hskstore.text.spool import SLICE, ArrayFile, Column, spool_text
+from hskstore.text.table import Table, listed, listed_classes
+from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
 _RAW_TEXT: dict[str, tuple[str, str]] = {"mrpc": ("#1 String", "#2 String"), "mnli": ("sentence1", "sentence2")}
 _RAW_LABEL = {"mrpc": "Quality", "stsb": "score", "mnli": "gold_label", "qqp": "is_duplicate"}
-_SCORE_RANGE = {"stsb": (0.0, 5.0)}
 log = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0
-_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")  # "1.0": an int column that had gaps, as pandas writes it
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_HIDDEN = ("", "-1", "-1.0")
-"""What stands for a label that is not given; the numbers are the hub's mark."""
 _GENERIC_LABEL = re.compile(r"LABEL_[0-9]+|[+-]?[0-9]+")
 
 
@@ -79,11 +75,11 @@ def fit_labels(dataset: Dataset, names: tuple[str, ...], model: str) -> Dataset:
     its own it gets the classifier's. Raises ModelError where their numbers differ, DataError as `label_ids` does."""
     task = dataset.task
     if task.label is None:
-        kind: Kind = "classes" if len(names) > 1 else "score"
+        kind: LabelKind = "classes" if len(names) > 1 else "score"
         labels, metrics = (names, task.metrics) if kind == "classes" else ((), ("spearman", "pearson"))
         return replace(dataset, task=replace(task, kind=kind, labels=labels, metrics=metrics))
     if task.num_labels != len(names):
-        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({', '.join(task.labels)})"
+        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({listed_classes(task.labels)})"
         raise ModelError(f"{model} has {len(names)} outputs; the task {task.name} needs {wanted}")
     return dataset.with_label_order(names) if task.kind == "classes" else dataset
 
@@ -98,17 +94,17 @@ def _looked_up(new_id: NDArray[np.int64], label: NDArray[Any]) -> NDArray[np.int
 def label_ids(own: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, " class"]:
     """The ids that the classes `own` have in a model whose class names by id are `names`.
 
-    Names are compared exactly, then without case. Where they differ, and those of one side say nothing (LABEL_0, 0), the
+    Names are compared exactly, then by their `spelling`. Where they differ, and those of one side say nothing (LABEL_0, 0), the
     order stays as it is. Raises DataError where both say something else, or their numbers differ.
     """
-    key = next((f for f in (str, str.casefold) if {*map(f, own)} == {*map(f, names)}), None)
+    key = next((f for f in (str, spelling) if {*map(f, own)} == {*map(f, names)} and len({*map(f, own)}) == len(own)), None)
     if len(own) == len(names) and key is not None:
         position = {key(name): i for i, name in enumerate(names)}
         return np.array([position[key(name)] for name in own], dtype=np.int64)
     if len(own) == len(names) and (_say_nothing(own) or _say_nothing(names)):
         return np.arange(len(own))
     raise DataError(
-        f"the data set's classes ({', '.join(own)}) are not the model's ({', '.join(names)}): "
+        f"the data set's classes ({listed_classes(own)}) are not the model's ({listed_classes(names)}): "
         "use a model fine-tuned on this task, or rename the labels in the data"
     )
 
@@ -123,6 +119,7 @@ def read_dataset(
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
+    kind: LabelKind | None = None,
     validation: str | None = None,
     splits: Sequence[str] = ("train", "validation"),
     classes: Sequence[str] | None = None,
@@ -134,12 +131,18 @@ def read_dataset(
     the share of train, such as "0.1", that is taken out of it: always the same rows, so that no model is scored on rows
     that another one of the same data learnt from. With "validation", MNLI's mismatched one comes along where there is one.
 
-    `classes` are the class names of the model that will read data of no known task, () for one that gives a score; without
-    them the labels themselves tell.
+    What the labels of data of no known task are says `kind`; without it `classes`, the class names of the model that will read
+    them, () for one that gives a score; without them the labels themselves tell, see `kind_and_classes`.
 
     Raises DataError for what is wrong with the data, OptionError for what is wrong with the arguments.
     """
     known = get_task(task) if task is not None else glue_task(source)
+    if kind is not None:
+        check_choice("--kind", kind, get_args(LabelKind))
+        if known is None and label is None:
+            raise OptionError(f"--kind {kind} says what labels are: pass --label COLUMN too")
+        if known is not None and kind != known.kind:
+            raise OptionError(f"--kind {kind}: the task {known.name} is one of {known.kind}; leave out --task for other labels")
     if len(text) > 2:
         raise OptionError(f"--text was given {len(text)} times: a model reads one text column or two")
     share = _share(validation) if "validation" in splits else None
@@ -157,14 +160,18 @@ def read_dataset(
             parts["validation_mismatched"] = mismatched
 
     tables = {split: part.read() for split, part in parts.items()}
-    guide = tables.get("train", next(iter(tables.values())))
+    guide = "train" if "train" in tables else next(iter(tables))
     if known is None and not text:
         raise OptionError(
-            f"which columns of {guide.where} hold the text? Pass --text COLUMN (twice for pairs) and --label COLUMN, or "
-            f"--task for a GLUE task; its columns are {listed(guide.columns)}"
+            f"which columns of {tables[guide].where} hold the text? Pass --text COLUMN (twice for pairs) and --label COLUMN, or "
+            f"--task for a GLUE task; its columns are {listed(tables[guide].columns)}"
         )
-    completed = _complete(known, guide, text, label, classes)
-    read = {split: _examples(table, completed, text, label, split) for split, table in tables.items()}
+    labels = {split: _labels(table, known, label, split) for split, table in tables.items()}
+    completed = _complete(known, text, label, labels[guide], classes, kind)
+    read = {
+        split: Examples(_text(table, completed, text), None if own is None else label_array(own, completed))
+        for (split, table), own in zip(tables.items(), labels.values(), strict=True)
+    }
     if share is not None:
         read["train"], read["validation"] = _divide(read["train"], share, parts["train"].where)
     order = [*splits, *(split for split in read if split not in splits and split == "validation_mismatched")]
@@ -218,128 +225,42 @@ def _selected(examples: Examples, wanted: NDArray[np.bool_]) -> Examples:
     return Examples(text, None if label is None else label.done())
 
 
-# --- labels
-
-
-def _complete(known: Task | None, table: Table, text: Sequence[str], label: str | None, classes: Sequence[str] | None) -> Task:
-    """The named task, or one for the labels of `table`."""
+def _complete(
+    known: Task | None,
+    text: Sequence[str],
+    label: str | None,
+    labels: Labels | None,
+    classes: Sequence[str] | None,
+    kind: LabelKind | None,
+) -> Task:
+    """The named task, or one for the labels of the split that tells of all."""
     if known is not None:
         return replace(known, text=tuple(text) or known.text, label=label or known.label)
     task = Task("custom", "classes", tuple(text), label, (), ("accuracy", "f1"), DEFAULT_MAX_LENGTH, DEFAULTS)
-    if label is None:
+    if labels is None:
         return task
-    names = _label_names(table, label)
-    if classes == ():
-        return replace(task, kind="score", metrics=("spearman", "pearson"))
-    folded = {name.casefold() for name in classes or ()}
-    if classes and all(name.casefold() in folded for name in _distinct(names)):
-        return replace(task, labels=tuple(classes))
-    if classes and all(whole and int(whole[1]) in range(len(classes)) for whole in map(_WHOLE.fullmatch, _distinct(names))):
-        return replace(task, labels=tuple(map(str, range(len(classes)))))
-    if label in table.classes:
-        return replace(task, labels=table.classes[label])
-    if all(_INTEGER.fullmatch(name) for name in _distinct(names)):
-        return replace(task, labels=tuple(map(str, sorted({int(name) for name in _distinct(names)}))))
-    if all(_is_number(name) for name in _distinct(names)):
-        return replace(task, kind="score", metrics=("spearman", "pearson"))
-    return replace(task, labels=tuple(sorted({*_distinct(names)})))
+    found, names = kind_and_classes(labels, classes, kind)
+    return replace(task, kind=found, labels=names, metrics=task.metrics if found == "classes" else ("spearman", "pearson"))
 
 
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return "_" not in name  # Python's own digit separator, that no data set means
+def _text(table: Table, task: Task, text: Sequence[str]) -> tuple[Column[str], ...]:
+    columns = tuple(text) or _present(table, task.text, _RAW_TEXT.get(task.name, ()))
+    return tuple(table.strings(name) for name in columns)
 
 
-def _examples(table: Table, task: Task, text: Sequence[str], label: str | None, split: str) -> Examples:
-    text_columns = tuple(text) or _present(table, task.text, _RAW_TEXT.get(task.name, ()))
-    columns = tuple(table.strings(name) for name in text_columns)
-    if not columns[0]:
-        raise DataError(f"{table.where} has no rows")
-    label_column = label
-    if label is None and task.label is not None:
-        (label_column,) = _present(table, (task.label,), filter(None, [_RAW_LABEL.get(task.name)]))
-    if label_column is None:
-        return Examples(columns, None)
-    if label_column not in table.columns and split.startswith("test"):
-        raise DataError(_no_labels(table))
-    return Examples(columns, _label_ids(table, _label_names(table, label_column, task.labels), task))
+def _labels(table: Table, known: Task | None, label: str | None, split: str) -> Labels | None:
+    """The labels of a split as they stand there; None where none were asked for."""
+    column = label
+    if column is None and known is not None and known.label is not None:
+        (column,) = _present(table, (known.label,), filter(None, [_RAW_LABEL.get(known.name)]))
+    if column is None:
+        return None
+    if column not in table.columns and split.startswith("test"):
+        raise no_labels(table)
+    return read_labels(table, column)
 
 
 def _present(table: Table, official: tuple[str, ...], raw: Any) -> tuple[str, ...]:
     """The raw names where the table has those and not the official ones."""
     raw = tuple(raw)
     return raw if raw and {*raw} <= {*table.columns} and not {*official} <= {*table.columns} else official
-
-
-def _label_names(table: Table, column: str, known: Sequence[str] = ()) -> Column[str]:
-    """The labels as strings, before they become ids. Raises DataError where one is missing."""
-    values = table.values(column)
-    classes = table.classes.get(column)
-
-    def named(some: list[object]) -> list[str]:
-        if classes is not None:
-            some = [None if value is None or value == -1 else classes[cast(int, value)] for value in some]
-        return [_label_name(value) for value in some]
-
-    names = values.map(named)
-    if "-1" not in known and all(name in _HIDDEN for name in _distinct(names)):
-        raise DataError(_no_labels(table))
-    for start, block in in_slices(names):
-        if "" in block:
-            row = start + block.index("") + 1
-            raise DataError(f"{table.where}, row {row}: column {column!r} holds no label; remove such rows")
-    return names
-
-
-def _distinct(names: Column[str]) -> Iterator[str]:
-    """Every name, at most once a slice."""
-    for _, block in in_slices(names):
-        yield from {*block}
-
-
-def _label_name(value: object) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-
-
-def _no_labels(table: Table) -> str:
-    return f"{table.where} has no labels (its columns are {listed(table.columns)}): score on validation instead"
-
-
-def _label_ids(table: Table, names: Column[str], task: Task) -> NDArray[Any]:
-    """int64 ids [N], or float32 scores [N]."""
-    low, high = _SCORE_RANGE.get(task.name, (-math.inf, math.inf))
-
-    @lru_cache  # bounded: scores may all differ
-    def value(name: str) -> float | int | None:
-        if task.kind == "classes":
-            return _class_id(name, task)
-        score = float(name) if _is_number(name) else math.nan
-        return score if math.isfinite(score) and low <= score <= high else None
-
-    label = ArrayFile(np.float32 if task.kind == "score" else np.int64)
-    for start, block in in_slices(names):
-        found = list(map(value, block))
-        if None in found:
-            at = found.index(None)
-            allowed = f"classes {', '.join(task.labels)}"
-            if task.kind == "score":
-                allowed = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
-            raise DataError(f"{table.where}, row {start + at + 1}: label {block[at]!r} does not fit; allowed: {allowed}")
-        label.append(np.array(found))
-    return label.done()
-
-
-def _class_id(name: str, task: Task) -> int | None:
-    if name in task.labels:
-        return task.labels.index(name)
-    whole = _WHOLE.fullmatch(name)
-    integer = str(int(whole[1])) if whole else None
-    if task.name in TASKS and integer is not None and 0 <= int(integer) < task.num_labels:
-        return int(integer)
-    if integer in task.labels:
-        return task.labels.index(integer)
-    folded = [label.casefold() for label in task.labels]
-    return folded.index(name.casefold()) if name.casefold() in folded else None

@@ -6,11 +6,13 @@ import csv
 import gzip
 import io
 import json
+import logging
+import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import IO, Any, cast
 
 from hskstore.errors import DataError
 from hskstore.text.spool import SLICE, Column, in_slices, spool, spool_bytes, spool_text
+from hskstore.text.table import Table, one_line, separator_hint
 from hskstore.text.tasks import Task
 
+log = logging.getLogger(__name__)
+
 FILE_TYPES = ("tsv", "txt", "csv", "jsonl", "json", "parquet")
-"""The extensions that are read, each also with .gz behind it."""
+"""The extensions that are read, in letters of any case, each also with .gz behind it."""
 
 # These have no header line. STS-B's rows may end in two more columns, that name the licence of their text.
 _HEADERLESS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
@@ -32,59 +37,14 @@ _HEADERLESS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 _TORN_ROWS = ("qqp",)
 _BLOCK = 2**20
 """Bytes that are read at once."""
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _JSON_ADVICE = "write one object per line, or one array of objects"
 
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of one split; `classes` are the class names that the format itself knows, by column.
-
-    `column` gives one of `columns` as it lies there; `values` and `strings` are what to ask for data.
-    """
-
-    where: str
-    columns: tuple[str, ...]
-    column: Callable[[str], Column[object]]
-    classes: Mapping[str, tuple[str, ...]]
-
-    def values(self, name: str) -> Column[object]:
-        """Raises DataError unless the column is there, once, and has rows."""
-        if not self.columns:
-            raise DataError(f"{self.where} has no rows")
-        count = self.columns.count(name)
-        if count != 1:
-            fault = "has no column" if count == 0 else "has more than one column"
-            raise DataError(
-                f"{self.where} {fault} {name!r}; its columns are {listed(self.columns)}: choose with --text and --label"
-            )
-        values = self.column(name)
-        if not values:
-            raise DataError(f"{self.where} has no rows")
-        return values
-
-    def strings(self, name: str) -> Column[str]:
-        """The values as text, "" for a null. Raises DataError for those that are none, such as lists."""
-        values = self.values(name)
-        for start, block in in_slices(values):
-            if {*map(type, block)} & {list, dict, bytes}:
-                row, kind = next((row, type(v)) for row, v in enumerate(block, start + 1) if isinstance(v, (list, dict, bytes)))
-                raise DataError(f"{self.where}, row {row}: column {name!r} holds a {kind.__name__}, not a text")
-        return values.map(lambda some: ["" if value is None else str(value) for value in some])
-
-
 def type_of_file(path: Path) -> str | None:
-    extension = path.name.removesuffix(".gz").rpartition(".")[2]
-    return extension if extension in FILE_TYPES and extension != path.name else None
-
-
-def one_line(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{words[:300]} ({type(error).__name__})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message."""
-    return ", ".join(names) if names else "none"
+    """The one of FILE_TYPES, in letters of any case."""
+    _, dot, extension = path.name.lower().removesuffix(".gz").rpartition(".")
+    return extension if extension in FILE_TYPES and dot else None
 
 
 # --- file types
@@ -106,8 +66,12 @@ def read_file(path: Path, task: Task | None, text: Sequence[str]) -> Table:
     return _read_tsv(path, task, text)
 
 
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
 def _unpacked(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.name.endswith(".gz") else path.open("rb")
+    return cast(IO[bytes], gzip.open(path)) if _is_packed(path) else path.open("rb")
 
 
 def _unpacked_bytes(path: Path) -> Iterator[bytes]:
@@ -175,7 +139,21 @@ def _read_tsv(path: Path, task: Task | None, text: Sequence[str]) -> Table:
         rows = _without_blank_end(rows)
     if task is not None and task.name in _TORN_ROWS:
         rows = ((line, row) for line, row in rows if len(row) in widths)
-    return _of_rows(path, columns, widths, rows)
+    quotes = Counter[bool]()
+
+    def counted() -> Iterator[tuple[int, list[str]]]:
+        for line, row in rows:
+            quotes.update(_QUOTED.fullmatch(field) is not None for field in row if '"' in field)
+            yield line, row
+
+    table = _of_rows(path, columns, widths, counted())
+    if quotes[True] > quotes[False]:
+        log.warning(
+            "%s: most fields with quotes look quoted, as pandas writes them, and a .tsv is read as it stands, quotes and all: "
+            "if they are no part of the text, save the data as .csv",
+            path,
+        )
+    return table
 
 
 def _without_blank_end(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
@@ -215,7 +193,8 @@ def _of_rows(path: Path, columns: tuple[str, ...], widths: tuple[int, ...], rows
                 allowed = " or ".join(map(str, widths))
                 raise DataError(
                     f"{path}, line {line}: {len(row)} fields, where {allowed} are expected; "
-                    "a text may hold no tab in .tsv, and no bare comma or line break in .csv"
+                    "a text may hold no tab or line break in .tsv, and no bare comma or line break in .csv"
+                    f"{separator_hint(columns)}"
                 )
             yield row
 
@@ -238,7 +217,7 @@ def _read_json(path: Path) -> Table:
         for number, (line, text) in enumerate(chain([first] if first else [], lines), start=1):
             try:
                 value: Any = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {line}: not JSON; {_JSON_ADVICE}") from error
             if not isinstance(value, dict):
                 raise DataError(f"{path}, row {number}: not a JSON object; {_JSON_ADVICE}")
@@ -270,7 +249,7 @@ def _json_column(lines: Column[str], name: str, kinds: set[type]) -> Column[obje
 def _read_json_array(path: Path) -> Table:
     try:
         rows: Any = json.loads("".join(_text_blocks(path)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise DataError(f"{path}, line {line}: not JSON; {_JSON_ADVICE}") from error
     for number, row in enumerate(cast(list[object], rows), start=1):
@@ -290,7 +269,7 @@ def _read_parquet(path: Path) -> Table:
 
     broken = (arrow.ArrowException, OSError)
     # It is read from its end, which a stream of gzip has only when it is unpacked.
-    place: Any = spool_bytes(_unpacked_bytes(path)) if path.name.endswith(".gz") else path
+    place: Any = spool_bytes(_unpacked_bytes(path)) if _is_packed(path) else path
 
     def batches(name: str, schema: Any) -> Iterator[Any]:
         try:
@@ -311,7 +290,17 @@ def _read_parquet(path: Path) -> Table:
         schema = arrow.schema([held.field(name)])
         return spool(schema, batches(name, schema))[0]
 
-    # `datasets` writes its features, ClassLabel names among them, beside the schema.
-    features = json.loads((held.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    classes = {name: tuple(f["names"]) for name, f in features.items() if isinstance(f, dict) and "names" in f}
-    return Table(str(path), tuple(held.names), cache(column), classes)
+    written = (held.metadata or {}).get(b"huggingface", b"{}")
+    return Table(str(path), tuple(held.names), cache(column), _class_names(path, written))
+
+
+def _class_names(path: Path, written: bytes) -> dict[str, tuple[object, ...]]:
+    """Those of ClassLabel columns in what `datasets` writes beside a schema: its features, as JSON."""
+    try:
+        said: Any = json.loads(written)
+        features = dict(said.get("info", {}).get("features", {}))
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        log.warning("%s: its `huggingface` metadata cannot be read; names of classes in it are passed over", path)
+        return {}
+    found = {name: f["names"] for name, f in features.items() if isinstance(f, dict) and "names" in f}
+    return {name: tuple(names) if isinstance(names, list) else (None,) for name, names in found.items()}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hskstore.errors import DataError, OptionError
-from hskstore.text.files import Table, listed, one_line, read_file, type_of_file
+from hskstore.text.files import read_file, type_of_file
 from hskstore.text.spool import Column, joined
+from hskstore.text.table import Table, listed, one_line
 from hskstore.text.tasks import TASKS, Task, get_task
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
@@ -25,7 +26,7 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 }
 """What a split may be called where it lies; any other split has only its own name."""
 # As the hub's clones have them: train-00000-of-00002.parquet, and with a hash behind it where it is some years old.
-_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?\.parquet", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Source:
 
     def find(self, split: str) -> Part | None:
         """The split by any of its SPLIT_NAMES. Raises DataError where two have one."""
-        found = [part for part in self.parts if part.split in SPLIT_NAMES.get(split, (split,))]
+        names = SPLIT_NAMES.get(split, (split,))
+        found = [part for part in self.parts if part.split in names] or [
+            part for part in self.parts if part.split.lower() in names
+        ]
         if len(found) > 1:
             raise DataError(
                 f"{self.name}: {listed([part.where for part in found])} could each be the {split} split: "
@@ -86,7 +90,7 @@ def open_source(source: str, task: Task | None, text: Sequence[str], splits: Seq
             return _open_saved(path, only)
         files = [file for file in sorted(path.iterdir()) if file.is_file() and type_of_file(file)]
         whole = [_file_part(file, task, text) for file in files if not _SHARD.fullmatch(file.name)]
-        return Source(source, (*whole, *_shard_parts([*files, *sorted((path / "data").glob("*.parquet"))])))
+        return Source(source, (*whole, *_shard_parts([*files, *sorted((path / "data").glob("*"))])))
     if source.startswith((".", "/", "~")) or type_of_file(path):
         raise DataError(f"no such file or folder: {source}")
     return _open_hub(source)
@@ -103,7 +107,7 @@ def glue_task(source: str) -> Task | None:
 
 
 def _file_part(path: Path, task: Task | None, text: Sequence[str]) -> Part:
-    stem = path.name.removesuffix(".gz").removesuffix(f".{type_of_file(path)}")
+    stem = re.sub(rf"\.{type_of_file(path)}(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     return Part(stem, str(path), lambda: read_file(path, task, text))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from hskstore.config import LabelKind
 from hskstore.errors import OptionError, StoreError
 
-Kind = Literal["classes", "score"]
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 
 
@@ -47,7 +47,7 @@ class Task:
     """
 
     name: str
-    kind: Kind
+    kind: LabelKind
     text: tuple[str, ...]
     label: str | None
     labels: tuple[str, ...]
@@ -80,7 +80,7 @@ class Task:
         lists = [data.get(name) for name in ("text", "labels", "metrics")]
         words = [data.get("name"), data.get("label") or "", *(word for part in lists if isinstance(part, list) for word in part)]
         readable = all(isinstance(part, list) for part in lists) and all(isinstance(word, str) for word in words)
-        if not readable or data.get("kind") not in get_args(Kind) or not set(METRICS) & set(data["metrics"]):
+        if not readable or data.get("kind") not in get_args(LabelKind) or not set(METRICS) & set(data["metrics"]):
             raise StoreError("the store's plan has no task that this hskstore knows: it is damaged, or of a later version")
         known = TASKS.get(data["name"])
         return cls(
