@@ -92,8 +92,8 @@ def _check_outputs(name: str, written: dict[str, Any], new_head: bool) -> None:
         raise ModelError(f"{name}/config.json: id2label names {ids}; the ids of its outputs are 0, 1, 2, ...: name each of them")
     if kind == "regression" and names is not None and len(names) > 1:
         raise ModelError(
-            f"{name} gives {len(names)} scores (problem_type regression in its config.json): hskstore knows tasks of one; where they"
-            " are classes, write single_label_classification there"
+            f"{name} gives {len(names)} scores (problem_type regression in its config.json): hskstore knows tasks of one; where"
+            " they are classes, write single_label_classification there"
         )
 
 
@@ -132,8 +132,8 @@ def label_names(model: Any) -> tuple[str, ...]:
         same = seen.setdefault(" ".join(str(name).split()).casefold(), index)
         if same != index:
             raise ModelError(
-                f"{where} calls class {same} {str(config.id2label[same])!r} and class {index} {str(name)!r}: give each a name that"
-                " differs in more than case and blanks"
+                f"{where} calls class {same} {str(config.id2label[same])!r} and class {index} {str(name)!r}: give each a name"
+                " that differs in more than case and blanks"
             )
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     _tell_contradiction(where, names, config.label2id)

@@ -98,9 +98,9 @@ class Teacher:
             reads_on = self._reads_left_to_right(batch, seen)
             if reads_on and (ranks or first):
                 raise ModelError(
-                    f"{self.name}: the first token of a row sees itself alone in this {self.family}, as in all models that read from"
-                    " left to right: it can rank no tokens, and its vector says nothing of the row. Choose --rank left or random,"
-                    " or --for a method that reads neither, such as kd"
+                    f"{self.name}: the first token of a row sees itself alone in this {self.family}, as in all models that read"
+                    " from left to right: it can rank no tokens, and its vector says nothing of the row. Choose --rank left or"
+                    " random, or --for a method that reads neither, such as kd"
                 )
             if self.eager and ranks:
                 self._check_rows(seen, real, score)
@@ -182,7 +182,8 @@ class Teacher:
         pad = self.model.config.pad_token_id if self.tokenizer is None else self.tokenizer.pad_token_id
         behind = (torch.arange(ids.shape[1]) >= half)[None]
         padded = (ids.masked_fill(behind, pad or 0), types.masked_fill(behind, 0), mask & ~behind)
-        alone, beside = self.forward(*(each[:, :half] for each in padded)).logits, self.forward(*padded).logits
+        alone = self.forward(ids[:, :half], types[:, :half], mask[:, :half]).logits
+        beside = self.forward(*padded).logits
         difference = float((alone - beside).abs().max()) / max(1e-3, float(alone.abs().max()))
         if difference <= PADDING_TOLERANCE:
             return
@@ -235,15 +236,15 @@ def load_teacher(name: str, *, device: torch.device, precision: Precision = "fp3
     config = read_config(name)
     if config.is_encoder_decoder:
         raise ModelError(
-            f"{name}: a {config.model_type} is an encoder and a decoder, which has no one stack of layers to learn from: choose an"
-            " encoder as teacher, such as a BERT"
+            f"{name}: a {config.model_type} is an encoder and a decoder, which has no one stack of layers to learn from: choose"
+            " an encoder as teacher, such as a BERT"
         )
     if getattr(config, "summary_type", "first") == "last" and config.model_type in SUMMARIZED:
         raise ModelError(
-            f"{name}: a {config.model_type} classifies by a row's last position (summary_type in its config.json), which is padding"
-            " here, where rows are padded at their end: choose another teacher"
+            f"{name}: a {config.model_type} classifies by a row's last position (summary_type in its config.json), which is"
+            " padding here, where rows are padded at their end: choose another teacher"
         )
     if not all(isinstance(getattr(config, size, None), int) for size in ("num_hidden_layers", "hidden_size")):
-        raise ModelError(f"{name}: a {config.model_type} does not say how many layers it has, and how wide: choose another teacher")
+        raise ModelError(f"{name}: a {config.model_type} does not say its layers and their width: choose another teacher")
     model, tokenizer = load_trained(name)
     return Teacher(model, tokenizer, name=name, device=device, precision=precision)

@@ -21,6 +21,7 @@ from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
 from hskstore.store.places import is_store
 from hskstore.text.dataset import Dataset, label_ids, read_dataset
+from hskstore.text.metrics import tell_better_order
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import load_tokenizer
@@ -94,9 +95,11 @@ def evaluate(
     with put_back(classifier):
         classifier.to(choose_device(None))
         logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
-    together = score_rows(
-        known, np.concatenate([logits[split] for split in splits]), np.concatenate([gold[split] for split in splits])
-    )
+    said, meant = (np.concatenate([found[split] for split in splits]) for found in (logits, gold))
+    together = score_rows(known, said, meant)
+    if known.kind == "classes":
+        order = np.argsort(label_ids(known.labels, names)) if names else range(len(known.labels))
+        tell_better_order([known.labels[index] for index in order], said, meant, model=name)
     return Evaluation(
         score=together.score,
         standard_error=together.standard_error,
