@@ -251,7 +251,7 @@ def test_a_decoder_teaches_by_its_states_and_logits(family: str) -> None:
 @pytest.mark.parametrize("family", [*FAMILIES, *OF_SHARED_KEYS])
 def test_an_encoder_is_not_taken_for_a_decoder(family: str, caplog: pytest.LogCaptureFixture) -> None:
     probed((FAMILIES | OF_SHARED_KEYS)[family], first=True)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("hskstore")]
 
 
 @pytest.mark.parametrize("family", NO_SQUARE)
@@ -277,7 +277,7 @@ def test_a_family_without_a_state_for_each_token_is_refused_whatever_is_asked(fa
             lambda: tf.NystromformerForSequenceClassification(
                 tf.NystromformerConfig(**SIZES, num_landmarks=4, segment_means_seq_len=16)
             ),
-            r"this nystromformer does not run on a batch of the data \(shape",
+            r"this nystromformer does not run on a batch of the data \(",
         ),
         (lambda: gpt2(2), "takes padding for it: pad_token_id in its config.json is 2, and its tokenizer pads with 1"),
     ],
@@ -293,7 +293,7 @@ def test_a_model_that_cannot_run_on_padded_rows_is_refused(make: Make, said: str
 
 def test_a_family_that_mixes_padding_into_its_rows_is_told(caplog: pytest.LogCaptureFixture) -> None:
     probed(NO_SQUARE["fnet"], ranks=False)
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name.startswith("hskstore")]
     assert "it: padding behind a row changes its logits, by up to" in record.getMessage()
 
 
