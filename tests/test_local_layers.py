@@ -13,10 +13,13 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
 from hskstore.features.view import derive_view, view
 from hskstore.models.run import attention_windows
+from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.extract import extract
+from hskstore.stage_one.planning import prepare
 from hskstore.store import Store, open_store
 from hskstore.store.derive import derive
 from hskstore.store.features import ClsRow
+from hskstore.store.plan import Plan
 from tests.conftest import WORDS, make_bert, save_folder, write_tsv
 
 SIZES: dict[str, Any] = {
@@ -101,32 +104,43 @@ def test_a_rich_store_that_lost_a_layer_ranks_by_no_other(made: Made, tmp_path: 
         view(open_store(less.root), KEEP, STRATEGY)
 
 
-@pytest.mark.parametrize("strategy", [Strategy(3, top_layer=6, rank="left"), Strategy(3, top_layer=6, rank="random")])
-def test_where_no_attention_ranks_the_plan_is_what_it_was(strategy: Strategy, made: Made, caplog: Any) -> None:
-    hidden = made("store", KEEP, strategy=strategy).plan.hidden
-    assert hidden is not None and [pair.rank for pair in hidden.pairs] == [1, 2, 4, 6]
+def planned(teacher: str, data: str, folder: Path, asked: Asked, **options: Any) -> Plan:
+    folder.mkdir()
+    ready = prepare(teacher, data, folder, asked, device=torch.device("cpu"), task="sst2", **options)
+    (plan,) = ready.plans.values()
+    return plan
+
+
+def ranks(plan: Plan) -> list[int | None]:
+    assert plan.hidden is not None
+    return [pair.rank for pair in plan.hidden.pairs]
+
+
+@pytest.mark.parametrize("rank", ["left", "random"])
+def test_where_no_attention_ranks_the_plan_is_what_it_was(
+    rank: Any, every_third: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = Asked([KEEP], [Strategy(3, top_layer=6, rank=rank)])
+    assert ranks(planned(every_third, data, tmp_path / "rows", asked)) == [1, 2, 4, 6]
     assert "[CLS]" not in caplog.text
 
 
-def test_a_window_that_no_row_is_longer_than_is_none(made: Made, tmp_path: Path) -> None:
+def test_a_window_that_no_row_is_longer_than_is_none(data: str, tmp_path: Path) -> None:
     """The longest row has 15 tokens, and [CLS] sees the 14 behind it."""
-    kinds = GLOBAL + 5 * LOCAL
-    for window, ranks in ((14, [1, 2, 4, 6]), (13, [1, 1, 1, 1])):
-        teacher = modernbert(tmp_path / f"of {window}", kinds, window)
-        store = made(str(window), KEEP, teacher=teacher)
-        assert store.plan.splits["train"].longest == 15 and store.plan.hidden is not None
-        assert [pair.rank for pair in store.plan.hidden.pairs] == ranks
-    hidden = made("cut", KEEP, teacher=teacher, max_length=14).plan.hidden
-    assert hidden is not None and [pair.rank for pair in hidden.pairs] == [1, 2, 4, 6]
+    wide, narrow = (modernbert(tmp_path / f"of {window}", GLOBAL + 5 * LOCAL, window) for window in (14, 13))
+    asked = Asked([KEEP], [STRATEGY])
+    plan = planned(wide, data, tmp_path / "wide", asked)
+    assert plan.splits["train"].longest == 15 and ranks(plan) == [1, 2, 4, 6]
+    assert ranks(planned(narrow, data, tmp_path / "narrow", asked)) == [1, 1, 1, 1]
+    assert ranks(planned(narrow, data, tmp_path / "cut", asked, max_length=14)) == [1, 2, 4, 6]
 
 
-@pytest.mark.parametrize("asked", [{"keep": True}, {"rich": True}], ids=str)
-def test_a_teacher_of_local_layers_alone_ranks_nothing(asked: Any, made: Made, tmp_path: Path) -> None:
+def test_a_teacher_of_local_layers_alone_ranks_nothing(data: str, tmp_path: Path) -> None:
     teacher = modernbert(tmp_path / "local", 6 * LOCAL)
-    with pytest.raises(OptionError, match="in no layer of this teacher does the first token attend to a whole row"):
-        made("store", *([KEEP] if "keep" in asked else []), teacher=teacher, rich="rich" in asked)
-    assert not (tmp_path / "store").exists()
-    assert made("left", KEEP, teacher=teacher, strategy=Strategy(3, rank="left")).plan.hidden
+    for name, asked in (("keep", Asked([KEEP], [STRATEGY])), ("rich", Asked([], [STRATEGY], rich=True))):
+        with pytest.raises(OptionError, match="in no layer of this teacher does the first token attend to a whole row"):
+            planned(teacher, data, tmp_path / name, asked)
+    assert planned(teacher, data, tmp_path / "left", Asked([KEEP], [Strategy(3, rank="left")])).hidden
 
 
 def test_which_layers_are_local_stands_in_the_config() -> None:

@@ -76,7 +76,7 @@ def standard_errors(
 
 
 FEWEST_GAINED = 0.1
-"""What another order of the classes must gain to be worth a word: of all rows, and of the mean recall over that of chance."""
+"""What another order of the classes must gain, of all rows, to be worth a word."""
 
 STANDARD_ERRORS = 4
 """By how many of them it must be better, over the rows in which the two orders differ."""
@@ -93,12 +93,10 @@ def better_order(
     together = np.zeros((classes, classes), dtype=np.int64)  # [class, output]
     np.add.at(together, (label, said), 1)
     _, order = linear_sum_assignment(together, maximize=True)
-    right, rows = together[np.arange(classes), order], together.sum(axis=1)
-    own, best = int(np.trace(together)), int(right.sum())
+    own, best = int(np.trace(together)), int(together[np.arange(classes), order].sum())
     differing = int(((said == label) != (order[label] == said)).sum())
-    recall = (right[rows > 0] / rows[rows > 0]).mean()  # of a model that always says the same: that of chance
-    worth = recall >= 1 / (rows > 0).sum() + FEWEST_GAINED and best - own >= FEWEST_GAINED * len(label)
-    if not worth or best - own < max(1.0, STANDARD_ERRORS * math.sqrt(differing)):
+    gained = best - own >= max(1.0, FEWEST_GAINED * len(label), STANDARD_ERRORS * math.sqrt(differing))
+    if not gained or best <= together.sum(axis=1).max():  # as good is a model that always says the same
         return None
     return order, own / len(label), best / len(label)
 
