@@ -164,6 +164,12 @@ def test_weights_of_another_number_of_classes_are_told_as_such(with_config: With
         load_classifier(with_config(named("a", "b")))
 
 
+def test_a_model_that_does_not_run_is_not_scored(with_config: WithConfig, tmp_path: Path) -> None:
+    (tmp_path / "dev.tsv").write_text("text\tlabel\nthe cat\t0\na dog sees\t2\nthe bird\t1\n")
+    with pytest.raises(ModelError, match="it gave no logits"):
+        evaluate(with_config({"chunk_size_feed_forward": "a"}), str(tmp_path), text=["text"], label="label", latency=False)
+
+
 def test_layers_are_told_without_weights(with_config: WithConfig) -> None:
     folder = with_config({})
     (Path(folder) / "model.safetensors").unlink()

@@ -146,9 +146,11 @@ def _tokenised_splits(
 
 
 def _check_fit(model: nn.Module, name: str, classes: tuple[str, ...], task: Task, rows: Mapping[str, TrainingRows]) -> None:
-    """Raise ModelError where a row is too long for the model, or where it has another number of outputs than the task."""
+    """Raise ModelError where a row is too long for the model, where it does not run on rows, or where it has another number of
+    outputs than the task."""
     check_length(model, name, max(int(split.n_tokens.max()) for split in rows.values()))
-    outputs = len(classes) or shape_of(model, *telling_rows(next(iter(rows.values()))), name=name).outputs
+    exported = isinstance(model, OnnxClassifier)  # and run when it was
+    outputs = len(classes) if exported else shape_of(model, *telling_rows(next(iter(rows.values()))), name=name).outputs
     if outputs != task.num_labels:
         raise ModelError(f"{name} has {outputs} outputs; the task {task.name} needs {task.num_labels}")
 
