@@ -183,6 +183,11 @@ class Strategy:
         """Whether [SEP] may be kept: the paper's "Att w/o [SEP]" is the default and leaves it out."""
         return self.rank != "attention"
 
+    @property
+    def ranks_by_attention(self) -> bool:
+        """Whether the teacher's attention is looked at."""
+        return self.rank.startswith("attention")
+
     def __post_init__(self) -> None:
         check_count("--student-layers", self.student_layers)
         closed = {

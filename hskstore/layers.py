@@ -1,5 +1,6 @@
 """Which teacher layer guides which student layer. Layer 0 is the embedding output, on both sides."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 
@@ -57,6 +58,11 @@ def rank_layer(layer: int, *, student_layers: int, teacher_layers: int) -> int:
     return max(1, even_layer(layer, student_layers=student_layers, teacher_layers=teacher_layers))
 
 
+def nearest_layer(layer: int, layers: Sequence[int]) -> int:
+    """The nearest of some layers, of two as near the lower."""
+    return min(layers, key=lambda each: (abs(each - layer), each))
+
+
 def layer_pairs(
     depth: Amount,
     *,
@@ -65,10 +71,12 @@ def layer_pairs(
     top_layer: int,
     layer_map: LayerMap = "round",
     rank_by: RankLayer = "aligned",
+    ranking: Sequence[int] | None = None,
 ) -> tuple[LayerPair, ...]:
     """The top N^D of the student's layers 0..L' with their teachers, lowest first (section 4.1.1).
 
-    Raises OptionError where there are fewer than N^D layers, or where g leaves the teacher.
+    Where not every teacher layer can rank tokens, those that can are `ranking`, and the nearest of them ranks. Raises OptionError
+    where there are fewer than N^D layers, or where g leaves the teacher.
     """
     count = resolve(depth, student_layers + 1)
     if count > student_layers + 1:
@@ -89,5 +97,5 @@ def layer_pairs(
             if rank_by == "same"
             else rank_layer(layer, student_layers=student_layers, teacher_layers=teacher_layers)
         )
-        pairs.append(LayerPair(layer, teacher, rank))
+        pairs.append(LayerPair(layer, teacher, nearest_layer(rank, ranking) if ranking else rank))
     return tuple(pairs)

@@ -169,7 +169,7 @@ def test_what_is_captured_is_what_eager_attention_says_of_a_padded_batch_and_of_
     batch = ids, _, mask = padded_batch()
     lengths = mask.sum(dim=1).tolist()
     sight = KINDS["states"].sight(States(SEEN_LAYERS, WIDTH, "f32")) | KINDS["cls"].sight(Cls(SEEN_LAYERS[1:], WIDTH, "f32"))
-    assert sight == Sight(hidden=frozenset(SEEN_LAYERS))
+    assert sight == Sight(hidden=frozenset(SEEN_LAYERS), first=True)
     model.set_attn_implementation(SEAM)
     with torch.no_grad():
         seen = observe(model, *batch, sight)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hskstore.errors import OptionError
-from hskstore.layers import LayerPair, default_top_layer, layer_pairs, rank_layer, teacher_layer
+from hskstore.layers import LayerPair, default_top_layer, layer_pairs, nearest_layer, rank_layer, teacher_layer
 
 
 @pytest.mark.parametrize(("layers", "top"), [(12, 10), (6, 5), (24, 20), (4, 3), (3, 2), (2, 2), (1, 1), (9, 8), (15, 12)])
@@ -81,3 +81,31 @@ def test_a_map_that_leaves_the_teacher_is_refused_with_the_options_that_would_me
         r" choose another --top-layer or --layer-map$",
     ):
         pairs(1, student_layers=3, teacher_layers=5, top_layer=5, layer_map="eq5")
+
+
+@pytest.mark.parametrize(
+    ("layer", "layers", "nearest"),
+    [
+        (1, (1, 4, 7), 1),
+        (2, (1, 4, 7), 1),
+        (3, (1, 4, 7), 4),
+        (7, (1, 4, 7), 7),
+        (22, (1, 4, 7), 7),
+        (2, (1, 3), 1),
+        (2, (3, 1), 1),
+    ],
+)
+def test_of_two_layers_as_near_the_lower_is_the_nearest(layer, layers, nearest):
+    assert nearest_layer(layer, layers) == nearest
+
+
+@pytest.mark.parametrize("rank_by", ["aligned", "same"])
+def test_where_some_layers_alone_can_rank_the_nearest_of_them_does_and_all_else_stays(rank_by):
+    # ModernBERT's 22 layers, of which 1, 4, 7, ... 22 see whole rows.
+    able = tuple(range(1, 23, 3))
+    shape = {"student_layers": 4, "teacher_layers": 22, "top_layer": 18, "rank_by": rank_by}
+    every, some = layer_pairs("all", **shape), layer_pairs("all", **shape, ranking=able)
+    assert [(pair.student, pair.teacher) for pair in some] == [(pair.student, pair.teacher) for pair in every]
+    assert [pair.rank for pair in some] == [nearest_layer(pair.rank, able) for pair in every if pair.rank is not None]
+    # aligned, before: 1, 6, 11, 16, 22; the same as g: 1, 4, 9, 14, 18
+    assert [pair.rank for pair in some] == ([1, 7, 10, 16, 22] if rank_by == "aligned" else [1, 4, 10, 13, 19])

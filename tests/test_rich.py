@@ -294,7 +294,7 @@ DEPTHS = ["--student-layers", 2, "--student-layers", 3]
         (["derive", "RICH", "--keep", "1,4,2", *DEPTHS, "--out", "NEW"], "of one --student-layers"),
         (["derive", "RICH", "--keep", "1,4,2", "--student-layers", 2, "--values", "f32", "--out", "NEW"], "f32 values are lost"),
         (["distill", "RICH", "--rank", "left", "--student", "x", "--out", "NEW"], "goes with --keep, and a rich store"),
-        (["distill", "RICH", "--keep", "1,4,0.25", "--student", "nowhere", "--out", "NEW"], "does not tell its layers"),
+        (["distill", "RICH", "--keep", "1,4,0.25", "--student", "nowhere", "--out", "NEW"], "nowhere: no model could be loaded"),
         (
             ["distill", "RICH", "--student", "STUDENT", "--out", "NEW"],
             "is a rich store: say with --keep which of its hidden states",

@@ -1,5 +1,7 @@
 """What is captured through the attention seam is what eager attention says, for every family, padding or not."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ FAMILIES: dict[str, Any] = {
     ),
 }
 EAGER_FAMILIES = {"mpnet", "deberta", "deberta-v2"}
+OF_SHARED_KEYS: dict[str, Any] = {
+    "eurobert": lambda: tf.EuroBertForSequenceClassification(tf.EuroBertConfig(**SIZES, num_key_value_heads=2, pad_token_id=1))
+}
+Make = Callable[[], Any]
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -46,10 +52,10 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids.masked_fill(~mask, 1), torch.zeros_like(ids), mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OF_SHARED_KEYS])
 def test_hidden_states_and_cls_rows_equal_eager_attention_on_padded_batches(family: str) -> None:
     torch.manual_seed(0)
-    model = FAMILIES[family]().eval()
+    model = (FAMILIES | OF_SHARED_KEYS)[family]().eval()
     ids, types, mask = padded_batch()
     inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if family not in EAGER_FAMILIES:
@@ -167,3 +173,150 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(ModelError) as raised:
         load_teacher(str(tmp_path), device=torch.device("cpu"))
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+# --- families that are no BERT
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in SIZES.items() if name not in names}
+
+
+def gpt2(pad: int | None = 1) -> Any:
+    sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
+    ends = {"pad_token_id": pad, "bos_token_id": None, "eos_token_id": None}
+    return tf.GPT2ForSequenceClassification(tf.GPT2Config(vocab_size=60, num_labels=3, **sizes, **ends))
+
+
+DECODERS: dict[str, Make] = {
+    "gpt2": gpt2,
+    "llama, whose heads share keys": lambda: tf.LlamaForSequenceClassification(
+        tf.LlamaConfig(**SIZES, num_key_value_heads=2, pad_token_id=1)
+    ),
+    "gemma3_text, with local layers": lambda: tf.Gemma3TextForSequenceClassification(
+        tf.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4, pad_token_id=1)
+    ),
+    "bloom, which runs eager": lambda: tf.BloomForSequenceClassification(
+        tf.BloomConfig(vocab_size=60, hidden_size=32, n_layer=3, n_head=4, num_labels=3, pad_token_id=1)
+    ),
+    "bert, as a decoder": lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZES, is_decoder=True)),
+}
+NO_SQUARE: dict[str, Make] = {
+    "longformer": lambda: tf.LongformerForSequenceClassification(tf.LongformerConfig(**SIZES, attention_window=4)),
+    # Its window, [CLS] and the token itself are as many as the batch has tokens.
+    "longformer, square by chance": lambda: tf.LongformerForSequenceClassification(
+        tf.LongformerConfig(**SIZES, attention_window=10)
+    ),
+    "big_bird": lambda: tf.BigBirdForSequenceClassification(tf.BigBirdConfig(**SIZES, block_size=2, num_random_blocks=1)),
+    "yoso": lambda: tf.YosoForSequenceClassification(tf.YosoConfig(**SIZES)),
+    "fnet": lambda: tf.FNetForSequenceClassification(tf.FNetConfig(**without("num_attention_heads"))),
+}
+NO_STATE_PER_TOKEN: dict[str, Make] = {
+    "funnel": lambda: tf.FunnelForSequenceClassification(
+        tf.FunnelConfig(vocab_size=60, block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=4, d_head=8, d_inner=64)
+    ),
+    "canine": lambda: tf.CanineForSequenceClassification(
+        tf.CanineConfig(**without("vocab_size"), num_hash_buckets=32, local_transformer_stride=4, downsampling_rate=2)
+    ),
+}
+
+
+def probed(make: Make, **options: Any) -> Teacher:
+    """Raises ModelError as the probe does."""
+    torch.manual_seed(0)
+    teacher = Teacher(make(), None, name="it", device=torch.device("cpu"))
+    teacher.probe(*padded_batch(), **options)
+    return teacher
+
+
+@pytest.mark.parametrize("asked", [{"ranks": True}, {"ranks": False, "first": True}], ids=["ranks", "cls"])
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_first_token_that_sees_itself_alone_is_not_asked_about_the_row(family: str, asked: dict[str, bool]) -> None:
+    with pytest.raises(ModelError, match=r"^it: the first token of a row sees itself alone .* --rank left or random, or --for"):
+        probed(DECODERS[family], **asked)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_teaches_by_its_states_and_logits(family: str) -> None:
+    teacher = probed(DECODERS[family], ranks=False)
+    ids, types, mask = padded_batch()
+    seen = teacher.forward(ids, types, mask, Sight(frozenset({0, 3})))
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        with torch.no_grad():
+            alone = teacher.model(input_ids=ids[row : row + 1, :length], output_hidden_states=True)
+        torch.testing.assert_close(seen.logits[row], alone.logits[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen.hidden[3][row, :length], alone.hidden_states[3][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OF_SHARED_KEYS])
+def test_an_encoder_is_not_taken_for_a_decoder(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    probed((FAMILIES | OF_SHARED_KEYS)[family], first=True)
+    assert not [record for record in caplog.records if record.name.startswith("hskstore")]
+
+
+@pytest.mark.parametrize("family", NO_SQUARE)
+def test_attention_that_is_not_of_every_token_to_every_token_ranks_none(family: str) -> None:
+    with pytest.raises(
+        ModelError, match="gives no attention of every token to every token to rank tokens by: choose --rank left"
+    ):
+        probed(NO_SQUARE[family])
+    assert probed(NO_SQUARE[family], ranks=False, first=True).eager
+
+
+@pytest.mark.parametrize("family", NO_STATE_PER_TOKEN)
+def test_a_family_without_a_state_for_each_token_is_refused_whatever_is_asked(family: str) -> None:
+    with pytest.raises(ModelError, match=rf"^it: the family {family} does not give a hidden state for each token and layer"):
+        probed(NO_STATE_PER_TOKEN[family], ranks=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: gpt2(None), r"this gpt2 does not run on a batch of the data .*: write its tokenizer's pad_token_id into"),
+        (
+            lambda: tf.NystromformerForSequenceClassification(
+                tf.NystromformerConfig(**SIZES, num_landmarks=4, segment_means_seq_len=16)
+            ),
+            r"this nystromformer does not run on a batch of the data \(",
+        ),
+        (lambda: gpt2(2), "takes padding for it: pad_token_id in its config.json is 2, and its tokenizer pads with 1"),
+    ],
+    ids=["no padding token", "rows of one length", "another padding token"],
+)
+def test_a_model_that_cannot_run_on_padded_rows_is_refused(make: Make, said: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token_id = 1
+    with pytest.raises(ModelError, match=f"^it: .*{said}"):
+        Teacher(make(), tokenizer, name="it", device=torch.device("cpu")).probe(*padded_batch(), ranks=False)
+
+
+def test_a_family_that_mixes_padding_into_its_rows_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    probed(NO_SQUARE["fnet"], ranks=False)
+    (record,) = [record for record in caplog.records if record.name.startswith("hskstore")]
+    assert "it: padding behind a row changes its logits, by up to" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (tf.T5Config(d_model=32, num_layers=2, num_heads=4), "a t5 is an encoder and a decoder"),
+        (tf.BartConfig(d_model=32, encoder_layers=2, decoder_layers=2), "a bart is an encoder and a decoder"),
+        (tf.XLNetConfig(d_model=32, n_layer=2, n_head=4), "a xlnet classifies by a row's last position"),
+        (tf.XLMConfig(emb_dim=32, n_layers=2, n_heads=4, summary_type="last"), "a xlm classifies by a row's last position"),
+        (tf.PerceiverConfig(), "a perceiver does not say its layers and their width"),
+    ],
+    ids=lambda each: getattr(each, "model_type", ""),
+)
+def test_a_family_that_cannot_teach_is_refused_by_its_config_alone(config: Any, said: str, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"^{tmp_path}: {said}"):
+        load_teacher(str(tmp_path), device=torch.device("cpu"))
+
+
+def test_a_row_of_one_token_is_told_nothing_of_and_runs() -> None:
+    torch.manual_seed(0)
+    teacher = Teacher(FAMILIES["bert"](), None, name="it", device=torch.device("cpu"))
+    ids = torch.tensor([[5], [6]])
+    teacher.probe(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool), first=True)
+    assert not math.isnan(float(teacher.forward(ids, torch.zeros_like(ids), torch.ones_like(ids).bool()).logits.sum()))

@@ -29,7 +29,7 @@ class ClsTargets:
 
 
 def _sight(feature: Cls) -> Sight:
-    return Sight(hidden=frozenset(feature.layers))
+    return Sight(hidden=frozenset(feature.layers), first=True)
 
 
 def _capture(feature: Cls, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:

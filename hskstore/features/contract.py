@@ -20,11 +20,13 @@ from hskstore.text.rows import Rows
 @dataclass(frozen=True)
 class TeacherShape:
     """The teacher that is learnt from: its layers, the width of its hidden states, and, of a store that holds that feature, how
-    its `hidden` was chosen."""
+    its `hidden` was chosen. Where rows are longer than what the first token attends to in some layers, `ranking` are the
+    others."""
 
     layers: int
     width: int
     hidden: Hidden | None = None
+    ranking: tuple[int, ...] | None = None
 
 
 Arrays = Mapping[str, Shaped[np.ndarray, "_row ..."]]

@@ -56,7 +56,7 @@ class HiddenTargets:
 
 
 def _sight(feature: Hidden) -> Sight:
-    ranked = feature.strategy.rank.startswith("attention")
+    ranked = feature.strategy.ranks_by_attention
     rows = {pair.rank for pair in feature.pairs if pair.rank is not None} if ranked else set[int]()
     if feature.strategy.score == "raw":
         return Sight(frozenset(feature.layers), raw_cls_row=frozenset(rows))

@@ -159,7 +159,7 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
         raise OptionError(f"{root} keeps its states as f16: f32 values are lost; extract --rich with --values f32")
     most = int(admitted_tokens(rich, strategy).max())
     sizes = {"teacher_layers": plan.teacher["layers"], "hidden_size": plan.teacher["hidden_size"], "most_admitted": most}
-    hidden = plan_hidden(keep, strategy, **sizes)
+    hidden = plan_hidden(keep, strategy, **sizes, ranking=attention.ranking if isinstance(attention, ClsRow) else None)
     sight = HIDDEN.sight(hidden)
     lacking = [f"states of teacher layer {layer}" for layer in sorted(sight.hidden - set(states.layers))]
     shown = set() if attention is None else set(attention.layers)

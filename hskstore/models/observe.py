@@ -26,14 +26,26 @@ SEAM = "hskstore_sdpa"
 @dataclass(frozen=True)
 class Sight:
     """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L, as
-    probabilities and as raw scores before the softmax. `|` joins what several features ask for."""
+    probabilities and as raw scores before the softmax; and whether the first token is asked for as one that has seen its whole
+    row. `|` joins what several features ask for."""
 
     hidden: frozenset[int] = frozenset()
     cls_row: frozenset[int] = frozenset()
     raw_cls_row: frozenset[int] = frozenset()
+    first: bool = False
+
+    @property
+    def rows(self) -> frozenset[int]:
+        """The layers whose attention is looked at, in whatever form."""
+        return self.cls_row | self.raw_cls_row
 
     def __or__(self, other: "Sight") -> "Sight":
-        return Sight(self.hidden | other.hidden, self.cls_row | other.cls_row, self.raw_cls_row | other.raw_cls_row)
+        return Sight(
+            self.hidden | other.hidden,
+            self.cls_row | other.cls_row,
+            self.raw_cls_row | other.raw_cls_row,
+            self.first or other.first,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,8 @@ def observe(
 ) -> Seen:
     """One padded batch through a classifier, as `run_model` takes it. Layers that the model does not show are left out.
 
-    With `eager` the rows of the attention are read from the maps that the model itself gives, and there are no raw ones.
+    With `eager` the rows of the attention are read from the maps that the model itself gives, and there are no raw ones. A map is
+    of every token by every token; what some families give beside their windows or blocks is none.
     """
     capture = None if eager else _Capture(sight)
     _active.capture = capture
@@ -80,9 +93,16 @@ def observe(
     states = output.hidden_states or ()
     rows, raw = ({}, {}) if capture is None else (capture.rows, capture.raw)
     if output.attentions is not None:
-        rows = {layer: output.attentions[layer - 1][:, :, 0].float().mean(dim=1) for layer in sorted(sight.cls_row)}
+        maps = {layer: each for layer, each in enumerate(output.attentions, 1) if layer in sight.cls_row}
+        rows = {layer: each[:, :, 0].float().mean(dim=1) for layer, each in maps.items() if _is_map(each, input_ids)}
     hidden = {layer: states[layer] for layer in sorted(sight.hidden) if layer < len(states)}
     return Seen(output.logits, hidden, rows, raw)
+
+
+def _is_map(attention: object, input_ids: Int[Tensor, "batch token"]) -> bool:
+    batch, tokens = input_ids.shape
+    shape = attention.shape if isinstance(attention, Tensor) else ()
+    return len(shape) == 4 and (shape[0], *shape[2:]) == (batch, tokens, tokens)
 
 
 @dataclass
@@ -111,7 +131,7 @@ def _attention(
     capture: _Capture | None = getattr(_active, "capture", None)
     if capture is not None:
         capture.calls += 1
-        if capture.calls in capture.sight.cls_row | capture.sight.raw_cls_row:
+        if capture.calls in capture.sight.rows:
             with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
                 capture.note(_first_row(query, key, attention_mask, options.get("scaling")))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -121,6 +141,8 @@ def _attention(
 def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """[batch, head, token]: the [CLS] row of the attention before the softmax."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if key.shape[1] < query.shape[1]:  # heads that share their keys
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits = (query[:, :, :1].float() @ key.float().transpose(-1, -2)).squeeze(2) * scale
     if mask is not None:
         row = mask[:, :, 0]

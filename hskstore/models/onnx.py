@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hskstore.errors import HskError, ModelError, OptionError
 from hskstore.models.folder import ONNX_FILE, new_model, refuse_existing_model
-from hskstore.models.load import label_names, load_classifier
+from hskstore.models.load import label_names, load_classifier, read_config
 from hskstore.models.run import INPUTS, accepted_inputs, usable_positions
 from hskstore.text.tokenizers import load_tokenizer, tokenizer_files
 
@@ -88,9 +88,9 @@ def load_onnx_classifier(folder: str | Path) -> OnnxClassifier:
     file = Path(folder) / ONNX_FILE
     try:
         content = file.read_bytes()
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever the libraries make of a stranger's files
+    except OSError as error:
         raise ModelError(f"{folder}: no ONNX model could be loaded ({_cause(error)})") from None
+    config = read_config(str(folder))
     _refuse_other_files(file, content)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

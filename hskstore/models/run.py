@@ -23,11 +23,11 @@ Inputs = tuple[Int[Tensor, "_batch _token"], Int[Tensor, "_batch _token"], Bool[
 
 class Outputs(NamedTuple):
     """`logits` [batch, class]; `hidden_states` [batch, token, width] of the embeddings and then of each layer, or None; likewise
-    `attentions` of each layer."""
+    `attentions` of each layer, which some families give in another shape, or not at all."""
 
     logits: Float[Tensor, "batch class"]
     hidden_states: tuple[Float[Tensor, "batch token width"], ...] | None
-    attentions: tuple[Float[Tensor, "batch head token token"], ...] | None = None
+    attentions: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,10 @@ def run_model(
         logits, states = output
     else:
         logits, states = output.logits, getattr(output, "hidden_states", None)
-    maps = tuple(output.attentions) if attentions else None
-    return Outputs(logits.float(), tuple(states) if hidden and states is not None else None, maps)
+    maps = getattr(output, "attentions", None) if attentions else None
+    return Outputs(
+        logits.float(), tuple(states) if hidden and states is not None else None, None if maps is None else tuple(maps)
+    )
 
 
 @contextmanager
@@ -171,7 +173,16 @@ def usable_positions(model: nn.Module) -> int | None:
     limit = getattr(config, "max_position_embeddings", None)
     table = getattr(getattr(getattr(model, "base_model", None), "embeddings", None), "position_embeddings", None)
     offset = getattr(table, "padding_idx", None)
-    return None if limit is None else int(limit) - (0 if offset is None else offset + 1)
+    # XLNet, whose positions are relative, says -1.
+    return None if limit is None or int(limit) < 1 else int(limit) - (0 if offset is None else offset + 1)
+
+
+def attention_windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    """How many tokens to its right a token attends to in each layer, from the first; None: all of them."""
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if not kinds:
+        return (None,) * int(config.num_hidden_layers)
+    return tuple(None if kind == "full_attention" else int(window or 0) for kind in kinds)
 
 
 def usual_length(model: nn.Module, tokenizer: Tokenizer, wanted: int) -> int:

@@ -54,7 +54,13 @@ class Asked:
         rich: dict[str, list[Feature]] = {}
         if self.rich:
             states = States(tuple(range(teacher.layers + 1)), teacher.width, self.strategies[0].values)
-            rich["rich"] = [states, ClsRow(tuple(range(1, teacher.layers + 1)), raw_scores)]
+            layers = tuple(range(1, teacher.layers + 1)) if teacher.ranking is None else teacher.ranking
+            if not layers:
+                raise OptionError(
+                    "--rich: in no layer of this teacher does the first token attend to a whole row, by which tokens could be"
+                    " ranked: choose a --max-length within its window"
+                )
+            rich["rich"] = [states, ClsRow(layers, raw_scores, teacher.ranking)]
         return rich | self._asked(teacher, most_admitted)
 
     def _asked(self, teacher: TeacherShape, most_admitted: int) -> dict[str, list[Feature]]:
@@ -82,7 +88,7 @@ class Asked:
             for keep in dict.fromkeys(keeps):
                 name = keep.name if len(strategies) == 1 else f"s{strategy.student_layers}-{keep.name}"
                 sizes = {"teacher_layers": teacher.layers, "hidden_size": teacher.width, "most_admitted": most_admitted}
-                found[name] = plan_hidden(keep, planned, **sizes)
+                found[name] = plan_hidden(keep, planned, **sizes, ranking=teacher.ranking)
         return found
 
     def _others(self, wants: Sequence[Want[Any]], teacher: TeacherShape) -> list[Feature]:

@@ -22,8 +22,11 @@ from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import most_bytes
 from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.stage_one.worker import UnitWorker, recruit
+from hskstore.store import open_store
 from hskstore.store.commit import begin, condemned_digest, examine, seal
+from hskstore.text.metrics import tell_better_order
 from hskstore.text.rows import open_rows
+from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
 
 
@@ -99,7 +102,19 @@ def extract(
             _run(
                 engine, jobs, ready, [store for store in stores if store.missing], devices, Path(folder), address, workers, watch
             )
-    return [_sealed(store, began, watch) for store in stores]
+    sealed = [_sealed(store, began, watch) for store in stores]
+    if sealed[0].digest is not None:
+        _tell_order(sealed[0].root, teacher)
+    return sealed
+
+
+def _tell_order(root: str, teacher: str) -> None:
+    """Warn where the dev labels, if there are any, fit another order of the teacher's classes."""
+    store = open_store(root)
+    task = Task.from_json(store.plan.task)
+    if task.kind == "classes" and "validation/label" in store.plan.arrays:
+        logits, label = (store.read_all(f"validation/{name}") for name in ("logits", "label"))
+        tell_better_order(task.labels, logits, label, model=teacher)
 
 
 def _devices(

@@ -6,7 +6,7 @@ from typing import Any
 
 from hskstore.config import MOST_COUNT
 from hskstore.models.load import label_names
-from hskstore.models.run import usable_positions, usual_length
+from hskstore.models.run import attention_windows, usable_positions, usual_length
 from hskstore.stage_one.teacher import Teacher
 from hskstore.store.schema import canonical_json
 from hskstore.text.tokenizers import tokenizer_files, tokenizer_sha256
@@ -17,15 +17,22 @@ class TeacherFacts:
     """Of a teacher and its tokenizer. `planned` and `tokenizer` are plain JSON, as a plan holds them.
 
     `positions` are the tokens that the teacher has positions for (None: no such limit), `most_tokens` those that it and its
-    tokenizer take. `files` travel beside the arrays: the tokenizer's, and the teacher's config and hash (never its weights).
+    tokenizer take, `windows` how many behind it the first token attends to in each layer (None: all). `files` travel beside the
+    arrays: the tokenizer's, and the teacher's config and hash (never its weights).
     """
 
     label_names: tuple[str, ...]
     positions: int | None
     most_tokens: int
+    windows: tuple[int | None, ...]
     planned: dict[str, Any]
     tokenizer: dict[str, Any]
     files: dict[str, bytes]
+
+    def ranking(self, longest: int) -> tuple[int, ...] | None:
+        """The layers, from 1, in which the first token attends to all of a row of `longest` tokens; None: every layer."""
+        able = tuple(layer for layer, window in enumerate(self.windows, 1) if window is None or longest - 1 <= window)
+        return None if len(able) == len(self.windows) else able
 
 
 def facts_of(teacher: Teacher) -> TeacherFacts:
@@ -35,6 +42,7 @@ def facts_of(teacher: Teacher) -> TeacherFacts:
         label_names=names,
         positions=usable_positions(model),
         most_tokens=usual_length(model, tokenizer, MOST_COUNT),
+        windows=attention_windows(model.config),
         planned={
             "sha256": teacher.sha256,
             "model_type": model.config.model_type,

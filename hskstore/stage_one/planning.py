@@ -20,7 +20,7 @@ from hskstore.models.run import check_positions
 from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
-from hskstore.stage_one.teacher_pass import probe
+from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.store.layout import KeptText, SplitRows
 from hskstore.store.masks import is_admitted
 from hskstore.store.plan import Pass, Plan, make_plan
@@ -94,7 +94,22 @@ def prepare(
         probe(loaded, Sight(cls_row=frozenset({1})), rows["train"])  # whether it shows raw scores is planned
     most_admitted = len(rows_by_admitted) - 1
     plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=most_admitted, raw_scores=not loaded.eager)
+    _tell_ranking(teacher, facts, rows["train"].longest, plans)
     return Prepared(loaded, facts, rows, rows_by_admitted, plans)
+
+
+def _tell_ranking(teacher: str, facts: TeacherFacts, longest: int, plans: Mapping[str, Plan]) -> None:
+    """Say so where tokens are ranked by other layers than the strategy names."""
+    ranking = facts.ranking(longest)
+    if ranking is not None and sight_of(plans.values()).rows:
+        log.warning(
+            "%s: in some layers [CLS] attends to the next %d tokens alone, and a row has %d: tokens are ranked by the nearest of"
+            " the layers in which it attends to all, %s",
+            teacher,
+            min(window for window in facts.windows if window is not None),
+            longest,
+            ", ".join(map(str, ranking)),
+        )
 
 
 def make_plans(
@@ -119,7 +134,8 @@ def make_plans(
         labels=None if label is None else str(label.dtype),
         text=_kept_text(rows),
     )
-    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"])
+    ranking = teacher.ranking(rows["train"].longest)
+    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"], ranking=ranking)
     stores = asked.by_store(shape, most_admitted=most_admitted, raw_scores=raw_scores)
     return {name: plan_one(features) for name, features in stores.items()}
 

@@ -21,6 +21,7 @@ from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
 from hskstore.store.places import is_store
 from hskstore.text.dataset import Dataset, label_ids, read_dataset
+from hskstore.text.metrics import tell_better_order
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import load_tokenizer
@@ -98,9 +99,11 @@ def evaluate(
     with put_back(classifier):
         classifier.to(choose_device(None))
         logits = {name: predict(classifier, split, stage=f"score {name}", watch=watch) for name, split in rows.items()}
-    together = score_rows(
-        known, np.concatenate([logits[split] for split in splits]), np.concatenate([gold[split] for split in splits])
-    )
+    said, meant = (np.concatenate([found[split] for split in splits]) for found in (logits, gold))
+    together = score_rows(known, said, meant)
+    if known.kind == "classes":
+        order = np.argsort(label_ids(known.labels, names)) if names else range(len(known.labels))
+        tell_better_order([known.labels[index] for index in order], said, meant, model=name)
     return Evaluation(
         score=together.score,
         standard_error=together.standard_error,
@@ -147,9 +150,11 @@ def _tokenised_splits(
 
 
 def _check_fit(model: nn.Module, name: str, classes: tuple[str, ...], task: Task, rows: Mapping[str, TrainingRows]) -> None:
-    """Raise ModelError where a row is too long for the model, or where it has another number of outputs than the task."""
+    """Raise ModelError where a row is too long for the model, where it does not run on rows, or where it has another number of
+    outputs than the task."""
     check_length(model, name, max(int(split.n_tokens.max()) for split in rows.values()))
-    outputs = len(classes) or shape_of(model, *telling_rows(next(iter(rows.values()))), name=name).outputs
+    exported = isinstance(model, OnnxClassifier)  # and run when it was
+    outputs = len(classes) if exported else shape_of(model, *telling_rows(next(iter(rows.values()))), name=name).outputs
     if outputs != task.num_labels:
         raise ModelError(f"{name} has {outputs} outputs; the task {task.name} needs {task.num_labels}")
 

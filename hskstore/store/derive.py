@@ -226,6 +226,8 @@ def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
         hidden_size=old.hidden_size,
         most_admitted=int(admitted.max()),
     )
+    ranks = {pair.student: pair.rank for pair in old.pairs}  # where not every layer can rank, another than the strategy's does
+    hidden = replace(hidden, pairs=tuple(replace(pair, rank=ranks.get(pair.student, pair.rank)) for pair in hidden.pairs))
     refusal = f"--keep {keep} cannot be cut from {store.root}, which keeps {old.keep}: "
     absent = [pair.student for pair in hidden.pairs if pair not in old.pairs]
     if absent:

@@ -153,13 +153,15 @@ class Cls(LayerVectors):
 @dataclass(frozen=True)
 class ClsRow(OfLayers):
     """The [CLS] row of the attention of some layers, 1 to L, mean over heads, f32: [layer, token] of probabilities, and of raw
-    scores where the teacher shows them (`raw`). Behind a row's last token: zeros."""
+    scores where the teacher shows them (`raw`). Behind a row's last token: zeros. Where [CLS] attends to whole rows in some
+    layers alone, those are `ranking`, and no others are stored."""
 
     name: ClassVar = "cls_row"
     axes: ClassVar = ("layer", "token")
     values: ClassVar[Values] = "f32"
     width: ClassVar[int] = 1
     raw: bool
+    ranking: tuple[int, ...] | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -174,13 +176,20 @@ class ClsRow(OfLayers):
         return self.arrays(longest)["probability"].row_bytes
 
     def as_json(self) -> dict[str, Any]:
-        return {"layers": list(self.layers), "raw": self.raw}
+        own = {"layers": list(self.layers), "raw": self.raw}
+        return own if self.ranking is None else own | {"ranking": list(self.ranking)}
 
     @classmethod
     def of_json(cls, document: Mapping[str, Any]) -> Self:
         if not isinstance(document["raw"], bool) or 0 in document["layers"]:
             raise ValueError("attention is of layers from 1 on, and has raw scores or has none")
-        return cls(tuple(document["layers"]), document["raw"])
+        ranking = tuple(document["ranking"]) if "ranking" in document else None
+        if ranking is not None and not set(document["layers"]) <= set(ranking):
+            raise ValueError("attention is of layers that do not see whole rows")
+        return cls(tuple(document["layers"]), document["raw"], ranking)
+
+    def numbers(self) -> list[object]:
+        return [*self.layers, *(self.ranking or ())]
 
     def sizes(self) -> list[object]:
         return []

@@ -115,10 +115,25 @@ class Hidden:
         }
 
 
-def plan_hidden(keep: Keep, strategy: PlannedStrategy, *, teacher_layers: int, hidden_size: int, most_admitted: int) -> Hidden:
+def plan_hidden(
+    keep: Keep,
+    strategy: PlannedStrategy,
+    *,
+    teacher_layers: int,
+    hidden_size: int,
+    most_admitted: int,
+    ranking: Sequence[int] | None = None,
+) -> Hidden:
     """A configuration for a teacher and a data set, of whose train rows none has more than `most_admitted` tokens that a rank
-    may choose among. Raises OptionError where the teacher has no such layers or coordinates."""
-    pairs = pairs_of(keep, strategy, student_layers=strategy.student_layers, teacher_layers=teacher_layers)
+    may choose among. `ranking` are the layers whose first token attends to whole rows (None: all), one of which ranks tokens by
+    attention. Raises OptionError where the teacher has no such layers or coordinates."""
+    able = ranking if strategy.ranks_by_attention else None
+    if able is not None and not able:
+        raise OptionError(
+            f"--rank {strategy.rank}: in no layer of this teacher does the first token attend to a whole row, so none can rank"
+            " its tokens: choose --rank left or random, or a --max-length within its window"
+        )
+    pairs = pairs_of(keep, strategy, student_layers=strategy.student_layers, teacher_layers=teacher_layers, ranking=able)
     width = resolve(keep.width, hidden_size)
     if width > hidden_size:
         raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
@@ -134,7 +149,14 @@ def planned_units(hidden: Hidden, kept_units: float) -> float:
     return units_of_hsk(layers, length, hidden.keep.width if isinstance(hidden.keep.width, float) else share)
 
 
-def pairs_of(keep: Keep, strategy: PlannedStrategy, *, student_layers: int, teacher_layers: int) -> tuple[LayerPair, ...]:
+def pairs_of(
+    keep: Keep,
+    strategy: PlannedStrategy,
+    *,
+    student_layers: int,
+    teacher_layers: int,
+    ranking: Sequence[int] | None = None,
+) -> tuple[LayerPair, ...]:
     """The kept layers for a student of so many layers; see `layer_pairs`."""
     return layer_pairs(
         keep.depth,
@@ -143,4 +165,5 @@ def pairs_of(keep: Keep, strategy: PlannedStrategy, *, student_layers: int, teac
         top_layer=strategy.top_layer,
         layer_map=strategy.layer_map,
         rank_by=strategy.rank_layer,
+        ranking=ranking,
     )

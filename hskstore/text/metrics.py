@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 
 from hskstore.text.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 def compute_metrics(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped[np.ndarray, " row"]) -> dict[str, float]:
@@ -68,3 +73,50 @@ def standard_errors(
     rng = np.random.default_rng(seed)
     drawn = [compute_metrics(task, logits[rows], label[rows]) for rows in rng.integers(0, len(label), (RESAMPLES, len(label)))]
     return {metric: statistics.stdev(scores[metric] for scores in drawn) for metric in drawn[0]}
+
+
+FEWEST_GAINED = 0.1
+"""What another order of the classes must gain, of all rows, to be worth a word."""
+
+STANDARD_ERRORS = 4
+"""By how many of them it must be better, over the rows in which the two orders differ."""
+
+
+def better_order(
+    logits: Float[np.ndarray, "row class"], label: Int[np.ndarray, " row"]
+) -> tuple[Int[np.ndarray, " class"], float, float] | None:
+    """The order of a model's outputs that fits the labels far better than theirs, if there is one: the output of each class; and
+    the accuracy as it is, and in that order."""
+    from scipy.optimize import linear_sum_assignment
+
+    said, classes = logits.argmax(axis=1), logits.shape[1]
+    together = np.zeros((classes, classes), dtype=np.int64)  # [class, output]
+    np.add.at(together, (label, said), 1)
+    _, order = linear_sum_assignment(together, maximize=True)
+    own, best = int(np.trace(together)), int(together[np.arange(classes), order].sum())
+    differing = int(((said == label) != (order[label] == said)).sum())
+    gained = best - own >= max(1.0, FEWEST_GAINED * len(label), STANDARD_ERRORS * math.sqrt(differing))
+    if not gained or best <= together.sum(axis=1).max():  # as good is a model that always says the same
+        return None
+    return order, own / len(label), best / len(label)
+
+
+def tell_better_order(
+    names: Sequence[str], logits: Float[np.ndarray, "row class"], label: Int[np.ndarray, " row"], *, model: str
+) -> None:
+    """Warn where a classifier, whose outputs are taken for the classes `names` in that order, fits the labels far better in
+    another."""
+    found = better_order(logits, label)
+    if found is None:
+        return
+    order, own, best = found
+    log.warning(
+        "%s: its outputs fit the labels far better in another order: accuracy %.3f as they are taken (%s), %.3f as %s. If that is"
+        " what they stand for, write it as id2label into its config.json and run this again; else labels and model do not belong"
+        " together",
+        model,
+        own,
+        ", ".join(names),
+        best,
+        ", ".join(names[at] for at in np.argsort(order).tolist()),
+    )
