@@ -73,6 +73,11 @@ def prepare_torch() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Big tensors on huge pages: on a CPU, a step over them spends a third of its time on page faults else.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from hskstore.memory import cores
+
+    # Threads that a container gives no time to hold up those that have some; torch knows the machine's cores alone.
+    if cores() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
 def quiet_libraries() -> None:
