@@ -81,15 +81,14 @@ def prepare_torch() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice out of the way, and show our warnings; hub downloads still show their bars."""
+    """Keep the libraries' own bars and advice out of the way, and show our warnings; on a terminal hub downloads show their bars."""
     prepare_torch()
     import transformers
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    enable_progress_bars()
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     from hskstore.cli import console
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    enable_progress_bars() if console.err.is_terminal else disable_progress_bars()
     logging.getLogger("hskstore").handlers = [console.Warnings()]
