@@ -22,7 +22,7 @@ SYSTEM = Path("/")
 """Where Linux shows its control groups, below `proc` and `sys`."""
 
 LIMITS = {1: (("memory.limit_in_bytes",), "memory.usage_in_bytes"), 2: (("memory.max", "memory.high"), "memory.current")}
-"""By the version of the interface: files with what a group may have, above which it is stopped or slowed down, and what it has."""
+"""By the version of the interface: files with what a group may have, above which it is stopped or slowed, and what it has."""
 
 RECLAIMED = ("inactive_file", "active_file", "slab_reclaimable", "total_inactive_file", "total_active_file")
 """What memory.stat counts of a group's memory that the kernel takes back when it is needed: files that were read. Version 1 calls

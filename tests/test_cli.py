@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -447,3 +448,14 @@ def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row["learns_from"] for row in result["rows"]][3:] == ["1 % of the hidden states", "all hidden states"]
     assert result["rows_scored"] == 80 and all(0 <= row["score"] <= 1 for row in result["rows"])
     assert not (tmp_path / "demo" / "teacher").exists() and (tmp_path / "demo" / "run3" / "config.json").exists()
+
+
+def test_help_groups_the_commands_by_the_story(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert hsk("--help") == 0
+    told = re.findall(r"^(?:╭─ (\w+ ?\w*)|│ ([a-z]+) )", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [panel.upper() or command for panel, command in told] == [
+        *("OPTIONS ", "BEFORE ANY", "demo", "methods", "plan"),
+        *("STAGE ONE", "finetune", "extract", "STAGE TWO", "distill", "eval"),
+        *("STORES", "show", "verify", "derive", "push", "pull", "STUDENTS", "student"),
+    ]

@@ -81,7 +81,7 @@ def prepare_torch() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice out of the way, and show our warnings; on a terminal hub downloads show their bars."""
+    """Keep the libraries' own bars and advice out of the way, and show our warnings; downloads have bars on a terminal."""
     prepare_torch()
     import transformers
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars

@@ -83,7 +83,8 @@ def test_a_url_that_could_be_two_places_or_none_is_refused(url: str, scheme: str
 
 
 @pytest.mark.parametrize(
-    "url", ["hf://datasets/me/store/a%20b", "hf://datasets/me/store/a//b", "hf://datasets/me/store/../b", "hf://datasets/m/s/a\nb"]
+    "url",
+    ["hf://datasets/me/store/a%20b", "hf://datasets/me/store/a//b", "hf://datasets/me/store/../b", "hf://datasets/m/s/a\nb"],
 )
 def test_so_is_one_of_the_hub(url: str) -> None:
     with pytest.raises(StoreError):
