@@ -408,18 +408,16 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
     from hskstore.cli import progress
 
     words = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "run", "--max-steps", 8]
-    update = progress.Bar.update
 
-    def stop(self: Any, rows: int, total: int, note: str = "") -> None:
-        if self.title == "hidden" and rows == 3 * 32:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "hidden" and done == 3 * 32:
             os.kill(os.getpid(), signal.SIGINT)
-        update(self, rows, total, note)
 
-    monkeypatch.setattr(progress.Bar, "update", stop)
-    assert hsk(*words) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "lines", lambda: stop)
+        assert hsk(*words) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint").exists() and not (tmp_path / "run" / "config.json").exists()
-    monkeypatch.setattr(progress.Bar, "update", update)
     assert hsk(*words) == 0
     whole = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "whole", "--max-steps", 8]
     assert hsk(*whole) == 0
