@@ -27,7 +27,8 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.checkpoint import RUN_VERSION, Checkpoint, PhaseResult
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.finetune import finetune
+from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.store import Store, open_store
 from tests.conftest import make_bert, make_tokenizer, save_folder, sentences
 from tests.test_trainer import equal, run, settings
@@ -253,6 +254,34 @@ def test_weights_of_any_kind_are_a_model(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(OptionError, match="already holds a model: choose another --out, or delete it"):
         refuse_existing_model(tmp_path)
+
+
+# --- finished
+
+
+def test_a_finished_run_says_how_it_goes_on_and_so_it_does(world: tuple[Store, str], tmp_path: Path) -> None:
+    store, student = world
+    first = tmp_path / "first"
+    distill(store, Recipe(student, Kd(), epochs=(1,), batch_size=(30,)), out=first, device="cpu")
+    before = weights(first)
+    with pytest.raises(OptionError) as refused:
+        distill(store, Recipe(student, Kd(), epochs=(2,), batch_size=(30,)), out=first, device="cpu")
+    assert f"more epochs are a run of their own: --student {first} goes on" in str(refused.value)
+    assert f"--recipe {first}/recipe.toml --epochs ..." in str(refused.value)
+    assert weights(first) == before
+    on = distill(store, Recipe(str(first), Kd(), epochs=(1,), batch_size=(30,), lr=(1e-9,)), out=tmp_path / "on", device="cpu")
+    again = replace(Recipe.of(read_recipe(first / "recipe.toml")), epochs=(2,))
+    anew = distill(store, again, out=tmp_path / "anew", device="cpu")
+    assert [on.phases[0].steps, anew.phases[0].steps] == [2, 4]
+    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("first", "on", "anew")]
+    close = [all(torch.allclose(one, each[name], atol=1e-6) for name, one in tensors[0].items()) for each in tensors[1:]]
+    assert close == [True, False], "the one goes on from where the first ended, the other does not"
+
+
+def test_a_finished_teacher_says_how_it_goes_on(tmp_path: Path) -> None:
+    save_model(make_bert(), make_tokenizer(), tmp_path, result={})
+    with pytest.raises(OptionError, match=f"name {tmp_path} as MODEL to go on from it"):
+        finetune(str(tmp_path), "data", out=tmp_path)
 
 
 # --- unusable

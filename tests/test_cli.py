@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -407,18 +408,16 @@ def test_interrupting_distill_keeps_a_checkpoint_and_the_same_command_goes_on(
     from hskstore.cli import progress
 
     words = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "run", "--max-steps", 8]
-    update = progress.Bar.update
 
-    def stop(self: Any, rows: int, total: int, note: str = "") -> None:
-        if self.title == "hidden" and rows == 3 * 32:
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "hidden" and done == 3 * 32:
             os.kill(os.getpid(), signal.SIGINT)
-        update(self, rows, total, note)
 
-    monkeypatch.setattr(progress.Bar, "update", stop)
-    assert hsk(*words) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "lines", lambda: stop)
+        assert hsk(*words) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint").exists() and not (tmp_path / "run" / "config.json").exists()
-    monkeypatch.setattr(progress.Bar, "update", update)
     assert hsk(*words) == 0
     whole = ["distill", store(world), "--student", world / "student", "--out", tmp_path / "whole", "--max-steps", 8]
     assert hsk(*whole) == 0
@@ -447,3 +446,14 @@ def test_the_demo_tells_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row["learns_from"] for row in result["rows"]][3:] == ["1 % of the hidden states", "all hidden states"]
     assert result["rows_scored"] == 80 and all(0 <= row["score"] <= 1 for row in result["rows"])
     assert not (tmp_path / "demo" / "teacher").exists() and (tmp_path / "demo" / "run3" / "config.json").exists()
+
+
+def test_help_groups_the_commands_by_the_story(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert hsk("--help") == 0
+    told = re.findall(r"^(?:╭─ (\w+ ?\w*)|│ ([a-z]+) )", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [panel.upper() or command for panel, command in told] == [
+        *("OPTIONS ", "BEFORE ANY", "demo", "methods", "plan"),
+        *("STAGE ONE", "finetune", "extract", "STAGE TWO", "distill", "eval"),
+        *("STORES", "show", "verify", "derive", "push", "pull", "STUDENTS", "student"),
+    ]

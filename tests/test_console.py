@@ -98,7 +98,7 @@ PRINTED: dict[str, Callable[[str], None]] = {
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no cell is folded."""
+    """So that tables stand in columns."""
     monkeypatch.setenv("COLUMNS", "400")
 
 
@@ -113,21 +113,159 @@ def test_names_are_printed_as_they_are_in_every_result(what: str, name: str, cap
     assert text.translate(TAME) == tame.translate(TAME)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_bars_title_and_its_note_are_shown_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stages_title_and_its_note_are_shown_as_they_are(name: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
     monkeypatch.setattr(console.err, "_file", shown)
+    monkeypatch.setattr(console.err, "_force_terminal", terminal)
     with progress.bars() as watch:
-        watch(f"title {name}", 1, 2, f"note {name}")
+        watch(f"title {name}", 2, 2, f"note {name}")
     assert f"title {name}" in shown.getvalue() and f"note {name}" in shown.getvalue()
+    assert terminal == ("\x1b" in shown.getvalue())
+
+
+# --- narrow
+
+LONG = "/data/a folder with blanks/" + "and-a-very-long-name" * 4 + "/d1-l9-w0.1"
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+@pytest.mark.parametrize("what", PRINTED)
+def test_no_path_is_broken_however_narrow_it_is(
+    what: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    PRINTED[what](LONG)
+    told = "".join(capsys.readouterr())
+    rest = told.replace(LONG, "").replace(LONG[:16], "")  # as digests are shown
+    assert told and not any(piece in rest for piece in ("/data", "very-long", "w0.1")), told
+
+
+def printed(table: console.Grid, columns: int) -> list[str]:
+    shown = io.StringIO()
+    console.Console(file=shown, width=columns, soft_wrap=True).print(table)
+    return shown.getvalue().splitlines()
+
+
+def a_table(*rows: tuple[str, ...]) -> console.Grid:
+    table = console.grid("store", "bytes on disk", "digest")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def test_a_table_stands_in_columns_where_it_fits() -> None:
+    assert printed(a_table(("a", "1.5 kB", "ff"), ("日本", "12.0 kB", "ee")), 40) == [
+        "store  bytes on disk  digest",
+        "a             1.5 kB      ff",
+        "日本         12.0 kB      ee",
+    ]
+
+
+def test_else_its_heads_are_broken() -> None:
+    assert printed(a_table(("a", "1.5 kB", "ff"), ("b", "12.0 kB")), 24) == [
+        "         bytes",
+        "store  on disk  digest",
+        "a       1.5 kB      ff",
+        "b      12.0 kB",
+    ]
+
+
+def test_else_each_row_is_a_record_with_its_name_whole_and_units_beside_their_numbers() -> None:
+    assert printed(a_table(("a/b c/" + "d" * 30, "1.5 kB", "ff"), ("", "12.0 kB", "ee")), 22) == [
+        "a/b c/" + "d" * 30,
+        "  bytes on disk: 1.5 kB",
+        "  digest: ff",
+        "  bytes on disk: 12.0 kB",
+        "  digest: ee",
+    ]
+    assert printed(a_table(("s" * 60, "1.5 kB", "ff")), 60) == ["s" * 60, "  bytes on disk: 1.5 kB; digest: ff"]
+
+
+def test_prose_in_a_table_is_broken_at_blanks() -> None:
+    table = console.grid("option", "what it is", left=2, prose=True)
+    table.add_row("--values", "how all vectors are stored, see /a/very-long-path/of/some-kind/indeed")
+    assert printed(table, 38) == [
+        "option    what it is",
+        "--values  how all vectors are stored,",
+        "          see",
+        "          /a/very-long-path/of/some-kind/indeed",
+    ]
+
+
+# --- piped
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    text = capsys.readouterr().err
+    assert "\r" not in text and "\x1b" not in text
+    return text.splitlines()
+
+
+def test_in_a_pipe_progress_is_a_line_each_half_a_minute_and_one_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.bars() as watch:
+        for done in range(0, 1001, 10):
+            watch("teacher", done, 1000, "as it goes")
+            clock.now += 1
+    assert told(capsys) == [
+        "teacher: 300 of 1000 rows, 10 rows/s, 70 s left; as it goes",
+        "teacher: 600 of 1000 rows, 10 rows/s, 40 s left; as it goes",
+        "teacher: 900 of 1000 rows, 10 rows/s, 10 s left; as it goes",
+        "teacher: 1000 of 1000 rows, 10 rows/s; as it goes",
+    ]
+
+
+def test_stages_that_take_turns_share_their_lines_and_quick_ones_have_none(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.bars() as watch:
+        for done in range(41):
+            watch("train", done, 40)
+            watch("dev", 0, 5)
+            clock.now += 1
+            watch("dev", 5, 5)
+    assert told(capsys) == ["train: 30 of 40 rows, 1 rows/s, 10 s left", "train: 40 of 40 rows, 1 rows/s"]
+
+
+def test_a_run_that_goes_on_is_as_fast_as_it_is_now(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bars() as watch:
+        watch("copy", 500, 1000)
+        clock.now += 50
+        watch("copy", 750, 1000)
+        watch("nothing", 0, 0)
+    assert told(capsys) == ["copy: 750 of 1000 rows, 5 rows/s, 50 s left"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_downloads_show_no_bars_in_a_pipe(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    from hskstore.cli.options import quiet_libraries
+
+    monkeypatch.setattr(console.err, "_force_terminal", terminal)
+    quiet_libraries()
+    assert are_progress_bars_disabled() != terminal
 
 
 def test_commands_print_paths_and_name_mistakes_as_they_were_given(
     teacher_folder: str, data_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for one in (console.out, console.err):
-        monkeypatch.setattr(one, "_width", 400)  # a table breaks what is longer than a line
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "[bold] :warning: [" / "]"
     options = ["--task", "sst2", "--student-layers", 2, "--keep", "1,4,0.25", "--out", out]
     assert hsk("extract", teacher_folder, data_folder, *options) == 0

@@ -40,24 +40,11 @@ app = typer.Typer(
 student_app = typer.Typer(
     help="Students: from scratch, out of a teacher's layers, pruned; what they cost, and their export.", no_args_is_help=True
 )
-app.add_typer(student_app, name="student")
-
-app.command()(training.finetune)
-app.command()(plan)
-app.command()(methods.methods)
-app.command()(stores.extract)
-app.command()(stores.show)
-app.command()(stores.verify)
-app.command()(stores.derive)
-app.command()(stores.push)
-app.command()(stores.pull)
 student_app.command("new")(students.student_new)
 student_app.command("slice")(students.student_slice)
 student_app.command("prune")(students.student_prune)
 student_app.command("show")(students.student_show)
 student_app.command("export")(students.student_export)
-app.command()(training.distill)
-app.command("eval")(training.evaluate)
 
 UNWRITABLE = (
     errno.ENOSPC,
@@ -81,7 +68,6 @@ def _hsk(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Keep everything it makes here. Default: a temporary folder.")] = None,
     as_json: JsonOpt = False,
@@ -98,6 +84,24 @@ def demo(
         console.print_json(result)
     else:
         print_models.print_demo(result)
+
+
+BEFORE, ONE, STORES = "Before any money is spent", "Stage one: a teacher and its stores", "Stores: looked at, checked, cut, moved"
+TWO, STUDENTS = "Stage two: students from a store alone", "Students: where they come from, what they cost"
+
+app.command(rich_help_panel=BEFORE)(demo)
+app.command(rich_help_panel=BEFORE)(methods.methods)
+app.command(rich_help_panel=BEFORE)(plan)
+app.command(rich_help_panel=ONE)(training.finetune)
+app.command(rich_help_panel=ONE)(stores.extract)
+app.command(rich_help_panel=TWO)(training.distill)
+app.command("eval", rich_help_panel=TWO)(training.evaluate)
+app.command(rich_help_panel=STORES)(stores.show)
+app.command(rich_help_panel=STORES)(stores.verify)
+app.command(rich_help_panel=STORES)(stores.derive)
+app.command(rich_help_panel=STORES)(stores.push)
+app.command(rich_help_panel=STORES)(stores.pull)
+app.add_typer(student_app, name="student", rich_help_panel=STUDENTS)
 
 
 def main() -> None:

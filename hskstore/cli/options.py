@@ -73,18 +73,22 @@ def prepare_torch() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Big tensors on huge pages: on a CPU, a step over them spends a third of its time on page faults else.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from hskstore.memory import cores
+
+    # Threads that a container gives no time to hold up those that have some; torch knows the machine's cores alone.
+    if cores() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice out of the way, and show our warnings; hub downloads still show their bars."""
+    """Keep the libraries' own bars and advice out of the way, and show our warnings; downloads have bars on a terminal."""
     prepare_torch()
     import transformers
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    enable_progress_bars()
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     from hskstore.cli import console
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    enable_progress_bars() if console.err.is_terminal else disable_progress_bars()
     logging.getLogger("hskstore").handlers = [console.Warnings()]

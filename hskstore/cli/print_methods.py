@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.explore.methods import MethodDescription, PhaseDescription
-from hskstore.cli.console import grid, out
+from hskstore.cli.console import grid, out, paragraphs
 
 
 def print_methods(found: list[MethodDescription]) -> None:
     """A line for each: what its phases read beside the logits, and where it comes from."""
-    table = grid("method", "reads of a store", "source")
-    for column in table.columns:
-        column.justify = "left"
+    table = grid("method", "reads of a store", "source", left=3, prose=True)
     for method in found:
         reads = dict.fromkeys(name for phase in method.phases for name in _read(phase))
         table.add_row(method.name, ", ".join(reads), method.source)
@@ -25,7 +23,7 @@ def print_methods(found: list[MethodDescription]) -> None:
 
 def print_method(method: MethodDescription) -> None:
     """All about one."""
-    out.print(f"{method.name}: {method.summary}")
+    out.print(paragraphs(f"{method.name}: {method.summary}"))
     out.print()
     out.print(f"source: {method.source}")
     for phase in method.phases:
@@ -38,9 +36,7 @@ def print_method(method: MethodDescription) -> None:
         if others:
             out.print(f"  reads {', '.join(others)}")
     if method.options:
-        table = grid("option", "values", "default", "what it is")
-        for column in table.columns:
-            column.justify = "left"
+        table = grid("option", "values", "default", "what it is", left=4, prose=True)
         for option in method.options:
             table.add_row(option.flag, option.expected, "" if option.default is None else f"{option.default}", option.help)
         out.print(table)

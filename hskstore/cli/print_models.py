@@ -23,7 +23,6 @@ def print_scores(scores: Mapping[str, Scored]) -> None:
 def print_anatomy(models: list[Anatomy]) -> None:
     """Models side by side: the student, and its teacher if one was named."""
     table = grid("", *("student", "teacher")[: len(models)])
-    table.columns[0].no_wrap = True
     parts = dict.fromkeys(part for model in models for part in model.parameters)
     for part in parts:
         table.add_row(f"parameters: {part}", *(_count(model.parameters.get(part)) for model in models))

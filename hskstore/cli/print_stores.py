@@ -27,8 +27,7 @@ def print_plan(planned: list[PlannedStore]) -> None:
     from hskstore.stage_one.jobs import missing_jobs
 
     rows = sum(job.rows for job in missing_jobs(planned))
-    table = grid("store", "keeps", "rows", "at most", "the rest", "to do")
-    table.columns[1].justify = "left"
+    table = grid("store", "keeps", "rows", "at most", "the rest", "to do", left=2)
     for store in planned:
         plan = store.plan
         units = len(list(plan.units()))
@@ -80,7 +79,7 @@ def print_forecast(cost: Forecast) -> None:
         sizes = [[array for path, array in store.arrays.items() if _group(path) == group] for store in cost.stores]
         cells = (f"{size(sum(a.on_disk for a in some))} / {size(sum(a.decoded for a in some))}" if some else "" for some in sizes)
         table.add_row(group, *cells)
-    table.add_row("tokenizer, metadata, receipts", *(size(store.other_bytes) for store in cost.stores))
+    table.add_row("metadata, tokenizer", *(size(store.other_bytes) for store in cost.stores))
     out.print(table)
     out.print()
     _print_memory(cost)

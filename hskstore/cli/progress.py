@@ -1,4 +1,4 @@
-"""How far long work is: a bar for each of its stages, on standard error."""
+"""How far long work is, on standard error: a bar for each of its stages, or a line now and then where nobody sees one move."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hskstore.cli.console import err
+from hskstore.cli.console import duration, err
 from hskstore.watch import Watch, unwatched
 
 QUIET_SECONDS = 2.0
+"""What is done sooner is not shown."""
+
+LINE_SECONDS = 30.0
+"""Between two lines in a file or a pipe, but for those at the end of a stage."""
 
 
 class NotedProgress(Progress):
@@ -65,11 +69,39 @@ class Bar:
             self._shown.stop()
 
 
+def lines() -> Watch:
+    """Stages as lines: at most one each LINE_SECONDS, and one at the end of each. Stages may take turns."""
+    began: dict[str, tuple[float, int]] = {}
+    told = time.monotonic()
+
+    def watch(stage: str, done: int, total: int, note: str = "") -> None:
+        nonlocal told
+        now = time.monotonic()
+        since, first = began.setdefault(stage, (now, done))
+        ended = done >= total and now - since >= QUIET_SECONDS
+        if ended or (done < total and now - told >= LINE_SECONDS):
+            speed = (done - first) / (now - since) if now > since else 0.0
+            left = "" if ended or not speed else f", {duration((total - done) / speed)} left"
+            pace = f", {speed:.0f} rows/s" if speed else ""
+            err.print(f"{stage}: {done} of {total} rows{pace}{left}" + (f"; {note}" if note else ""))
+            told = now
+        if done >= total:
+            del began[stage]
+
+    return watch
+
+
 @contextmanager
 def bars(*, shown: bool = True) -> Iterator[Watch]:
-    """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched."""
+    """A bar for each stage of some work, one after the other; hand what it yields to whatever can be watched.
+
+    In a file or a pipe they are `lines`.
+    """
     if not shown:
         yield unwatched
+        return
+    if not err.is_terminal:
+        yield lines()
         return
     current: Bar | None = None
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from hskstore.errors import StoreError
+from hskstore.memory import free_memory
 from hskstore.models.anatomy import Anatomy, describe, describe_model
 from hskstore.store import Store, open_store
 from hskstore.store.commit import TEACHER
@@ -53,7 +53,7 @@ def _describe_stored(store: Store) -> Anatomy:
     with torch.device("meta"), _sane_size(store.root):
         shape = AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=False)
     needed = sum(parameter.numel() * parameter.element_size() for parameter in shape.parameters())
-    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+    if needed > MEMORY_SHARE * free_memory():
         return describe(shape, name)
     with no_init_weights():
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)

@@ -21,10 +21,16 @@ ONNX_FILE = "model.onnx"
 WEIGHTS_SUFFIXES = (".safetensors", ".onnx", ".bin")
 
 
-def refuse_existing_model(out: Path) -> None:
-    """Raise OptionError where a model stands: nothing is overwritten. One whose weights have not come yet is none."""
+def refuse_existing_model(out: Path, more: str = "") -> None:
+    """Raise OptionError where a model stands: nothing is overwritten. One whose weights have not come yet is none.
+
+    `more` says how to get more epochs of a finished run.
+    """
     if any(path.suffix in WEIGHTS_SUFFIXES for path in out.glob("*")):
-        raise OptionError(f"{out} already holds a model: choose another --out, or delete it")
+        finished = f". It is that of a finished run; more epochs are a run of their own: {more}" if more else ""
+        raise OptionError(
+            f"{out} already holds a model: choose another --out, or delete it{finished if (out / RESULT).exists() else ''}"
+        )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store import open_store
 from hskstore.store.commit import begin, condemned_digest, examine, seal
+from hskstore.store.objects import URL
 from hskstore.text.metrics import tell_better_order
 from hskstore.text.rows import open_rows
 from hskstore.text.tasks import Task
@@ -84,7 +85,7 @@ def extract(
         own = torch.device("cpu") if engine in ("procs", "ray") else choose_device(devices[0])
         ready = prepare(teacher, data, Path(folder), asked, device=own, watch=watch, **options)
         stores = [
-            PlannedStore.examine(plan, f"{out}/{name}", most_bytes(plan, ready.rows, ready.rows_by_admitted))
+            PlannedStore.examine(plan, f"{str(out).rstrip('/')}/{name}", most_bytes(plan, ready.rows, ready.rows_by_admitted))
             for name, plan in ready.plans.items()
         ]
         if on_plan is not None:
@@ -169,7 +170,7 @@ def _run(
     if engine == "ray":
         # Other machines have other current folders, and not this one's temporary files: the rows themselves travel.
         (device,) = devices
-        roots = [root if "://" in root else str(Path(root).absolute()) for root in roots]
+        roots = [root if URL.fullmatch(root) else str(Path(root).absolute()) for root in roots]
         name = str(Path(ready.teacher.name).absolute()) if Path(ready.teacher.name).is_dir() else ready.teacher.name
         one = partial(recruit, roots, name, device, partial(dict, ready.rows))
         run_ray(jobs, one, on_rows, address=address, workers=workers, gpu=None if device is None else device == "cuda")

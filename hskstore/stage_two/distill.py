@@ -8,7 +8,7 @@ from torch import nn
 
 from hskstore.errors import OptionError
 from hskstore.models.anatomy import parameters
-from hskstore.models.folder import refuse_existing_model, set_labels
+from hskstore.models.folder import RECIPE, refuse_existing_model, set_labels
 from hskstore.stage_two.card import Distilled, save_student
 from hskstore.stage_two.feed import open_supply
 from hskstore.stage_two.learner import build_learner
@@ -49,7 +49,11 @@ def distill(
     OptionError for options that make no sense.
     """
     out = Path(out)
-    refuse_existing_model(out)
+    more = (
+        f"--student {out} goes on from its student, at rates that begin anew; --recipe {out / RECIPE} --epochs ... trains all of"
+        " them from the start"
+    )
+    refuse_existing_model(out, "" if recipe.student is None else more)
     chosen = _chosen(recipe, student)
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)

@@ -76,7 +76,7 @@ def finetune(
     Raises DataError, ModelError or OptionError.
     """
     out = Path(out)
-    refuse_existing_model(out)
+    refuse_existing_model(out, f"name {out} as MODEL to go on from it, at a rate that begins anew")
     check_count("--epochs", epochs)
     check_positive("--lr", lr)
     check_count("--batch-size", batch_size)

@@ -169,9 +169,11 @@ def begin(objects: Objects, plan: Plan, files: Mapping[str, bytes]) -> None:
     """Lay down the plan, every `zarr.json` and `files` (tokenizer, teacher.json). Raises PlanError as `examine` does.
 
     Safe to repeat: what the plan decides is written again with the same bytes; `files`, which another version of the
-    libraries may spell differently, stay as the first receipt for them says.
+    libraries may spell differently, stay as the first receipt for them says. Raises StoreError, before anything is written,
+    where the disk cannot keep writers apart.
     """
     examine(objects, plan)
+    objects.check_exclusive()
     document = plan.to_bytes()
     found = objects.get(PLAN)
     if found is not None and found != document:

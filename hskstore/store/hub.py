@@ -10,7 +10,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from hskstore.errors import StoreError
-from hskstore.store.objects import fetch_ranges, most_bytes
+from hskstore.store.objects import check_url, fetch_ranges, most_bytes
 
 TIMEOUT_SECONDS = 60
 """Of a connection that brings nothing. The library has none, and would wait for ever."""
@@ -31,6 +31,7 @@ class Repository:
         parts = root.removeprefix("hf://").removeprefix("datasets/").strip("/").split("/")
         if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
             raise StoreError(f"{root}: expected hf://datasets/OWNER/NAME, with a folder behind it if you like")
+        check_url(root)
         self.name = "/".join(parts[:2])
         self.root = "/".join(["hf://datasets", *parts])
         self._folder = "/".join(parts[2:])

@@ -1,9 +1,11 @@
 """A store's bytes in a local folder or below an object-store prefix, behind obstore."""
 
+import errno
 import fcntl
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
@@ -45,6 +48,14 @@ STRANDED = re.compile(r"#\d+$")
 INSTANCE_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/")
 """Where S3, GCS and Azure are asked for credentials when the environment has none: a machine of theirs answers there."""
 
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)(.*)", re.DOTALL)
+"""A scheme, the bucket, and what lies in it; a path that merely has :// somewhere is none."""
+
+BUCKET = re.compile(r"[A-Za-z0-9._~@:\[\]-]*")
+
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""What a disk answers that keeps no folders to flush, as network and FUSE mounts do."""
+
 RETRY_SETTINGS = re.compile(r", max_retries: \d+, retry_timeout: \w+ *(?=-)")
 SAID = re.compile(r"<Message>([^<]*)</Message>")
 
@@ -54,10 +65,11 @@ class Objects:
 
     def __init__(self, root: str | Path) -> None:
         """Nothing is made or touched here; a local folder comes into being with the first `put`."""
+        check_url(str(root))
         self.root = str(root).removeprefix("file://").rstrip("/") or "/"
         if self.root.startswith("hf://"):
             raise StoreError(f"{self.root}: a store is made in a folder or an object store; hsk push brings it to the hub")
-        self._folder: Path | None = None if "://" in self.root else Path(self.root).absolute()
+        self._folder: Path | None = None if URL.fullmatch(self.root) else Path(self.root).absolute()
 
     @property
     def local(self) -> bool:
@@ -85,8 +97,31 @@ class Objects:
             if self._folder is not None:
                 # A local object shall outlive a power cut, and so shall its name; obstore has no option for it.
                 _fsync(self._folder / key)
-                _fsync((self._folder / key).parent)
+                _fsync_folder((self._folder / key).parent)
         return True
+
+    def check_exclusive(self) -> None:
+        """Raise StoreError where `put` cannot create: a local disk without hard links. Nothing stays written.
+
+        A link is how a whole object gets a name that no other has, in one step; a renamed one would take the place of another's.
+        """
+        if self._folder is None:
+            return
+        above = next(path for path in (self._folder, *self._folder.parents) if path.is_dir())
+        with self._explained("written"), tempfile.TemporaryDirectory(prefix=".hsk-", dir=above) as folder:
+            whole = Path(folder, "object")
+            whole.touch()
+            try:
+                os.link(whole, Path(folder, "name"))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+                    raise
+                raise StoreError(
+                    f"{self.root}: this disk has no hard links ({error.strerror}), which keep one process from writing over"
+                    " another's work; so it is with Google Drive, gcsfuse, exFAT and some network shares. Make the store on a"
+                    " local disk and bring it here with hsk push, which needs no links; or name a bucket by its URL"
+                    " (gs://..., s3://...)"
+                ) from None
 
     def replace(self, key: str, over: bytes, data: bytes) -> bool:
         """Write one object in the place of one that still has the bytes `over`; False says that it has others, or is gone."""
@@ -145,7 +180,7 @@ class Objects:
             except FileNotFoundError:
                 return
             if self._folder is not None:
-                _fsync((self._folder / key).parent)
+                _fsync_folder((self._folder / key).parent)
 
     def sizes(self, prefix: str | None = None) -> dict[str, int]:
         """Every object below `prefix` with its size in bytes. Symbolic links are refused: they lead out of the store."""
@@ -176,7 +211,9 @@ class Objects:
     def _store(self) -> ObjectStore:
         if self._folder is not None:
             return LocalStore(self._folder)
-        return from_url(self.root, client_options=CLIENT, retry_config=RETRY)
+        scheme, bucket, path = URL.fullmatch(self.root).groups()  # type: ignore[union-attr]
+        # Every character of a path is the key's: what is not quoted here, a URL would end at (#, ?), or drop.
+        return from_url(f"{scheme}://{bucket}{quote(path)}", client_options=CLIENT, retry_config=RETRY)
 
     def _files(self) -> Iterator[Path]:
         """Everything in a local folder; nothing elsewhere."""
@@ -217,6 +254,34 @@ class Objects:
                     f"{self.root}: the disk is full. What was finished is kept: make room and run the same command again"
                 ) from error
             raise StoreError(f"{self.root} could not be {verb}: {_cause(error)}") from error
+
+
+def check_url(root: str) -> None:
+    """Raise StoreError for a URL that could be read in two ways, or names no place. Of a local path every character is its own.
+
+    What stands behind the bucket is a key as it is, with its blanks, # and ?.
+    """
+    url = URL.fullmatch(root)
+    if url is None:
+        return
+    scheme, bucket, path = url.groups()
+    parts = path.strip("/").split("/") if path.strip("/") else []
+    wrong = None
+    if scheme == "file":
+        if bucket or "%" in path or "?" in path or "#" in path:
+            wrong = "give the folder itself, without file://"
+    elif not BUCKET.fullmatch(bucket) or (not bucket and scheme != "memory"):
+        wrong = f"{bucket!r} can be no bucket" if bucket else "name a bucket behind ://"
+    elif "" in parts or {".", ".."} & set(parts):
+        wrong = "a place in a bucket has no empty parts, no . and no .. between its slashes"
+    elif not path.isprintable():
+        wrong = f"it has a character that cannot be printed, {path!a}"
+    elif re.search("%[0-9A-Fa-f]{2}", path):
+        wrong = "it looks percent-encoded, which would name another place: write blanks and all others as they are"
+    elif scheme in ("http", "https") and ("?" in path or "#" in path):
+        wrong = "of a web address nothing behind ? or # is read: give it without them"
+    if wrong is not None:
+        raise StoreError(f"{root}: {wrong}")
 
 
 def _cause(error: Exception) -> str:
@@ -264,7 +329,15 @@ def _make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, all of them durable."""
     for missing in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
         missing.mkdir(exist_ok=True)
-        _fsync(missing.parent)
+        _fsync_folder(missing.parent)
+
+
+def _fsync_folder(path: Path) -> None:
+    try:
+        _fsync(path)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def _fsync(path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hskstore.store.objects import Objects
+from hskstore.store.objects import URL, Objects
 
 
 class Place(Protocol):
@@ -35,4 +35,4 @@ def place_of(root: str | Path) -> Place:
 
 def is_store(source: str) -> bool:
     """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
-    return "://" in source or (Path(source) / "plan.json").exists()
+    return URL.fullmatch(source) is not None or (Path(source) / "plan.json").exists()
