@@ -29,6 +29,11 @@ class Teacher:
         self.eager = False
         model.set_attn_implementation(SEAM)
 
+    def move(self, device: torch.device) -> None:
+        """Have it run there from now on."""
+        self.model.to(device)
+        self.device = device
+
     @property
     def layers(self) -> int:
         return int(self.model.config.num_hidden_layers)

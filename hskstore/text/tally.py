@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from hskstore.errors import ModelError
 from hskstore.text.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -18,10 +19,11 @@ MANY = 0.05
 
 @dataclass(frozen=True)
 class TextFacts:
-    """Of one split. `tokens` are those of its texts, without what the tokenizer puts around them, and `unknown` those of them that
-    it does not know. `cut` rows lost their end to the maximum length, `empty` rows have no token of their own. `control` counts
+    """Of one split. `tokens` are those of its texts, without what the tokenizer puts around them, and `unknown` those of them
+    that it does not know. `cut` rows lost their end to `max_length`, `empty` rows have no token of their own. `control` counts
     the tokenizer's special tokens, by name, that stand in the texts themselves: who types [SEP] gets the separator."""
 
+    max_length: int
     rows: int
     tokens: int
     unknown: int
@@ -33,9 +35,10 @@ class TextFacts:
     def of_all(cls, splits: Mapping[str, "TextFacts"]) -> "TextFacts":
         """All splits together."""
         every = list(splits.values())
-        numbers = (sum(getattr(one, name) for one in every) for name in ("rows", "tokens", "unknown", "cut", "empty"))
+        totals = {name: sum(getattr(one, name) for one in every) for name in ("rows", "tokens", "unknown", "cut", "empty")}
         names = dict.fromkeys(name for one in every for name in one.control)
-        return cls(*numbers, {name: sum(one.control.get(name, 0) for one in every) for name in names})
+        control = {name: sum(one.control.get(name, 0) for one in every) for name in names}
+        return cls(max_length=every[0].max_length, control=control, **totals)
 
     @property
     def unknown_share(self) -> float:
@@ -45,8 +48,9 @@ class TextFacts:
 class TokenCounts:
     """Counts a split's tokens, batch after batch, while it is tokenised."""
 
-    def __init__(self, tokenizer: Tokenizer, columns: int) -> None:
-        """For texts of one column or two."""
+    def __init__(self, tokenizer: Tokenizer, columns: int, max_length: int) -> None:
+        """For texts of one column or two, cut to `max_length` tokens."""
+        self._max_length = max_length
         self._unknown = unknown_id(tokenizer)
         self._special = _special_tokens(tokenizer)
         frame = np.array(_frame(tokenizer, columns), dtype=np.int64)
@@ -70,7 +74,7 @@ class TokenCounts:
             if token != self._unknown and token < len(own) and own[token] > 0
         }
         unknown = 0 if self._unknown is None or self._unknown >= len(own) else max(0, int(own[self._unknown]))
-        return TextFacts(self._rows, max(0, int(own.sum())), unknown, self._cut, self._empty, control)
+        return TextFacts(self._max_length, self._rows, max(0, int(own.sum())), unknown, self._cut, self._empty, control)
 
 
 def warn_of_text(facts: Mapping[str, TextFacts]) -> None:
@@ -103,11 +107,16 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     return found
 
 
-def begins_with_special(tokenizer: Tokenizer, text: Sequence[Sequence[str]]) -> bool:
-    """Whether a row of these columns begins with a token that the tokenizer puts there, such as [CLS]: so it is for every row."""
+def check_begins_with_special(tokenizer: Tokenizer, name: str, text: Sequence[Sequence[str]], what: str) -> None:
+    """Raise ModelError unless rows of these columns begin with a token that the tokenizer puts there, such as [CLS], of which
+    `what` is wanted."""
     row = next((row for row, string in enumerate(text[0][:1000]) if string.strip()), 0)
     encoded = _plain(tokenizer, [column[row] for column in text])
-    return encoded["special_tokens_mask"][0][:1] == [1]
+    if encoded["special_tokens_mask"][0][:1] != [1]:
+        raise ModelError(
+            f"{name}: its tokenizer puts no special token such as [CLS] in front of a row, and {what} would be of the first word:"
+            ' mend "post_processor" in tokenizer.json, or choose what needs no [CLS], such as --for kd or --rank left'
+        )
 
 
 def _frame(tokenizer: Tokenizer, columns: int) -> list[int]:

@@ -41,9 +41,10 @@ def tokenise(
     """Token ids by a Hugging Face fast tokenizer, special tokens included, each row cut to `max_length`.
 
     `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. The arrays are mapped from
-    files, of their names in `folder`, else without a name. `counts` are told of every row. Raises OptionError for a `max_length` that the tokenizer cannot
-    keep, ModelError if it pads or does not cut, and DataError for a row that has no token at all, for characters that are
-    none, and where there is no room for the files.
+    files, of their names in `folder`, else without a name. `counts` are told of every row.
+
+    Raises OptionError for a `max_length` that the tokenizer cannot keep, ModelError if it pads or does not cut, and DataError for
+    a row that has no token at all, for characters that are none, and where there is no room for the files.
     """
     _check_max_length(tokenizer, max_length, len(examples.text))
     growing = GrowingRows(
@@ -76,8 +77,9 @@ def stored_rows(
     rows: dict[str, Rows] = {}
     for name, examples in splits.items():
         own = folder and folder / (name if name != "train" else _UNORDERED)
-        told = {"split": name, "watch": watch, "counts": counts.get(name)}
-        rows[name] = tokenise(examples, tokenizer, max_length, offsets=offsets, folder=own, **told)
+        rows[name] = tokenise(
+            examples, tokenizer, max_length, offsets=offsets, split=name, watch=watch, folder=own, counts=counts.get(name)
+        )
     order = np.random.default_rng(seed).permutation(len(rows["train"]))
     rows["train"] = rows["train"].reordered(order, folder and folder / "train")
     if folder is not None:

@@ -55,6 +55,11 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Behind the last token of a row in a batch; of a tokenizer without padding none counts, as padding is masked."""
+    return tokenizer.pad_token_id or 0
+
+
 def highest_id(tokenizer: Tokenizer) -> int:
     """Of all tokens; there may be gaps below it, so that it says nothing of how many they are, nor they of it."""
     return int(max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values()))
