@@ -459,3 +459,17 @@ def test_a_student_with_words_of_its_own_says_what_it_does_not_know_and_needs_cl
     without_cls(student, None)
     with pytest.raises(ModelError, match=r"puts no special token such as \[CLS\] in front of a row, and cls would be"):
         distill(made.root, recipe, out=tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("what", ["a row is too long", "an id is too high"])
+def test_rows_that_a_model_cannot_read_are_refused_before_both_ways_are_scored(what: str, tmp_path: Path) -> None:
+    words = gapped(zebra=ZEBRA)
+    words.model_max_length = 128
+    teacher = open_types(save_folder(make_bert(layers=1), tmp_path / "teacher", words))
+    spoilt = "the zebra" if what == "an id is too high" else "cat " * 80
+    data = write_data(tmp_path / "data", some(20, 1), [(spoilt, "a", 1), *some(5, 2)])
+    expected = f"row 1 of .* has zebra, id {ZEBRA}" if what == "an id is too high" else "has positions for 64 tokens; a row has 8"
+    with pytest.raises(ModelError, match=expected):
+        run(teacher, data, tmp_path / "out", LOGITS, max_length=100)
+    with pytest.raises(ModelError, match=expected):
+        evaluate(teacher, data, latency=False, max_length=100, **PAIRS)

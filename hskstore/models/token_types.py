@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from hskstore.models.run import accepted_inputs, put_back, run_model
+from hskstore.models.run import accepted_inputs, check_length, check_tokens, put_back, run_model
 from hskstore.text.dataset import Examples
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.rows import Rows
@@ -43,7 +43,8 @@ def chosen_types(
     """For a model that is trained, whether it gets the types: what scores better on the first of these rows, as is told; None
     where nothing is open.
 
-    The labels are the model's. Where both score alike, or there is no label, it gets them.
+    The labels are the model's. Where both score alike, or there is no label, it gets them. Raises ModelError for rows that it
+    cannot read.
     """
     if not types_are_open(model, tokenizer, len(examples.text)):
         return None
@@ -54,6 +55,8 @@ def chosen_types(
         return True
     first = Examples(tuple(list(column[:MOST_ROWS]) for column in examples.text), label[:MOST_ROWS])
     rows = _with_types(first, tokenizer, max_length)
+    check_length(model, name, rows.longest)
+    check_tokens(model, name, {"the rows that both are scored on": rows}, tokenizer)
     found = [_logits(model, rows, tokenizer, types=types) for types in (True, False)]
     if found[0].shape[1] != task.num_labels:  # which is refused elsewhere
         return True

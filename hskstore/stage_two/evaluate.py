@@ -16,7 +16,7 @@ from hskstore.models.folder import is_onnx, weight_bytes
 from hskstore.models.load import label_names, load_classifier
 from hskstore.models.onnx import OnnxClassifier, load_onnx_classifier
 from hskstore.models.run import check_length, check_tokens, hugging_face_config, known_words, put_back, shape_of, usual_length
-from hskstore.models.token_types import chosen_types
+from hskstore.models.token_types import chosen_types, types_are_open
 from hskstore.stage_two.rows import (
     TrainingRows,
     check_words,
@@ -152,10 +152,9 @@ def _tokenised_splits(
     tokenizer = load_tokenizer(words)
     length = max_length or usual_length(model, tokenizer, dataset.task.max_length)
     first = next(iter(dataset.splits.values()))
-    gold = None if first.label is None else _as_numbered(dataset.task, classes, first.label)
-    types = chosen_types(model, tokenizer, name, dataset.task, Examples(first.text, gold), length)
-    if types is not None:
-        name_types(tokenizer, types)
+    if first.label is not None and types_are_open(model, tokenizer, len(first.text)):
+        numbered = Examples(first.text, _as_numbered(dataset.task, classes, first.label))
+        name_types(tokenizer, bool(chosen_types(model, tokenizer, name, dataset.task, numbered, length)))
     counts = {split: TokenCounts(tokenizer, len(examples.text), length) for split, examples in dataset.splits.items()}
     rows = {
         split: tokenise(examples, tokenizer, length, split=split, watch=watch, counts=counts[split])
