@@ -148,6 +148,7 @@ def test_the_teacher_runs_once_for_all_keeps(
 
     monkeypatch.setattr(Teacher, "forward", counting)
     monkeypatch.setattr(Teacher, "probe", lambda *_, **__: None)
+    monkeypatch.setattr("hskstore.stage_one.extract.replay_some", lambda stores, *_: [None] * len(stores))
     run(teacher_folder, data_folder, tmp_path, "1,9,0.1", "all", "2,4,0.5")
     assert sum(rows) == 760
     run(teacher_folder, data_folder, tmp_path, "1,9,0.1", "all", "2,4,0.5")

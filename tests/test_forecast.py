@@ -78,6 +78,7 @@ def test_padded_tokens_are_those_that_the_teacher_then_sees(
         return forward(self, ids, *args, **options)
 
     monkeypatch.setattr("hskstore.stage_one.extract.probe", lambda *_: None)
+    monkeypatch.setattr("hskstore.stage_one.extract.replay_some", lambda stores, *_: [None] * len(stores))
     monkeypatch.setattr(Teacher, "forward", counted)
     words: dict[str, Any] = {"keeps": KEEPS[:1], "strategies": [Strategy(2)], "task": "sst2", "device": "cpu"}
     extract(teacher_folder, data_folder, out=tmp_path, batch_tokens=200, **words)

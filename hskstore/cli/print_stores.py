@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.stage_one.replay import Replayed
     from hskstore.store.features import Feature
     from hskstore.store.verify import Verified
+    from hskstore.text.tally import TextFacts
 from hskstore.cli.console import duration, err, grid, out, size, warn
 
 
@@ -54,6 +55,16 @@ def _layers(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
+def print_text(text: Mapping[str, TextFacts]) -> None:
+    """What became of texts as tokens, in three lines."""
+    from hskstore.text.tally import TextFacts
+
+    found = TextFacts.of_all(text)
+    out.print(f"unknown: {100 * found.unknown_share:.2f} % of the tokens of text ({found.unknown:,} of {found.tokens:,})")
+    out.print(f"cut: {found.cut:,} of {found.rows:,} rows, at {found.max_length} tokens")
+    out.print(f"empty: {found.empty:,} rows, which have no token of text")
+
+
 BEST_SHOWN = 10
 
 
@@ -63,6 +74,7 @@ def print_forecast(cost: Forecast) -> None:
     for name, split in cost.splits.items():
         table.add_row(name, *(f"{n:,}" for n in (split.rows, split.tokens, split.padded_tokens, split.batches)))
     out.print(table)
+    print_text({name: split.text for name, split in cost.splits.items()})
     out.print()
     table = grid("store", "teacher layers", "A^HSK planned", "of these rows", "on disk", "uncompressed")
     for store in cost.stores:
@@ -130,6 +142,7 @@ def _print_time(cost: Forecast) -> None:
 
 def print_affordable(found: Affordable) -> None:
     """What fits into a number of bytes, the best first."""
+    print_text(found.text)
     best = found.configurations[:BEST_SHOWN]
     out.print(
         f"{len(found.configurations):,} of the {found.grid:,} configurations of the paper's grid fit into {size(found.budget)}"
@@ -304,6 +317,26 @@ def print_extracted(stores: list[ExtractedStore]) -> None:
             out.print(f"{store.root}: this process is done; {store.missing} units are left to others, the last of whom seals it")
         elif store.condemned not in (None, store.digest):
             _print_changed_digest(store.root, store.condemned or "", store.digest)
+    if sealed:
+        _print_kept(sealed)
+
+
+def _print_kept(stores: list[ExtractedStore]) -> None:
+    """What of the data is in the stores, and how faithfully: of one store five lines."""
+    text = stores[0].text
+    rows = ", ".join(f"{one.rows:,} rows of {split}" for split, one in text.items())
+    out.print(f"kept: {rows}")
+    for store in stores:
+        if (again := store.replayed) is not None:
+            name = f" of {store.root}" if len(stores) > 1 else ""
+            worst = max(again.differences.values())
+            out.print(f"replayed{name}: {again.equal} of {again.rows} rows equal to the last bit, largest error {worst:.2g}")
+            if again.differing:
+                warn(
+                    f"{store.root}: of {again.rows} rows that went through the teacher again {len(again.differing)} differ from"
+                    " what is stored, by more than two machines may: hsk verify --replay looks at more"
+                )
+    print_text(text)
 
 
 def _print_changed_digest(root: str, before: str, after: str) -> None:

@@ -23,7 +23,7 @@ def finetune(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a teacher: fine-tune MODEL on DATA's gold labels; the best epoch by the dev score is saved."""
-    from hskstore.cli import console, print_models, progress
+    from hskstore.cli import console, print_models, print_stores, progress
 
     quiet_libraries()
     from hskstore.stage_two.finetune import finetune as run
@@ -35,6 +35,7 @@ def finetune(
     if as_json:
         console.print_json(result)
         return
+    print_stores.print_text(result.text)
     print_models.print_scores(result.scores)
     console.out.print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps in {result.seconds:.0f} s")
 

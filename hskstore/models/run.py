@@ -1,7 +1,7 @@
 """A classifier, fed batches: a Hugging Face model, an export to ONNX, or any torch module that `run_model` can call."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hskstore.errors import ModelError
-from hskstore.text.tokenizers import Tokenizer
+from hskstore.text.rows import Rows
+from hskstore.text.tokenizers import TYPES, Tokenizer, highest_id, pad_id
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -200,3 +201,57 @@ def check_positions(positions: int | None, name: str, longest: int, *, advice: s
     """Raise ModelError where a row of `longest` tokens has more tokens than there are `positions`; None is no limit."""
     if positions is not None and positions < longest:
         raise ModelError(f"{name} has positions for {positions} tokens; a row has {longest}: {advice.format(positions)}")
+
+
+def known_words(model: nn.Module) -> int | None:
+    """Rows of a model's table of words: an id that it knows is below. None of a module that does not say."""
+    words = getattr(hugging_face_config(model), "vocab_size", None)
+    return None if words is None else int(words)
+
+
+def check_vocabulary(model: nn.Module, name: str, tokenizer: Tokenizer) -> None:
+    """Raise ModelError where the tokenizer has a token that the model has no embedding of, whether or not a row has it."""
+    words, highest = known_words(model), highest_id(tokenizer)
+    if words is not None and highest >= words:
+        raise _no_embedding(name, words, f"its tokenizer gives {_token(tokenizer, highest)}")
+
+
+def check_tokens(model: nn.Module, name: str, splits: Mapping[str, Rows], tokenizer: Tokenizer) -> None:
+    """Raise ModelError where a row, or its padding, has an id or a token type that the model has no embedding of.
+
+    The tokenizer is the one that made the rows.
+    """
+    words, pad = known_words(model), pad_id(tokenizer)
+    if words is not None and pad >= words:
+        raise _no_embedding(name, words, f"padding is {_token(tokenizer, pad)}")
+    types = getattr(hugging_face_config(model), "type_vocab_size", None) if TYPES in accepted_inputs(model) else None
+    for split, rows in splits.items():
+        if words is not None and (found := _first_beyond(rows, lambda block: block.input_ids, words)):
+            raise _no_embedding(name, words, f"row {found[0] + 1} of {split} has {_token(tokenizer, found[1])}")
+        if types is not None and (found := _first_beyond(rows, lambda block: block.token_type_ids, types)):
+            raise ModelError(
+                f"{name} has {types} token types; row {found[0] + 1} of {split} has type {found[1]}: mend the template of its"
+                ' tokenizer ("post_processor" in tokenizer.json)'
+            )
+
+
+def _token(tokenizer: Tokenizer, token: int) -> str:
+    return f"{tokenizer.convert_ids_to_tokens([token])[0]}, id {token}"
+
+
+def _no_embedding(name: str, words: int, what: str) -> ModelError:
+    return ModelError(
+        f"{name} has a vocabulary of {words} words, ids 0 to {words - 1}, but {what}: the tokenizer was given tokens that the"
+        " model was not, or is another model's. Take them out of tokenizer.json, or give the model more words"
+        " (resize_token_embeddings) and train it on them"
+    )
+
+
+def _first_beyond(rows: Rows, of: Callable[[Rows], Any], limit: int) -> tuple[int, int] | None:
+    """The first number that is `limit` or more: the row that has it, as it was numbered when it was read, and the number."""
+    for block in rows.in_runs():
+        numbers = of(block)
+        if len(numbers) and int(numbers.max()) >= limit:
+            place = int((numbers >= limit).argmax())
+            return int(block.row_id[block.bounds.searchsorted(place, side="right") - 1]), int(numbers[place])
+    return None

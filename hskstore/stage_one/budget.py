@@ -27,6 +27,7 @@ from hskstore.stage_one.sizes import (
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import in_units
 from hskstore.store.plan import Plan
+from hskstore.text.tally import TextFacts
 from hskstore.watch import Watch, unwatched
 
 LONGEST_IN_GRID, WIDTHS_IN_GRID = 50, 10
@@ -52,7 +53,7 @@ class Affordable:
     """The configurations that fit into `budget` bytes, of `grid` that there are; the best first, by the A^HSK of the data's rows.
 
     `shared_bytes` are those that every store has: inputs, labels, logits, tokenizer. `measured`: on rows that the teacher ran
-    over.
+    over. `text` is, by split, what became of the texts as tokens.
     """
 
     teacher: str
@@ -62,6 +63,7 @@ class Affordable:
     shared_bytes: int
     measured: bool
     grid: int
+    text: dict[str, TextFacts]
     configurations: list[Configuration]
 
 
@@ -130,6 +132,7 @@ def _within_budget(teacher: str, data: str, ready: Prepared, budget: int, rate: 
         shared_bytes=shared,
         measured=samples[0] is not None,
         grid=len(grid),
+        text=dict(ready.text),
         configurations=sorted(fitting, key=lambda each: (-each.kept_units, each.bytes)),
     )
 

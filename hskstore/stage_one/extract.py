@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,7 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.asked import Asked, Learns
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
 from hskstore.stage_one.planning import Prepared, prepare
+from hskstore.stage_one.replay import Replayed, replay_some
 from hskstore.stage_one.sizes import most_bytes
 from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.stage_one.worker import UnitWorker, recruit
@@ -27,6 +28,7 @@ from hskstore.store.commit import begin, condemned_digest, examine, seal
 from hskstore.store.objects import URL
 from hskstore.text.metrics import tell_better_order
 from hskstore.text.rows import open_rows
+from hskstore.text.tally import TextFacts
 from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
 
@@ -37,6 +39,9 @@ class ExtractedStore:
 
     `missing` units are those that other processes of a static engine have still to make; as long as there are any, the store is
     not sealed and has no digest. `condemned` is the digest it had before some of it was condemned and re-made; else None.
+
+    `text` is, by split, what became of the texts as tokens. `replayed` is what came of a few rows that went through the teacher
+    again when the store was sealed; None where this process ran no teacher, or did not seal it.
     """
 
     root: str
@@ -45,6 +50,8 @@ class ExtractedStore:
     missing: int
     bytes: int
     seconds: float
+    text: dict[str, TextFacts]
+    replayed: Replayed | None = None
 
 
 def extract(
@@ -103,10 +110,14 @@ def extract(
             _run(
                 engine, jobs, ready, [store for store in stores if store.missing], devices, Path(folder), address, workers, watch
             )
-    sealed = [_sealed(store, began, watch) for store in stores]
-    if sealed[0].digest is not None:
-        _tell_order(sealed[0].root, teacher)
-    return sealed
+        made = [_sealed(store, dict(ready.text), began, watch) for store in stores]
+        if made[0].digest is not None:
+            _tell_order(made[0].root, teacher)
+        if not jobs:
+            return made
+        if engine == "procs":  # whose workers are gone: their device is free
+            ready.teacher.move(choose_device(devices[0]))
+        return _replayed(made, ready)
 
 
 def _tell_order(root: str, teacher: str) -> None:
@@ -116,6 +127,13 @@ def _tell_order(root: str, teacher: str) -> None:
     if task.kind == "classes" and "validation/label" in store.plan.arrays:
         logits, label = (store.read_all(f"validation/{name}") for name in ("logits", "label"))
         tell_better_order(task.labels, logits, label, model=teacher)
+
+
+def _replayed(made: Sequence[ExtractedStore], ready: Prepared) -> list[ExtractedStore]:
+    """The same stores, those that are sealed with what a few rows of them are to the teacher now."""
+    sealed = [store for store in made if store.digest is not None]
+    found = iter(replay_some([open_store(store.root) for store in sealed], ready.teacher, ready.rows["train"]) if sealed else ())
+    return [store if store.digest is None else replace(store, replayed=next(found)) for store in made]
 
 
 def _devices(
@@ -180,7 +198,7 @@ def _run(
     run_procs(jobs, recruits, on_rows, threads=threads)
 
 
-def _sealed(store: PlannedStore, began: float, watch: Watch) -> ExtractedStore:
+def _sealed(store: PlannedStore, text: dict[str, TextFacts], began: float, watch: Watch) -> ExtractedStore:
     before = condemned_digest(store.objects)
     digest, missing = store.digest, 0
     if digest is None:
@@ -194,4 +212,5 @@ def _sealed(store: PlannedStore, began: float, watch: Watch) -> ExtractedStore:
         missing=missing,
         bytes=sum(store.objects.sizes().values()),
         seconds=round(time.monotonic() - began, 3),
+        text=text,
     )

@@ -9,7 +9,7 @@ from hskstore.models.load import label_names
 from hskstore.models.run import attention_windows, usable_positions, usual_length
 from hskstore.stage_one.teacher import Teacher
 from hskstore.store.schema import canonical_json
-from hskstore.text.tokenizers import tokenizer_files, tokenizer_sha256
+from hskstore.text.tokenizers import pad_id, tokenizer_files, tokenizer_sha256
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def facts_of(teacher: Teacher) -> TeacherFacts:
         tokenizer={
             "sha256": tokenizer_sha256(tokenizer),
             "vocabulary": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
+            "pad_token_id": pad_id(tokenizer),
             "separators": _separators(tokenizer),
         },
         files={f"tokenizer/{name}": data for name, data in tokenizer_files(tokenizer).items()}

@@ -40,6 +40,7 @@ from hskstore.stage_one.sizes import (
 )
 from hskstore.store.hidden import planned_units
 from hskstore.store.plan import Pass, Plan
+from hskstore.text.tally import TextFacts
 from hskstore.watch import Watch, unwatched
 
 CHECKED = 1.5
@@ -48,12 +49,14 @@ CHECKED = 1.5
 
 @dataclass(frozen=True)
 class SplitForecast:
-    """Rows, their tokens, and the tokens of the teacher's batches with their padding: exact."""
+    """Rows, their tokens, and the tokens of the teacher's batches with their padding: exact. `text` is what became of its
+    texts."""
 
     rows: int
     tokens: int
     batches: int
     padded_tokens: int
+    text: TextFacts
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seco
     found = None
     if rate is None:
         found = calibrate(plans, ready.teacher, train, seconds=seconds, seed=first.seed, sample_bytes=SAMPLE_BYTES)
-    splits = {name: _split(rows.n_tokens, first) for name, rows in ready.rows.items()}
+    splits = {name: _split(rows.n_tokens, first, ready.text[name]) for name, rows in ready.rows.items()}
     samples = samples_of(plans, found)
     began = time.monotonic()
     stores = _stores(ready, samples)
@@ -200,9 +203,9 @@ def _memory(plans: Sequence[Plan], found: Calibration | None) -> MemoryForecast:
     )
 
 
-def _split(n_tokens: np.ndarray, pass_: Pass) -> SplitForecast:
+def _split(n_tokens: np.ndarray, pass_: Pass, text: TextFacts) -> SplitForecast:
     batches, padded = padded_tokens(n_tokens, pass_.block_rows, pass_.batch_tokens)
-    return SplitForecast(len(n_tokens), int(n_tokens.sum()), batches, padded)
+    return SplitForecast(len(n_tokens), int(n_tokens.sum()), batches, padded, text)
 
 
 def _stores(ready: Prepared, samples: Sequence[SampledRows | None]) -> list[StoreForecast]:

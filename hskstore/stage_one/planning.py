@@ -13,10 +13,11 @@ from jaxtyping import Int
 
 from hskstore.config import DEFAULT_BATCH_TOKENS, LabelKind, Precision, Strategy, check_choice, check_count, check_seed
 from hskstore.errors import OptionError
-from hskstore.features import TeacherShape
+from hskstore.features import KINDS, TeacherShape
 from hskstore.models.device import computes_in
 from hskstore.models.observe import Sight
-from hskstore.models.run import check_positions
+from hskstore.models.run import check_positions, check_tokens
+from hskstore.models.token_types import chosen_types
 from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
@@ -27,8 +28,10 @@ from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows
 from hskstore.text.dataset import fit_labels, read_dataset
 from hskstore.text.rows import Rows
+from hskstore.text.tally import TextFacts, TokenCounts, check_begins_with_special, warn_of_text
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import stored_rows
+from hskstore.text.tokenizers import name_types
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)
@@ -38,12 +41,14 @@ log = logging.getLogger(__name__)
 class Prepared:
     """What is known before the teacher runs: the teacher, the rows as they will be stored, a plan per store by its folder.
 
-    `rows_by_admitted` is that of the train rows, as `count_admitted` makes it: the same for every plan of a pass.
+    `text` is what became of each split's texts. `rows_by_admitted` is that of the train rows, as `count_admitted` makes it: the
+    same for every plan of a pass.
     """
 
     teacher: Teacher
     facts: TeacherFacts
     rows: Mapping[str, Rows]
+    text: Mapping[str, TextFacts]
     rows_by_admitted: Int[np.ndarray, " count"]
     plans: Mapping[str, Plan]
 
@@ -86,8 +91,17 @@ def prepare(
     dataset = read_dataset(data, task=task, text=text, label=label, kind=kind, validation=validation, classes=classes)
     dataset = fit_labels(dataset, facts.label_names, teacher)
     length = max_length or min(dataset.task.max_length, facts.most_tokens)
-    rows = stored_rows(dataset.splits, loaded.tokenizer, length, seed=seed, offsets=keep_offsets, folder=folder, watch=watch)
+    if chosen_types(loaded.model, loaded.tokenizer, teacher, dataset.task, dataset.splits["validation"], length):
+        name_types(loaded.tokenizer, True)
+        facts = facts_of(loaded)  # so that the tokenizer that is stored gives them too
+    counts = {name: TokenCounts(loaded.tokenizer, len(split.text), length) for name, split in dataset.splits.items()}
+    rows = stored_rows(
+        dataset.splits, loaded.tokenizer, length, seed=seed, offsets=keep_offsets, folder=folder, watch=watch, counts=counts
+    )
+    text_facts = {name: one.facts() for name, one in counts.items()}
+    warn_of_text(text_facts)
     check_positions(facts.positions, teacher, max(split.longest for split in rows.values()))
+    check_tokens(loaded.model, teacher, rows, loaded.tokenizer)
     pass_ = Pass(seed, precision, length, batch_tokens, block_rows(len(rows["train"])))
     rows_by_admitted = count_admitted(rows["train"], facts.tokenizer["separators"], strategies[0])
     if asked.rich:
@@ -95,7 +109,15 @@ def prepare(
     most_admitted = len(rows_by_admitted) - 1
     plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=most_admitted, raw_scores=not loaded.eager)
     _tell_ranking(teacher, facts, rows["train"].longest, plans)
-    return Prepared(loaded, facts, rows, rows_by_admitted, plans)
+    if needed := _need_cls(plans):
+        check_begins_with_special(loaded.tokenizer, teacher, dataset.splits["train"].text, ", ".join(needed))
+    return Prepared(loaded, facts, rows, text_facts, rows_by_admitted, plans)
+
+
+def _need_cls(plans: Mapping[str, Plan]) -> list[str]:
+    """The features that are ranked by the attention of [CLS], or are made of its row or its vectors."""
+    sights = [(name, KINDS[name].sight(feature)) for plan in plans.values() for name, feature in plan.features.items()]
+    return sorted({name for name, sight in sights if sight.first or sight.rows})
 
 
 def _tell_ranking(teacher: str, facts: TeacherFacts, longest: int, plans: Mapping[str, Plan]) -> None:

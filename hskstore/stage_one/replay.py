@@ -9,7 +9,7 @@ import numpy as np
 from hskstore.config import check_count
 from hskstore.errors import ModelError
 from hskstore.models.device import choose_device
-from hskstore.stage_one.teacher import load_teacher
+from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
 from hskstore.store.features import ClsRow, LayerVectors
@@ -24,6 +24,9 @@ TOLERANCE = {"fp32": 2e-3, "fp16": 3e-2, "bf16": 1e-1}
 
 FEWEST_SAME = 0.5
 """Of a row's tokens, and of their coordinates: near ties may be ranked or masked otherwise elsewhere, but not most of them."""
+
+ROWS_AT_THE_END = 8
+"""Of an extraction, that are replayed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,30 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
         for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
             compared.append(_compare(plan, columns, again))
             watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
+    return _judged(plan, compared, np.concatenate(batches))
+
+
+def replay_some(stores: Sequence[Store], teacher: Teacher, rows: Rows) -> list[Replayed]:
+    """At most ROWS_AT_THE_END rows of stores of one pass, just made of the train split `rows` by this teacher: one batch of the
+    pass through it again, of which those are compared that lie in one unit, so that little is run and little is read."""
+    plans = [store.plan for store in stores]
+    size = plans[0].pass_.block_rows
+    start = size * int(np.random.default_rng(plans[0].pass_.seed).integers(-(-len(rows) // size)))
+    n_tokens = rows.slice(start, min(start + size, len(rows))).n_tokens
+    batch = start + _sample(plans[0], n_tokens, 1, plans[0].pass_.seed)[0]
+    with TeacherPass(plans, teacher) as passed:
+        (again,) = passed.run("train", [rows.take(batch)])
+    found: list[Replayed] = []
+    for store, columns in zip(stores, again, strict=True):
+        unit = batch // store.plan.splits["train"].unit_rows
+        chosen = np.flatnonzero(unit == unit[0])[:ROWS_AT_THE_END]
+        one = _compare(store.plan, _stored(store, batch[chosen]), {path: column[chosen] for path, column in columns.items()})
+        found.append(_judged(store.plan, [one], batch[chosen]))
+    return found
+
+
+def _judged(plan: Plan, compared: Sequence["_Compared"], rows: np.ndarray) -> Replayed:
+    """What was compared of some train rows."""
     whole = _joined(compared)
     allowed = TOLERANCE[plan.pass_.precision]
     tolerances = {"logits": allowed} | {name: allowed + feature.encoding.step for name, feature in plan.features.items()}
@@ -77,7 +104,7 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
         same_tokens=round(float(whole.tokens.mean()), 6),
         differences={name: float(found.max()) for name, found in whole.differences.items()},
         tolerances=tolerances,
-        differing=tuple(np.concatenate(batches)[~good].tolist()),
+        differing=tuple(rows[~good].tolist()),
     )
 
 

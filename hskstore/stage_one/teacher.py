@@ -42,6 +42,11 @@ class Teacher:
         except ValueError:  # a family without SDPA
             self._fall_back_to_eager()
 
+    def move(self, device: torch.device) -> None:
+        """Have it run there from now on."""
+        self.model.to(device)
+        self.device = device
+
     @property
     def layers(self) -> int:
         return int(self.model.config.num_hidden_layers)

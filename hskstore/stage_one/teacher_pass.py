@@ -29,6 +29,7 @@ from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.vectors import ENCODINGS
 from hskstore.text.rows import Rows
+from hskstore.text.tokenizers import pad_id
 
 GPU_STREAMS = 2
 """Host threads that queue batches on a GPU: while one pads and copies, the other launches kernels."""
@@ -214,7 +215,7 @@ def padded(rows: Rows, pad_token_id: int) -> Inputs:
 
 def probe(teacher: Teacher, sight: Sight, rows: Rows) -> None:
     """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
-    batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), teacher.tokenizer.pad_token_id)
+    batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), pad_id(teacher.tokenizer))
     score: Score = "raw" if sight.raw_cls_row and not sight.cls_row else "probability"
     teacher.probe(*batch, ranks=bool(sight.rows), score=score, first=sight.first)
 

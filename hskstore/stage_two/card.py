@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hskstore.methods import Method
 from hskstore.models.folder import save_model
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
+from hskstore.models.run import accepted_inputs
 from hskstore.stage_two.checkpoint import PhaseResult, forget_checkpoint
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
@@ -17,7 +18,7 @@ from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.student import Student
 from hskstore.store import Plan, Store
 from hskstore.store.features import LayerVectors
-from hskstore.text.tokenizers import tokenizer_from_files
+from hskstore.text.tokenizers import TYPES, name_types, tokenizer_from_files
 
 MODULE_CARD = """
 It is a torch module, `{name}`: build it and give it the weights with `safetensors.torch.load_model`.
@@ -121,6 +122,12 @@ def save_student(
     if learner.pruning is not None:
         result |= {"pruning": repr(learner.pruning)}
     card = model_card(distilled, store, recipe.method, student.name, command, model)
-    words = student.tokenizer or tokenizer_from_files(store.tokenizer_files())
+    stored = tokenizer_from_files(store.tokenizer_files())
+    words = student.tokenizer or stored
+    if TYPES not in accepted_inputs(model):  # which would fail if it were given them
+        if TYPES in words.model_input_names:
+            name_types(words, False)
+    elif not student.reading and len(store.plan.task["text"]) == 2:  # it read the store's rows, whatever its own files say
+        name_types(words, TYPES in stored.model_input_names)
     save_model(model, words, out, card=card, result=result, recipe=recipe.to_toml())
     forget_checkpoint(out)

@@ -15,16 +15,26 @@ from hskstore.models.device import choose_device
 from hskstore.models.folder import is_onnx, weight_bytes
 from hskstore.models.load import label_names, load_classifier
 from hskstore.models.onnx import OnnxClassifier, load_onnx_classifier
-from hskstore.models.run import check_length, hugging_face_config, put_back, shape_of, usual_length
-from hskstore.stage_two.rows import TrainingRows, reading_options, rows_from_data, rows_from_store, single_rows, telling_rows
+from hskstore.models.run import check_length, check_tokens, hugging_face_config, known_words, put_back, shape_of, usual_length
+from hskstore.models.token_types import chosen_types, types_are_open
+from hskstore.stage_two.rows import (
+    TrainingRows,
+    check_words,
+    reading_options,
+    rows_from_data,
+    rows_from_store,
+    single_rows,
+    telling_rows,
+)
 from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
 from hskstore.store.places import is_store
-from hskstore.text.dataset import Dataset, label_ids, read_dataset
+from hskstore.text.dataset import Dataset, Examples, label_ids, read_dataset
 from hskstore.text.metrics import tell_better_order
+from hskstore.text.tally import TokenCounts, warn_of_text
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
-from hskstore.text.tokenizers import load_tokenizer
+from hskstore.text.tokenizers import load_tokenizer, name_types, tokenizer_from_files
 from hskstore.watch import Watch, unwatched
 
 LATENCY_EXAMPLES = 50
@@ -81,7 +91,7 @@ def evaluate(
                 f"{source} is a store and knows its task: leave out --task, --text, --label, --kind, --validation and "
                 "--max-length"
             )
-        known, rows = _stored_splits(classifier, words, open_store(source), splits, watch)
+        known, rows = _stored_splits(classifier, name, words, open_store(source), splits, watch)
     else:
         if words is None:
             raise OptionError("a torch module has no tokenizer of its own: pass tokenizer=")
@@ -91,7 +101,7 @@ def evaluate(
         )
         if dataset.task.kind == "classes" and not names:
             raise OptionError("a torch module does not say what its logits stand for: pass classes=")
-        known, rows = dataset.task, _tokenised_splits(classifier, words, dataset, max_length, watch)
+        known, rows = dataset.task, _tokenised_splits(classifier, name, names, words, dataset, max_length, watch)
     if any(split.label is None for split in rows.values()):
         raise DataError(f"{source}: its rows have no labels to score against; pass --label COLUMN, or another --split")
     _check_fit(classifier, name, names, known, rows)
@@ -126,7 +136,7 @@ def _with_trained_head(name: str) -> PreTrainedModel | OnnxClassifier:
 
 
 def _stored_splits(
-    model: nn.Module, words: str | None, store: Store, splits: Sequence[str], watch: Watch
+    model: nn.Module, name: str, words: str | None, store: Store, splits: Sequence[str], watch: Watch
 ) -> tuple[Task, dict[str, TrainingRows]]:
     """A store's task and rows, in the words of the tokenizer of that name; None: in the store's own. Raises StoreError."""
     own = None if words is None else load_tokenizer(words)
@@ -134,19 +144,32 @@ def _stored_splits(
     if unknown:
         raise StoreError(f"{store.root} has the splits {', '.join(store.plan.splits)}, not {', '.join(unknown)}")
     reading = reading_options(model, own, store)
-    return Task.from_json(store.plan.task), {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
+    rows = {split: rows_from_store(store, split, **reading, watch=watch) for split in splits}
+    if known_words(model) is not None:
+        made_by = own or tokenizer_from_files(store.tokenizer_files())
+        for split in splits:
+            check_words(model, name, split, rows[split], made_by)
+    return Task.from_json(store.plan.task), rows
 
 
 def _tokenised_splits(
-    model: nn.Module, words: str, dataset: Dataset, max_length: int | None, watch: Watch
+    model: nn.Module, name: str, classes: tuple[str, ...], words: str, dataset: Dataset, max_length: int | None, watch: Watch
 ) -> dict[str, TrainingRows]:
     """A data set's rows in the words of the tokenizer of that name, cut where the model or the task would end."""
     tokenizer = load_tokenizer(words)
     length = max_length or usual_length(model, tokenizer, dataset.task.max_length)
-    return {
-        split: rows_from_data(tokenise(examples, tokenizer, length, split=split, watch=watch), tokenizer.pad_token_id)
+    first = next(iter(dataset.splits.values()))
+    if first.label is not None and types_are_open(model, tokenizer, len(first.text)):
+        numbered = Examples(first.text, _as_numbered(dataset.task, classes, first.label))
+        name_types(tokenizer, bool(chosen_types(model, tokenizer, name, dataset.task, numbered, length)))
+    counts = {split: TokenCounts(tokenizer, len(examples.text), length) for split, examples in dataset.splits.items()}
+    rows = {
+        split: tokenise(examples, tokenizer, length, split=split, watch=watch, counts=counts[split])
         for split, examples in dataset.splits.items()
     }
+    warn_of_text({split: one.facts() for split, one in counts.items()})
+    check_tokens(model, name, rows, tokenizer)
+    return {split: rows_from_data(own, tokenizer.pad_token_id) for split, own in rows.items()}
 
 
 def _check_fit(model: nn.Module, name: str, classes: tuple[str, ...], task: Task, rows: Mapping[str, TrainingRows]) -> None:
@@ -161,8 +184,8 @@ def _check_fit(model: nn.Module, name: str, classes: tuple[str, ...], task: Task
 
 def _gold(task: Task, classes: tuple[str, ...], rows: Mapping[str, TrainingRows]) -> dict[str, Shaped[np.ndarray, " row"]]:
     """Each split's labels, as the model numbers its classes."""
-    gold = {name: split.label for name, split in rows.items() if split.label is not None}
-    if task.kind != "classes" or not classes:
-        return gold
-    own_id = label_ids(task.labels, classes)
-    return {name: own_id[label] for name, label in gold.items()}
+    return {name: _as_numbered(task, classes, split.label) for name, split in rows.items() if split.label is not None}
+
+
+def _as_numbered(task: Task, classes: tuple[str, ...], label: Shaped[np.ndarray, " row"]) -> Shaped[np.ndarray, " row"]:
+    return label_ids(task.labels, classes)[label] if task.kind == "classes" and classes else label

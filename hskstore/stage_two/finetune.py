@@ -18,13 +18,14 @@ from hskstore.config import (
     check_positive,
     check_seed,
 )
-from hskstore.errors import DataError, ModelError
+from hskstore.errors import DataError
 from hskstore.methods import Finetune
 from hskstore.methods.finetune import PHASE
 from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import load_classifier
-from hskstore.models.run import check_length, usual_length
+from hskstore.models.run import check_length, check_tokens, check_vocabulary, usual_length
+from hskstore.models.token_types import give_types
 from hskstore.stage_two.checkpoint import forget_checkpoint
 from hskstore.stage_two.feed import InMemory, steps_per_epoch
 from hskstore.stage_two.learner import Learner
@@ -35,6 +36,7 @@ from hskstore.stage_two.scores import Scored, dev_score, score_splits
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.text.dataset import read_dataset
+from hskstore.text.tally import TextFacts, TokenCounts, warn_of_text
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import Tokenizer, load_tokenizer
@@ -43,13 +45,15 @@ from hskstore.watch import Watch, unwatched
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A fine-tuned model: `scores` are those of its best epoch, by split (validation; MNLI has two)."""
+    """A fine-tuned model: `scores` are those of its best epoch, by split (validation; MNLI has two); `text` is what became of the
+    texts of each split as tokens."""
 
     folder: str
     scores: dict[str, Scored]
     steps: int
     seconds: float
     parameters: int
+    text: dict[str, TextFacts]
 
 
 def finetune(
@@ -89,8 +93,16 @@ def finetune(
     set_seed(seed)
     classifier, tokenizer = _with_new_head(model, dataset.task)
     length = max_length or usual_length(classifier, tokenizer, dataset.task.max_length)
-    tokenised = {name: tokenise(split, tokenizer, length, split=name, watch=watch) for name, split in dataset.splits.items()}
+    give_types(classifier, tokenizer, len(dataset.task.text))
+    counts = {name: TokenCounts(tokenizer, len(split.text), length) for name, split in dataset.splits.items()}
+    tokenised = {
+        name: tokenise(split, tokenizer, length, split=name, watch=watch, counts=counts[name])
+        for name, split in dataset.splits.items()
+    }
+    text_facts = {name: one.facts() for name, one in counts.items()}
+    warn_of_text(text_facts)
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
+    check_tokens(classifier, model, tokenised, tokenizer)
     dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
     supply = InMemory(dev.pop("train"))
     precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
@@ -110,7 +122,7 @@ def finetune(
         watch=watch,
     )
     scores = from_first(lambda: score_splits(dataset.task, classifier, dev, watch))
-    finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier))
+    finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier), text_facts)
     if not is_main():
         return finetuned
     save_model(classifier, tokenizer, out, result=asdict(finetuned) | {"model": model, "seed": seed, "phase": asdict(result)})
@@ -122,7 +134,6 @@ def _with_new_head(model: str, task: Task) -> tuple[PreTrainedModel, Tokenizer]:
     """A pretrained encoder and its tokenizer, with a head for the task's labels unless it has one. Raises ModelError."""
     classifier, _ = load_classifier(model, num_labels=task.num_labels, ignore_mismatched_sizes=True)
     tokenizer = load_tokenizer(model)
-    if int(classifier.config.vocab_size) < len(tokenizer):
-        raise ModelError(f"{model}: its tokenizer has {len(tokenizer)} words, the model {classifier.config.vocab_size}")
+    check_vocabulary(classifier, model, tokenizer)
     set_labels(classifier, task.labels, task.kind)
     return classifier, tokenizer

@@ -14,12 +14,14 @@ from torch import nn
 from hskstore.features import FeatureRows, Want
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch
-from hskstore.models.run import Inputs, usual_length
+from hskstore.models.run import Inputs, check_tokens, usual_length
+from hskstore.models.token_types import give_types
 from hskstore.stage_two.retokenise import placed_tokens, refuse_without_text, retokenise
 from hskstore.store import Store
 from hskstore.store.features import States
 from hskstore.store.hidden import Hidden
 from hskstore.text.rows import Rows
+from hskstore.text.tasks import Task
 from hskstore.text.tokenizers import Tokenizer, tokenizer_sha256
 from hskstore.watch import Watch, unwatched
 
@@ -138,10 +140,19 @@ def rows_from_data(rows: Rows, pad_token_id: int | None) -> TrainingRows:
 
 
 def reading_options(model: nn.Module, own: Tokenizer | None, store: Store) -> dict[str, Any]:
-    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew."""
+    """How a model reads a store's rows: as they are, or, with a tokenizer `own` that is not the store's, tokenised anew, with
+    token types wherever the model has two."""
     if own is None or tokenizer_sha256(own) == store.plan.tokenizer["sha256"]:
         return {}
+    give_types(model, own, len(Task.from_json(store.plan.task).text))
     return {"tokenizer": own, "max_length": usual_length(model, own, store.plan.pass_.max_length)}
+
+
+def check_words(model: nn.Module, name: str, split: str, rows: TrainingRows, tokenizer: Tokenizer) -> None:
+    """Raise ModelError where a row has an id or a token type that the model has no embedding of; the tokenizer made them."""
+    numbered = np.arange(len(rows), dtype=np.int64)
+    plain = Rows.of_padded(rows.input_ids, rows.token_type_ids, rows.n_tokens, numbered)
+    check_tokens(model, name, {split: plain}, tokenizer)
 
 
 def telling_rows(rows: TrainingRows) -> Inputs:

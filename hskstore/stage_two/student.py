@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import set_seed
 
@@ -19,14 +20,15 @@ from hskstore.methods import Method, Phase, weighed
 from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.pruning import as_pruned_bert
-from hskstore.models.run import ModelShape, check_length, shape_of
+from hskstore.models.run import ModelShape, check_length, check_vocabulary, known_words, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.recipe import Recipe
-from hskstore.stage_two.rows import Places, TrainingRows, reading_options, rows_from_store, telling_rows
+from hskstore.stage_two.rows import Places, TrainingRows, check_words, reading_options, rows_from_store, telling_rows
 from hskstore.store import Store
-from hskstore.store.features import FEATURES, States
+from hskstore.store.features import FEATURES, Cls, States
 from hskstore.store.hidden import Hidden
-from hskstore.text.tokenizers import load_tokenizer, tokenizer_sha256
+from hskstore.text.tally import MANY, check_begins_with_special, unknown_id
+from hskstore.text.tokenizers import highest_id, load_tokenizer, tokenizer_from_files, tokenizer_sha256
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model", "spiece.model")
@@ -56,7 +58,7 @@ class Student:
     def check_train(self, store: Store, supply: Supply) -> None:
         """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
         if self.reading:
-            _tell_alignment(first_rows(supply), self.name)
+            _tell_alignment(first_rows(supply), self.name, self.tokenizer)
         else:
             _check_rows(self.model, self.name, store.plan.splits["train"].longest)
 
@@ -73,6 +75,7 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     if recipe.prune_to is not None:
         model = as_pruned_bert(model, name)
     reading = reading_options(model, own, store)
+    _check_vocabulary(model, name, reading.get("tokenizer"), store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
     shape = shape_of(model, *telling_rows(dev["validation"]), name=name)
@@ -81,6 +84,8 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     teacher = teacher_shape(plan)
     phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
     check_store(store, phases, shape, method)
+    if reading and any(want.kind.name == Cls.name for want in _wants(phases)):
+        check_begins_with_special(own, name, [["a"]] * len(plan.task["text"]), Cls.name)
     data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
     return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order)
 
@@ -138,7 +143,27 @@ def _check_rows(model: Any, name: str, longest: int) -> None:
     check_length(model, name, longest, advice="choose a student with more, or extract again with --max-length {}")
 
 
-def _tell_alignment(rows: TrainingRows, name: str) -> None:
+def _check_vocabulary(model: Any, name: str, other: Any, store: Store) -> None:
+    """Raise ModelError where a student has no embedding of a token that it would read: of the tokenizer `other`, or, None, of the
+    store's rows, which are looked through only where its tokenizer has such a token."""
+    words = known_words(model)
+    if words is None:
+        return
+    if other is not None:
+        check_vocabulary(model, name, other)
+        return
+    tokenizer = tokenizer_from_files(store.tokenizer_files())
+    if highest_id(tokenizer) < words:
+        return
+    for split, rows in store.plan.splits.items():
+        for unit in range(rows.units):
+            try:
+                check_words(model, name, split, rows_from_store(store, split, units=[unit]), tokenizer)
+            except ModelError as error:
+                raise ModelError(f"{error}; or choose a student with the teacher's tokenizer") from None
+
+
+def _tell_alignment(rows: TrainingRows, name: str, tokenizer: Any) -> None:
     """Say what another tokenizer costs."""
     said = f"{name} has another tokenizer than the teacher: it reads the kept text anew"
     shares: list[tuple[str, str, float]] = []
@@ -154,13 +179,17 @@ def _tell_alignment(rows: TrainingRows, name: str) -> None:
                 f"{name} has another tokenizer, and not one {one} of the teacher is one of its own: choose --method kd"
             )
         said += f"; {100 * share:.0f} % of the {all_of_them} are tokens of its own, whose hidden states teach it"
+    real = np.arange(rows.input_ids.shape[1]) < rows.n_tokens[:, None]
+    unknown = float((rows.input_ids[real] == unknown_id(tokenizer)).mean())
+    if unknown > MANY:
+        said += f"; {100 * unknown:.1f} % of its tokens are unknown to that tokenizer, which was made for another script, or case"
     log.warning(said)
 
 
 def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | None = None, seed: int) -> tuple[Any, Any]:
     """A student in float32 with as many outputs as the teacher, and its own tokenizer; None where it comes with none.
 
-    Raises ModelError for a vocabulary smaller than its tokenizer. The seed decides a new head's weights.
+    The seed decides a new head's weights.
     """
     plan = store.plan
     if not isinstance(student, str):
@@ -171,12 +200,6 @@ def load_student(student: str | nn.Module, store: Store, *, tokenizer: str | Non
     model, _ = load_classifier(student, num_labels=len(plan.teacher["labels"]), ignore_mismatched_sizes=True)
     named = tokenizer or (student if has_tokenizer(student) else None)
     own = None if named is None else load_tokenizer(named)
-    vocabulary, words = int(model.config.vocab_size), plan.tokenizer["vocabulary"] if own is None else len(own)
-    if vocabulary < words:
-        raise ModelError(
-            f"{student} has a vocabulary of {vocabulary} words, {'the store' if own is None else 'its'} tokenizer {words}:"
-            " choose a student with the teacher's tokenizer"
-        )
     return model, own
 
 

@@ -12,7 +12,8 @@ from hskstore.models.load import label_names, load_trained
 from hskstore.models.observe import NOTHING, observe
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.models.pruning import Importance, as_pruned_bert, widths_of
-from hskstore.models.run import check_length, usual_length
+from hskstore.models.run import check_length, check_tokens, usual_length
+from hskstore.models.token_types import chosen_types
 from hskstore.models.widths import PruneTo
 from hskstore.stage_two.feed import Feed, InMemory
 from hskstore.stage_two.rows import TrainingRows, rows_from_data
@@ -20,6 +21,7 @@ from hskstore.students.new import NewStudent
 from hskstore.students.slices import take_layers
 from hskstore.text.dataset import fit_labels, read_dataset
 from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenizers import name_types
 from hskstore.watch import Watch, unwatched
 
 
@@ -62,8 +64,12 @@ def prune_teacher(
     if dataset.task.label is None:
         raise DataError("pruning asks what the loss on gold labels hangs on: pass --label COLUMN")
     length = max_length or usual_length(model, tokenizer, dataset.task.max_length)
+    types = chosen_types(loaded, tokenizer, teacher, dataset.task, dataset.splits["train"], length)
+    if types is not None:
+        name_types(tokenizer, types)
     tokenised = tokenise(dataset.splits["train"], tokenizer, length, split="train", watch=watch)
     check_length(model, teacher, int(tokenised.n_tokens.max()))
+    check_tokens(model, teacher, {"train": tokenised}, tokenizer)
     rows = rows_from_data(tokenised, tokenizer.pad_token_id)
     importance = measure_importance(model, rows, order=tokenised.sha256(), watch=watch)
     take_layers(model, range(1, (layers or total) + 1))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.dataset import Examples
 from hskstore.text.rows import GrowingRows, Rows, Text, save_index
+from hskstore.text.tally import TokenCounts
 from hskstore.text.tokenizers import Tokenizer
 from hskstore.watch import Watch, unwatched
 
@@ -34,13 +36,15 @@ def tokenise(
     split: str = "rows",
     watch: Watch = unwatched,
     folder: Path | None = None,
+    counts: TokenCounts | None = None,
 ) -> Rows:
     """Token ids by a Hugging Face fast tokenizer, special tokens included, each row cut to `max_length`.
 
     `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. The arrays are mapped from
-    files, of their names in `folder`, else without a name. Raises OptionError for a `max_length` that the tokenizer cannot
-    keep, ModelError if it pads or does not cut, and DataError for a row that has no token at all, for characters that are
-    none, and where there is no room for the files.
+    files, of their names in `folder`, else without a name. `counts` are told of every row.
+
+    Raises OptionError for a `max_length` that the tokenizer cannot keep, ModelError if it pads or does not cut, and DataError for
+    a row that has no token at all, for characters that are none, and where there is no room for the files.
     """
     _check_max_length(tokenizer, max_length, len(examples.text))
     growing = GrowingRows(
@@ -48,7 +52,7 @@ def tokenise(
     )
     for start in range(0, len(examples), _TOKENISE_BATCH):
         with _no_garbage():
-            rows = _tokenised(examples, start, tokenizer, max_length, offsets)
+            rows = _tokenised(examples, start, tokenizer, max_length, offsets, counts)
         growing.append(rows)
         watch(f"tokenise {split}", start + len(rows), len(examples))
     return growing.done()
@@ -63,16 +67,19 @@ def stored_rows(
     offsets: bool = False,
     folder: Path | None = None,
     watch: Watch = unwatched,
+    counts: Mapping[str, TokenCounts] = MappingProxyType({}),
 ) -> dict[str, Rows]:
     """Every split tokenised, in stored order: train permuted once, so that a run of it is already a random sample.
 
     The rows are mapped from files: of `folder`, from where `open_rows` gives them to any other process, else without a name.
-    Raises as `tokenise` does.
+    `counts`, by split, are told of every row. Raises as `tokenise` does.
     """
     rows: dict[str, Rows] = {}
     for name, examples in splits.items():
         own = folder and folder / (name if name != "train" else _UNORDERED)
-        rows[name] = tokenise(examples, tokenizer, max_length, offsets=offsets, split=name, watch=watch, folder=own)
+        rows[name] = tokenise(
+            examples, tokenizer, max_length, offsets=offsets, split=name, watch=watch, folder=own, counts=counts.get(name)
+        )
     order = np.random.default_rng(seed).permutation(len(rows["train"]))
     rows["train"] = rows["train"].reordered(order, folder and folder / "train")
     if folder is not None:
@@ -89,7 +96,9 @@ def _check_max_length(tokenizer: Any, max_length: int, columns: int) -> None:
         )
 
 
-def _tokenised(examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool) -> Rows:
+def _tokenised(
+    examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool, counts: TokenCounts | None
+) -> Rows:
     """A batch of rows, from the one at `start`."""
     batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
     stop = start + len(batch[0])
@@ -109,8 +118,12 @@ def _tokenised(examples: Examples, start: int, tokenizer: Any, max_length: int, 
         row = start + lengths.index(0) + 1
         raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
     total = sum(lengths)
+    input_ids = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total)
+    if counts is not None:
+        full = (each for each, length in zip(encoded.encodings, lengths, strict=True) if length == max_length)
+        counts.add(input_ids, lengths, sum(bool(each.overflowing) for each in full))
     return Rows(
-        input_ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total),
+        input_ids=input_ids,
         token_type_ids=(
             np.zeros(total, dtype=np.uint8)
             if types is None

@@ -15,6 +15,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PLACES = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "tokenizer_file", "vocab_file")
 """Keys of tokenizer_config.json that tell where it was, not what it is."""
 
+TYPES = "token_type_ids"
+
 
 class Tokenizer(Protocol):
     """What is used of a Hugging Face fast tokenizer."""
@@ -23,8 +25,12 @@ class Tokenizer(Protocol):
     """The one of the tokenizers library, in Rust."""
     model_max_length: int
     pad_token_id: int | None
+    unk_token_id: int | None
     is_fast: bool
     all_special_tokens: list[str]
+    model_input_names: list[str]
+    init_kwargs: dict[str, Any]
+    """What tokenizer_config.json says, and what is saved in it."""
 
     def __len__(self) -> int:
         """Words, added ones too."""
@@ -47,6 +53,34 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     document.pop("padding", None)
     document.pop("truncation", None)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Behind the last token of a row in a batch; of a tokenizer without padding none counts, as padding is masked."""
+    return tokenizer.pad_token_id or 0
+
+
+def highest_id(tokenizer: Tokenizer) -> int:
+    """Of all tokens; there may be gaps below it, so that it says nothing of how many they are, nor they of it."""
+    return int(max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values()))
+
+
+def says_types(tokenizer: Tokenizer) -> bool:
+    """Whether its files, or its class, say if a model reads its token types. A generic class gives none and says nothing."""
+    return TYPES in tokenizer.model_input_names or "model_input_names" in tokenizer.init_kwargs
+
+
+def name_types(tokenizer: Tokenizer, given: bool) -> None:
+    """Have the tokenizer give token types, or none, and say so in the files that are saved of it."""
+    names = ["input_ids", TYPES, "attention_mask"] if given else ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = names
+    tokenizer.init_kwargs["model_input_names"] = names
+
+
+def makes_types(tokenizer: Tokenizer, columns: int) -> bool:
+    """Whether its template tells the tokens of a row of so many columns apart by type."""
+    encoded = tokenizer(*[["a"]] * columns, padding=False, truncation=False, return_token_type_ids=True)
+    return any(encoded[TYPES][0])
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
