@@ -173,8 +173,12 @@ class Teacher:
             return False
         last = ids.gather(1, mask.sum(dim=1, keepdim=True) - 1)
         follows = mask & (torch.arange(ids.shape[1]) > 0)
-        other = self._tried((torch.where(follows, last, ids), types, mask), ranks=False)
-        before, after = (found.hidden[self.layers][:, 0] for found in (seen, other))
+        others = torch.where(follows, last, ids)
+        changed = (others != ids).any(dim=1)
+        if not bool(changed.any()):  # of rows without text there is nothing to see
+            return False
+        other = self._tried((others, types, mask), ranks=False)
+        before, after = (found.hidden[self.layers][changed, 0] for found in (seen, other))
         return bool(torch.allclose(before, after, atol=1e-6, rtol=1e-5))
 
     def _check_padding(self, batch: Inputs, reads_on: bool) -> None:
