@@ -31,7 +31,7 @@ Loader: TypeAlias = Literal["auto", "ram", "blocks"]
 Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
-MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert"]
+MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert", "ckd"]
 
 
 DEFAULT_BATCH_TOKENS = 4096
