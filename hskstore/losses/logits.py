@@ -45,8 +45,8 @@ def standardised(logits: Float[Tensor, "batch class"]) -> Float[Tensor, "batch c
     """Each row's logits less their mean, in standard deviations over the classes: Logit Standardization in Knowledge
     Distillation (Sun et al., CVPR 2024), Algorithm 1.
 
-    Constant logits become zeros: 1e-6 is added to the variance, which bounds the gradient. Of two classes all that is left is which is
-    ahead: -1 and 1.
+    Constant logits become zeros: 1e-6 is added to the variance, which bounds the gradient. Of two classes nothing is left but
+    which is ahead: -1 and 1.
     """
     return layer_norm(logits, logits.shape[-1:], eps=1e-6)
 

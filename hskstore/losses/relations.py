@@ -13,7 +13,7 @@ Edges = Literal["cut", "clamped"]
 Divisor = Literal["valid", "code"]
 
 SAME = 1e-12
-"""Of the sum of two vectors' squares: no farther apart, squared, they are one vector, whose direction to the other is rounding."""
+"""Of the sum of two vectors' squares. Where the square of their distance is no more, they are one: its direction is rounding."""
 
 NEVER = -1e9
 """Of a softmax: what is not to be chosen. No infinity, so that a row of nothing else has gradients."""
@@ -30,10 +30,10 @@ def word_pair(
 ) -> Term:
     """How the words of a layer stand to each other by twos; the term is [layer].
 
-    The first sum of Equation 1 of Contextual Knowledge Distillation (Park et al., EMNLP 2021), over pairs of different real words at
-    most `delta` apart (None: any). By "cosine" it is KL(teacher || student) of each word's cosines with the others after a softmax,
-    as in the public code; by "l2" the squared difference of distances. Divided by the pairs, or as the public code does by
-    layers x the sum over rows of tokens^2.
+    The first sum of Equation 1 of Contextual Knowledge Distillation (Park et al., EMNLP 2021), over pairs of different real
+    words at most `delta` apart (None: any). By "cosine" it is KL(teacher || student) of each word's cosines with the others
+    after a softmax, as in the public code; by "l2" the squared difference of distances. Divided by the pairs, or as the public
+    code does by layers x the sum over rows of tokens^2.
     """
     place = torch.arange(is_real.shape[1], device=is_real.device)
     apart = (place[:, None] - place).abs()
@@ -56,10 +56,10 @@ def word_angle(
 ) -> Term:
     """How the words of a layer stand to each other by threes; the term is [layer].
 
-    The second sum of Equation 1 of Contextual Knowledge Distillation (Park et al., EMNLP 2021): the squared difference of the cosines
-    of the angle at a middle word between two others, each at most `delta` from it (Equation 2), all three different and real.
-    With "clamped" edges, as in the public code, whatever stands around a real word counts, itself and padding too, and places
-    beyond the ends are the first or the last of the padded row. Divided by the triples, or as the public code does by
+    The second sum of Equation 1 of Contextual Knowledge Distillation (Park et al., EMNLP 2021): the squared difference of the
+    cosines of the angle at a middle word between two others, each at most `delta` from it (Equation 2), all three different and
+    real. With "clamped" edges, as in the public code, whatever stands around a real word counts, itself and padding too, and
+    places beyond the ends are the first or the last of the padded row. Divided by the triples, or as the public code does by
     layers x real words x (2 delta + 1)^2.
 
     Memory is that of the angles, 2 delta^2 a token, and of a row's products, tokens^2: no difference of vectors is kept.
@@ -113,9 +113,9 @@ def layer_angle(
 ) -> Term:
     """How a real word's vectors in several layers stand to each other by threes.
 
-    The second sum of Equation 3 of Contextual Knowledge Distillation (Park et al., EMNLP 2021): the squared difference of the cosines
-    of the angle at one layer between two others, all three different; of two layers there is none. Divided by the triples, or
-    as the public code does by real words x layers^3.
+    The second sum of Equation 3 of Contextual Knowledge Distillation (Park et al., EMNLP 2021): the squared difference of the
+    cosines of the angle at one layer between two others, all three different; of two layers there is none. Divided by the
+    triples, or as the public code does by real words x layers^3.
     """
     layers, words = len(student), is_real.sum()
     layer = torch.arange(layers, device=is_real.device)
@@ -166,16 +166,15 @@ def _pair_loss(
     if relation == "l2":
         own, target = (_distances(_products(each.double())) for each in (student, teacher))
         return torch.where(counted, own - target, 0).square()
-    cosines = (_cosines(_products(each.to(_float(student)))) for each in (student, teacher))
-    log_own, log_target = (torch.where(counted, each, NEVER).log_softmax(dim=-1) for each in cosines)
+    log_own, log_target = (torch.where(counted, _cosines(each), NEVER).log_softmax(dim=-1) for each in (student, teacher))
     return torch.where(counted, log_target.exp() * (log_target - log_own), 0)
 
 
-def _cosines(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*rows place place"]:
-    """A vector of zeros is at a right angle to all."""
-    squares = products.diagonal(dim1=-2, dim2=-1)
-    shrink = _inverse_root(squares, squares > 0)
-    return products * shrink[..., :, None] * shrink[..., None, :]
+def _cosines(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*rows place place"]:
+    """Of all with all. A vector of zeros is at a right angle to all."""
+    exact = vectors.double()
+    squares = exact.square().sum(dim=-1, keepdim=True)
+    return _products((exact * _inverse_root(squares, squares > 0)).to(_float(vectors)))
 
 
 def _distances(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*rows place place"]:
@@ -199,8 +198,8 @@ def _angles(
     apart = both - 2 * with_middle
     shrink = _inverse_root(apart, apart > SAME * both)
     of_two = place[:, first] * len(place) + place[:, second]
-    ends = _picked(products.flatten(-2), of_two.flatten()).unflatten(-1, of_two.shape)
-    dots = ends + _picked(squares[..., None] - with_middle, first) - _picked(with_middle, second)
+    ends = _picked(products.flatten(-2), of_two.flatten()).view(*products.shape[:-2], *of_two.shape)
+    dots: Tensor = ends + _picked(squares[..., None] - with_middle, first) - _picked(with_middle, second)
     return dots * (_picked(shrink, first) * _picked(shrink, second))
 
 

@@ -25,18 +25,18 @@ PairWindow = Literal["delta", "none"]
 
 @dataclass(frozen=True)
 class Ckd:
-    """Relations of words (Equation 1) and of a word's layers (Equation 3), each by twos and by threes, + (1 - alpha) x the loss on
-    the teacher's predictions + alpha x that on the gold label.
+    """Relations of words (Equation 1) and of a word's layers (Equation 3), each by twos and by threes, + (1 - alpha) x the loss
+    on the teacher's predictions + alpha x that on the gold label.
 
     Layer step_s t of the student learns from layer step_t t of the teacher, t = 0 to g, the greatest common divisor of their
     layers: of two that share none the embeddings and the last. Widths may differ, and nothing is projected. Temperature and
-    alpha are the middles of the grids of Appendix B (3 and 4; its alpha, 0.7 and 0.9, is the weight of the predictions, 1 - alpha
-    here), delta is the public code's, where the paper has 10 to 21. The four terms weigh 1, which is the least of the paper's grids
+    alpha are the middles of the grids of Appendix B (3 and 4; its alpha, 0.7 and 0.9, is the weight of the predictions, 1 -
+    alpha here), delta is the public code's, where the paper has 10 to 21. The four terms weigh 1, the least of the paper's grids
     of lambda: 1 to 1000 for all four together, and that again for those by threes (--weight).
 
-    The public code has no window about pairs (--pair-window none), lets whatever surrounds a word into its angles (--edges clamped;
-    padding, which a store does not hold, is zeros there), has divisors of its own (--divisor code), and of classes learns the
-    predictions alone (--alpha 0).
+    The public code has no window about pairs (--pair-window none), lets whatever surrounds a word into its angles (--edges
+    clamped; padding, which a store does not hold, is zeros there), has divisors of its own (--divisor code), and of classes
+    learns the predictions alone (--alpha 0).
     """
 
     name: ClassVar[MethodName] = "ckd"
@@ -45,7 +45,7 @@ class Ckd:
     )
     temperature: Annotated[float, Doc("Of the soft labels.")] = 3.5
     alpha: Annotated[float, Doc("Weight of the gold label beside the logits.")] = 0.2
-    pair: Annotated[Relation, Doc("Of two vectors: cosines by a softmax and KL, or l2, squared difference of distances.")] = (
+    pair: Annotated[Relation, Doc("Two vectors by KL of cosines after a softmax, or by the difference of l2 distances.")] = (
         "cosine"
     )
     delta: Annotated[int, Doc("Words are related that are at most so many apart.")] = 10

@@ -23,11 +23,11 @@ Divergence = Literal["forward", "reverse", "mse", "standardised"]
 class Kd:
     """(1 - alpha) x the loss on the teacher's predictions + alpha x the loss on the gold label.
 
-    With the defaults it is the second phase of `Mud` alone: the paper's "prediction distillation". How far a student's predictions
-    are from the teacher's is said by the soft cross-entropy ("forward", whose gradients are those of KL(teacher || student)), by
-    KL(student || teacher) ("reverse"), by the squared difference of logits ("mse", which knows no temperature), or by the soft
-    cross-entropy of logits in standard deviations of their row ("standardised": Sun et al., CVPR 2024). A score is learnt by its
-    squared difference, and another choice is refused for it.
+    With the defaults it is the second phase of `Mud` alone: the paper's "prediction distillation". How far a student's
+    predictions are from the teacher's is said by the soft cross-entropy ("forward", whose gradients are those of
+    KL(teacher || student)), by KL(student || teacher) ("reverse"), by the squared difference of logits ("mse", which knows no
+    temperature), or by the soft cross-entropy of each row's logits in standard deviations from their mean ("standardised": Sun et
+    al., CVPR 2024). A score is learnt by its squared difference, and anything else is refused for it.
     """
 
     name: ClassVar[MethodName] = "kd"
