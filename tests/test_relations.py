@@ -119,7 +119,7 @@ def test_two_layers_have_no_angle_and_a_softmax_of_one_cosine() -> None:
         assert term.value.item() == 0
         (gradient,) = torch.autograd.grad(term.value, student)
         assert (gradient == 0).all()
-    assert float(layer_pair(student, teacher[:2], is_real=is_real, relation="l2").value) > 0
+    assert layer_pair(student, teacher[:2], is_real=is_real, relation="l2").value.item() > 0
 
 
 # --- slow loops
