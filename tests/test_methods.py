@@ -28,7 +28,7 @@ from hskstore.losses import (
     word_angle,
     word_pair,
 )
-from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd
+from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, weighed
 from hskstore.methods.batch import Batch
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
@@ -38,7 +38,7 @@ from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import rows_from_store
 from hskstore.stage_two.student import places_of
 from hskstore.store import Store, open_store
@@ -458,6 +458,31 @@ def test_ckds_terms_are_its_losses_with_its_options_at_the_teachers_tokens(metho
 
 
 # --- all of them
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_beside_the_library_can_be_read_and_weighs_terms_that_there_are(path: Path) -> None:
+    recipe = Recipe.of(read_recipe(path))
+    phases = recipe.method.phases(TeacherShape(12, 768), ModelShape("it", 3, (4, 512)))
+    assert weighed(phases, recipe.weight, recipe.method.name)
+
+
+def test_the_ablation_of_ckd_leaves_out_what_the_papers_table_4_does() -> None:
+    found = {}
+    for path in (path for path in RECIPES if path.stem.startswith("ckd")):
+        recipe = Recipe.of(read_recipe(path))
+        phases = recipe.method.phases(TeacherShape(12, 768), ModelShape("it", 2, (4, 512)))
+        (phase,) = weighed(phases, recipe.weight, recipe.method.name)
+        found[path.stem] = dict(phase.weights)
+    words, layers = ({f"ckd.{of}_pair": 10, f"ckd.{of}_angle": 100} for of in ("word", "layer"))
+    predictions = {"prediction": 0.8, "gold": 0.2}
+    assert found["ckd"] == words | layers | predictions
+    assert found["ckd-without-wr"] == layers | predictions
+    assert found["ckd-without-ltr"] == words | predictions
+    assert found["ckd-without-both"] == predictions
 
 
 def test_mud_asks_for_its_own_configuration_where_nothing_is_stored_yet() -> None:
