@@ -35,8 +35,9 @@ class Ckd:
     of lambda: 1 to 1000 for all four together, and that again for those by threes (--weight).
 
     The public code has no window about pairs (--pair-window none), lets whatever surrounds a word into its angles (--edges
-    clamped; padding, which a store does not hold, is zeros there), has divisors of its own (--divisor code), and of classes
-    learns the predictions alone (--alpha 0).
+    clamped), has divisors of its own (--divisor code), and of classes learns the predictions alone (--alpha 0). What surrounds
+    the last words is then padding, zeros of the teacher, whose padding no store holds: such angles depend on how far a row is
+    padded, so on the rows beside it.
     """
 
     name: ClassVar[MethodName] = "ckd"
