@@ -222,7 +222,7 @@ def test_of_equals_there_is_nothing_to_learn(loss: Loss, options: dict[str, Any]
     student.requires_grad_()
     value = loss(student, student.detach() @ turned, is_real=is_real, **options).value
     (gradient,) = torch.autograd.grad(value, student)
-    assert 0 <= float(value) < 1e-12 and float(gradient.abs().max()) < 1e-6
+    assert 0 <= value.item() < 1e-12 and float(gradient.abs().max()) < 1e-6
 
 
 @named(LOSSES)
@@ -311,7 +311,7 @@ def test_rows_of_one_word_and_a_batch_of_none_add_zero(loss: Loss, options: dict
         student = normal(4, *real.shape, 3, seed=1).requires_grad_()
         value = loss(student, normal(4, *real.shape, 5, seed=2), is_real=real, **options).value
         (gradient,) = torch.autograd.grad(value, student)
-        assert float(value) == 0 and (gradient == 0).all()
+        assert value.item() == 0 and (gradient == 0).all()
     if loss in (word_pair, word_angle):
         student, teacher = normal(4, 2, 1, 3, seed=1), normal(4, 2, 1, 5, seed=2)
         assert float(loss(student, teacher, is_real=torch.ones(2, 1, dtype=torch.bool), **options).value) == 0

@@ -98,7 +98,7 @@ def layer_pair(
     two layers: zero.
     """
     layers, words = len(student), is_real.sum()
-    counted = _different(layers, is_real.device) & is_real[..., None, None]
+    counted = ~torch.eye(layers, dtype=torch.bool, device=is_real.device) & is_real[..., None, None]
     own, target = (_by_word(each, is_real) for each in (student, teacher.detach()))
     total = _pair_loss(own, target, counted, relation).sum().to(_float(student))
     return Term(total, words * (layers * (layers - 1) if divisor == "valid" else layers**2))
@@ -134,10 +134,6 @@ def _float(student: Tensor) -> torch.dtype:
 
 def _by_word(states: Float[Tensor, "layer batch token width"], is_real: Tensor) -> Float[Tensor, "batch token layer width"]:
     return torch.where(is_real[..., None], states, 0).movedim(0, 2)
-
-
-def _different(count: int, device: torch.device) -> Bool[Tensor, "count count"]:
-    return ~torch.eye(count, dtype=torch.bool, device=device)
 
 
 def _twos(count: int, device: torch.device) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
