@@ -25,6 +25,7 @@ from hskstore.text import rows
 from hskstore.text import tokenise as tokenising
 from hskstore.text.dataset import Dataset, Examples
 from hskstore.text.rows import Rows, open_rows, save_index
+from hskstore.text.tally import TextFacts
 from hskstore.text.tasks import TASKS
 from hskstore.text.tokenise import stored_rows, tokenise
 from tests.conftest import make_bert, make_tokenizer, sentences
@@ -227,7 +228,8 @@ def test_a_forecast_of_ten_times_the_rows_takes_the_same_memory(asked: str, monk
         tracemalloc.start()
         counts = count_admitted(train, [3], Strategy(2))
         plans = make_plans(Asked(keeps, [Strategy(2)]), run, TASKS["sst2"], facts, both, most_admitted=len(counts) - 1)
-        ready = Prepared(teacher, facts, both, counts, plans)
+        text = {name: TextFacts(64, len(split), len(split.input_ids), 0, 0, 0, {}) for name, split in both.items()}
+        ready = Prepared(teacher, facts, both, text, counts, plans)
         if asked == "forecast":
             forecast._forecast("teacher", "data", ready, rate=1.0, seconds=1.0, preparation=0.0)
         else:

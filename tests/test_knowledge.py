@@ -187,10 +187,11 @@ def test_a_student_of_other_words_is_told_what_it_can_learn(
 def test_a_student_without_one_token_of_the_teachers_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from hskstore.stage_two import student as module
 
-    rows = rows_from_store(store, "train", places={"states": (0,)}, tokenizer=byte_level(trim=True))
+    tokenizer = byte_level(trim=True)
+    rows = rows_from_store(store, "train", places={"states": (0,)}, tokenizer=tokenizer)
     nothing = replace(rows.features["states"], aligned=np.full((len(rows), 9), -1, np.int32))
     with pytest.raises(ModelError, match="not one token of the teacher is one of its own: choose --method kd"):
-        module._tell_alignment(replace(rows, features={"states": nothing}), "it")
+        module._tell_alignment(replace(rows, features={"states": nothing}), "it", tokenizer)
 
 
 def test_a_depth_that_does_not_divide_the_teachers_is_told_once(

@@ -132,10 +132,20 @@ def _attention(
     if capture is not None:
         capture.calls += 1
         if capture.calls in capture.sight.rows:
+            mask = attention_mask
+            causal = options.get("is_causal")
+            if mask is None and (getattr(module, "is_causal", True) if causal is None else causal):  # as SDPA decides
+                mask = _left_to_right(query)
             with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
-                capture.note(_first_row(query, key, attention_mask, options.get("scaling")))
+                capture.note(_first_row(query, key, mask, options.get("scaling")))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output, None
+
+
+def _left_to_right(query: Tensor) -> Tensor:
+    """The mask that SDPA is spared, of every token's own past."""
+    tokens = query.shape[2]
+    return torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=query.device).tril()
 
 
 def _first_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -167,10 +167,15 @@ class Teacher:
             )
 
     def _reads_left_to_right(self, batch: Inputs, seen: Seen) -> bool:
-        """Whether the first token's last state stays the same, whatever follows it."""
+        """Whether the first token attends to itself alone; where its attention is not seen, whether its last state stays the
+        same, whatever follows it."""
         ids, types, mask = batch
         if ids.shape[1] < 2:
             return False
+        rows = [row[mask.sum(dim=1) > 1] for row in seen.cls_row.values() if row.shape == mask.shape]
+        if len(rows) == self.layers:
+            own = torch.stack([row[:, 0] for row in rows])
+            return own.numel() > 0 and bool((own > 1 - 1e-6).all())
         last = ids.gather(1, mask.sum(dim=1, keepdim=True) - 1)
         follows = mask & (torch.arange(ids.shape[1]) > 0)
         others = torch.where(follows, last, ids)

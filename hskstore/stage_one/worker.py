@@ -13,6 +13,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 import transformers
+from jaxtyping import Shaped
 
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
@@ -33,7 +34,7 @@ from hskstore.version import __version__
 StoreUnit = tuple[int, int]
 """Index of the store, number of the unit."""
 
-Laid = dict[str, np.ndarray | list[np.ndarray]]
+Laid = dict[str, Shaped[np.ndarray, "_row ..."] | list[Shaped[np.ndarray, "..."]]]
 """A unit's arrays while they are filled, by path: whole, or a list of rows as `encode_unit` takes them."""
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float32, Int64
 
 from hskstore.config import LabelKind
 from hskstore.errors import DataError
@@ -250,7 +250,7 @@ def _is_number(name: str) -> bool:
 # --- names to ids
 
 
-def label_array(labels: Labels, task: Task) -> NDArray[Any]:
+def label_array(labels: Labels, task: Task) -> Int64[np.ndarray, " row"] | Float32[np.ndarray, " row"]:
     """int64 ids [N], or float32 scores [N]. Raises DataError for the first label that the task does not have."""
     if str(_HIDDEN) not in task.labels and all(_whole(name) == _HIDDEN for name in labels.distinct()):
         raise no_labels(labels.table)
