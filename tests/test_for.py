@@ -86,6 +86,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 
 STORES: list[tuple[str, dict[str, dict[str, tuple[int, ...]]]]] = [
     ("--student-layers 2 --for pkd --for distilbert", {"distilbert+pkd": {"states": (4,), "cls": (2,)}}),
+    ("--student-layers 2 --student-layers 3 --for ckd", {"ckd": {"states": (0, 2, 4)}}),
     ("--student-layers 2 --for distilbert --for pkd --for kd", {"distilbert+kd+pkd": {"states": (4,), "cls": (2,)}}),
     (
         "--student-layers 2 --for pkd --for distilbert --keep 1,4,0.25",
@@ -191,7 +192,7 @@ def test_what_a_method_reads_besides_hidden_lies_in_a_store_of_its_name_where_hi
 REFUSALS = [
     (
         "--student-layers 2 --for nonsense",
-        "--for nonsense: no method is called so (mud, kd, finetune, pkd, distilbert), and no recipe file",
+        "--for nonsense: no method is called so (mud, kd, finetune, pkd, distilbert, ckd), and no recipe file",
     ),
     ("--student-layers 2 --for broken.toml", "no recipe could be read"),
     ("--student-layers 2 --for strange.toml", "patience_layers"),
@@ -273,9 +274,11 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "finetune": [1, 2, 3, 4],
         "pkd": [2],
         "distilbert": [1, 2, 3, 4],
+        "ckd": [],
     }
     assert {name: service["lacks"] for name, service in found.items() if service["lacks"]} == {
-        "mud": ["hidden of teacher layer 3"]
+        "mud": ["hidden of teacher layer 3"],
+        "ckd": ["states of teacher layers 0, 2"],
     }
 
 
@@ -366,6 +369,7 @@ def test_methods_are_listed_with_what_they_read_and_where_they_come_from(capsys:
         "finetune labels",
         "pkd cls, logits, labels",
         "distilbert states, logits, labels",
+        "ckd states, logits, labels",
     ):
         assert part in said
     assert hsk("methods", "--json") == 0
@@ -402,7 +406,7 @@ def test_every_method_can_be_told_of(name: str, capsys: pytest.CaptureFixture[st
 
 def test_what_is_no_method_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert hsk("methods", "nonsense") == 2
-    assert refused(capsys) == "nonsense is no method; the methods are mud, kd, finetune, pkd, distilbert"
+    assert refused(capsys) == "nonsense is no method; the methods are mud, kd, finetune, pkd, distilbert, ckd"
 
 
 # --- hsk derive and hsk pull

@@ -16,9 +16,12 @@ from hskstore.losses import (
     hard_cross_entropy,
     hidden_mse,
     kept_hidden_mse,
+    logit_mse,
     normalised_mse,
+    reverse_kl,
     score_mse,
     soft_cross_entropy,
+    standardised,
     whole_batch,
 )
 
@@ -82,6 +85,72 @@ def test_soft_cross_entropy_has_finite_gradients_at_extreme_logits():
     # Row 1 is wrong by 2e4 nats, row 2 right, row 3 undecided (ln 2).
     assert loss.item() == pytest.approx((2e4 + 0 + math.log(2)) / 3)
     assert student.grad.isfinite().all()
+
+
+# --- reverse KL, squared difference of logits, standardised logits
+
+
+def test_reverse_kl_equals_the_value_by_hand():
+    # Row 1: student (1/4, 3/4), teacher (1/2, 1/2). Row 2: student (1/2, 1/2), teacher (1/5, 4/5).
+    student = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    teacher = torch.tensor([[0.0, 0.0], [0.0, math.log(4)]])
+    first = 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2)
+    second = 1 / 2 * math.log(5 / 2) + 1 / 2 * math.log(5 / 8)
+    assert reverse_kl(student, teacher, temperature=1.0).value.item() == pytest.approx((first + second) / 2)
+    assert reverse_kl(3 * student, 3 * teacher, temperature=3.0).value.item() == pytest.approx(9 * (first + second) / 2)
+
+
+def test_soft_cross_entropy_has_the_gradients_of_forward_kl_and_reverse_kl_is_the_other_way_round():
+    student, teacher = normal(4, 3, seed=1, grad=True), normal(4, 3, seed=2)
+    kl = torch.nn.functional.kl_div
+    own, target = (student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1)
+    forward = 4 * kl(own, target, reduction="batchmean", log_target=True)
+    reverse = 4 * kl(target, own, reduction="batchmean", log_target=True)
+    for loss, expected in ((soft_cross_entropy, forward), (reverse_kl, reverse)):
+        (found,) = torch.autograd.grad(loss(student, teacher, temperature=2.0).value, student)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, student, retain_graph=True)[0])
+    torch.testing.assert_close(reverse_kl(student, teacher, temperature=2.0).value, reverse)
+
+
+def test_logit_mse_equals_the_value_by_hand():
+    student, teacher = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    assert logit_mse(student, teacher).value.item() == pytest.approx(((0 + 4 + 9) / 3 + 4 / 3) / 2)
+
+
+def test_logit_mse_has_twice_the_gradients_of_a_very_high_temperature():
+    student, teacher = (normal(4, 5, seed=seed).double() for seed in (1, 2))
+    student, teacher = ((each - each.mean(-1, keepdim=True)).requires_grad_() for each in (student, teacher))
+    (found,) = torch.autograd.grad(logit_mse(student, teacher).value, student)
+    (hot,) = torch.autograd.grad(soft_cross_entropy(student, teacher, temperature=1e4).value, student)
+    torch.testing.assert_close(found, 2 * hot, rtol=0, atol=1e-4)
+
+
+def test_standardised_logits_by_hand_know_neither_scale_nor_shift():
+    # Of (0, 0, 3) the mean is 1 and the variance (1 + 1 + 4) / 3 = 2.
+    expected = [-1 / 2**0.5, -1 / 2**0.5, 2**0.5]
+    for logits in ([0.0, 0.0, 3.0], [7.0, 7.0, 307.0]):
+        assert standardised(torch.tensor([logits])).flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert standardised(torch.tensor([[0.3, 0.9]])).flatten().tolist() == pytest.approx([-1, 1], rel=1e-4)
+
+
+def test_logits_that_are_all_alike_are_standardised_to_zeros_with_a_bounded_gradient():
+    student = torch.tensor([[2.0, 2.0, 2.0], [1e4, 1e4, 1e4]], requires_grad=True)
+    assert (standardised(student) == 0).all()
+    soft_cross_entropy(
+        standardised(student), standardised(torch.tensor([[0.0, 1.0, 5.0], [1.0, 1.0, 1.0]])), temperature=2.0
+    ).value.backward()
+    assert student.grad.abs().max() < 1e4 and student.grad[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("loss", [logit_mse, lambda *both: reverse_kl(*both, temperature=2.0)])
+def test_divergences_are_zero_at_equality_the_mean_of_rows_and_finite_at_extremes(loss):
+    student, teacher = normal(6, 3, seed=1), normal(6, 3, seed=2)
+    assert loss(teacher, teacher).value.item() == 0 < loss(student, teacher).value.item()
+    rows = [loss(student[row : row + 1], teacher[row : row + 1]).value for row in range(6)]
+    torch.testing.assert_close(loss(student, teacher).value, torch.stack(rows).mean())
+    extreme, teacher = (1e4 * student).requires_grad_(), (-1e4 * student).requires_grad_()
+    loss(extreme, teacher).value.backward()
+    assert extreme.grad.isfinite().all() and teacher.grad is None
 
 
 # --- hard cross-entropy
@@ -318,6 +387,11 @@ def test_what_a_token_mask_drops_cannot_spoil_kept_hidden_mse(targets, poison):
 LABEL = torch.tensor([0, 2, 1])
 LOSSES = {
     "soft_cross_entropy": (lambda s, t: soft_cross_entropy(s, t, temperature=2.0), (3, 4), (3, 4)),
+    "soft_cross_entropy, standardised": (
+        lambda s, t: soft_cross_entropy(standardised(s), standardised(t), temperature=2.0), (3, 4), (3, 4)
+    ),
+    "reverse_kl": (lambda s, t: reverse_kl(s, t, temperature=2.0), (3, 4), (3, 4)),
+    "logit_mse": (logit_mse, (3, 4), (3, 4)),
     "hard_cross_entropy": (lambda s, t: hard_cross_entropy(s, LABEL), (3, 4), (3,)),
     "score_mse": (score_mse, (3, 1), (3,)),
     "hidden_mse": (lambda s, t: hidden_mse(s, t, token_kept=random_mask(*SHAPE[:3], seed=3)), SHAPE, SHAPE),
@@ -390,7 +464,14 @@ def test_masks_are_left_as_they_were():
 # --- parts of a batch
 
 
-OF_PREDICTIONS = ("soft_cross_entropy", "hard_cross_entropy", "score_mse")
+OF_PREDICTIONS = (
+    "soft_cross_entropy",
+    "soft_cross_entropy, standardised",
+    "reverse_kl",
+    "logit_mse",
+    "hard_cross_entropy",
+    "score_mse",
+)
 
 
 def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
@@ -405,6 +486,11 @@ def terms_of(rows: slice) -> tuple[dict[str, Term], list[torch.Tensor]]:
     token_kept, width_kept = random_mask(*SHAPE[:3], seed=3)[:, rows], random_mask(*SHAPE, seed=4)[:, rows]
     terms = {
         "soft_cross_entropy": soft_cross_entropy(logits, normal(3, 4, seed=2)[rows], temperature=3.0),
+        "soft_cross_entropy, standardised": soft_cross_entropy(
+            standardised(logits), standardised(normal(3, 4, seed=2)[rows]), temperature=3.0
+        ),
+        "reverse_kl": reverse_kl(logits, normal(3, 4, seed=2)[rows], temperature=3.0),
+        "logit_mse": logit_mse(logits, normal(3, 4, seed=2)[rows]),
         "hard_cross_entropy": hard_cross_entropy(logits, LABEL[rows]),
         "score_mse": score_mse(score, normal(3, seed=2)[rows]),
         "hidden_mse": hidden_mse(states, target[:, rows], token_kept=token_kept),

@@ -1,5 +1,6 @@
 """What holds for every method, present and future: what it learns, from what, and how it goes on, is shared and refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,31 @@ from torch import nn
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.features import TeacherShape
-from hskstore.losses import cosine_distance, normalised_mse
-from hskstore.methods import METHODS, DistilBert, Method, Mud, Pkd
+from hskstore.features.states import StateTargets
+from hskstore.losses import (
+    cosine_distance,
+    layer_angle,
+    layer_pair,
+    logit_mse,
+    normalised_mse,
+    reverse_kl,
+    score_mse,
+    soft_cross_entropy,
+    standardised,
+    word_angle,
+    word_pair,
+)
+from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, weighed
+from hskstore.methods.batch import Batch
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
-from hskstore.models.observe import observe
+from hskstore.models.observe import Seen, observe
 from hskstore.models.run import ModelShape
 from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.distill import distill
-from hskstore.stage_two.recipe import Recipe
+from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import rows_from_store
 from hskstore.stage_two.student import places_of
 from hskstore.store import Store, open_store
@@ -33,6 +48,7 @@ from tests.test_processes import launch, way_moved
 
 EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last")]
 INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
+PROJECTED = [method for method in EVERY if hasattr(method, "projection")]
 TASKS = ("classes", "scores")
 LAYERS, WIDTH = 4, 32
 
@@ -218,9 +234,10 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
 
 
 @by_name
-def test_another_width_goes_through_a_projection_shared_or_one_a_layer(method: Method) -> None:
+def test_another_width_goes_through_a_projection_shared_or_one_a_layer_if_there_is_one(method: Method) -> None:
     teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
-    if method in INSIDE:
+    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert"))
+    if method in PROJECTED:
         counts = {}
         for kind in ("shared", "per-layer"):
             aids = type(method)(projection=kind).aids(teacher, student)  # type: ignore[call-arg]
@@ -230,6 +247,63 @@ def test_another_width_goes_through_a_projection_shared_or_one_a_layer(method: M
         assert counts == {"shared": 1, "per-layer": len(pairs)}
     else:
         assert method.aids(teacher, student) is None
+
+
+# --- kd
+
+
+def predictions(outputs: int) -> tuple[Seen, Batch]:
+    """What a student says of four rows, and what is known of them."""
+    own, target = (torch.randn(4, outputs, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    nothing = torch.zeros(4, 1, dtype=torch.long)
+    return Seen(own), Batch(nothing, nothing, nothing.bool(), None, target)
+
+
+def prediction(method: Method, outputs: int) -> torch.Tensor:
+    seen, batch = predictions(outputs)
+    (phase,) = method.phases(TeacherShape(4, 8), ModelShape("it", outputs, (2, 8)))
+    return method(phase, seen, batch, None)["prediction"].value
+
+
+def test_each_divergence_is_its_loss_and_the_default_is_the_soft_cross_entropy() -> None:
+    seen, batch = predictions(3)
+    assert batch.teacher_logits is not None
+    own, target = seen.logits, batch.teacher_logits
+    assert Kd().divergence == "forward"
+    expected = {
+        Kd(temperature=2.0): soft_cross_entropy(own, target, temperature=2.0),
+        Kd(temperature=2.0, divergence="reverse"): reverse_kl(own, target, temperature=2.0),
+        Kd(divergence="mse"): logit_mse(own, target),
+        Kd(temperature=2.0, divergence="standardised"): soft_cross_entropy(
+            standardised(own), standardised(target), temperature=2.0
+        ),
+    }
+    for method, term in expected.items():
+        assert torch.equal(prediction(method, 3), term.value), method
+    assert len({float(term.value) for term in expected.values()}) == 4
+
+
+def test_a_score_is_learnt_by_its_squared_difference_alone() -> None:
+    seen, batch = predictions(1)
+    assert batch.teacher_logits is not None
+    assert torch.equal(prediction(Kd(), 1), score_mse(seen.logits, batch.teacher_logits.squeeze(1)).value)
+    for divergence in ("reverse", "mse", "standardised"):
+        with pytest.raises(OptionError, match=rf"^--divergence {divergence} is of classes; a score is learnt by its squared"):
+            prediction(Kd(divergence=divergence), 1)  # type: ignore[arg-type]
+
+
+def test_two_standardised_logits_say_nothing_and_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"^--divergence standardised teaches nothing of 2 classes"):
+        prediction(Kd(divergence="standardised"), 2)
+    for divergence in ("reverse", "mse"):
+        assert prediction(Kd(divergence=divergence), 2).isfinite()  # type: ignore[arg-type]
+
+
+def test_a_squared_difference_has_no_temperature() -> None:
+    with pytest.raises(OptionError, match=r"^--temperature 2: there is none with --divergence mse"):
+        Kd(temperature=2.0, divergence="mse")
+    with pytest.raises(OptionError, match=r"^--divergence backward: choose one of forward, reverse, mse, standardised"):
+        Kd(divergence="backward")  # type: ignore[arg-type]
 
 
 # --- pkd
@@ -300,6 +374,117 @@ def test_distilbert_learns_the_last_states_and_both_labels() -> None:
     assert phase.weights == {"distilbert.cosine": 1, "prediction": 5, "gold": 2} and phase.reads_labels
 
 
+# --- ckd
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        (12, 6, [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12)]),  # of the public code's table
+        (12, 4, [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),
+        (12, 8, [(0, 0), (2, 3), (4, 6), (6, 9), (8, 12)]),
+        (12, 5, [(0, 0), (5, 12)]),
+        (4, 6, [(0, 0), (3, 2), (6, 4)]),
+    ],
+)
+def test_layers_are_aligned_in_steps_of_their_common_divisor(teacher: int, student: int, expected: list[tuple[int, int]]) -> None:
+    (phase,) = Ckd().phases(TeacherShape(teacher, 32), ModelShape("it", 2, (student, 16)))
+    (want,) = phase.reads
+    assert [(pair.student, pair.teacher) for pair in want.pairs] == expected
+    assert sorted(phase.sees.hidden) == [own for own, _ in expected]
+
+
+def test_what_ckd_weighs_is_of_its_options() -> None:
+    teacher, student = TeacherShape(12, 8), ModelShape("it", 2, (3, 8))
+    (phase,) = Ckd().phases(teacher, student)
+    relations = {"ckd.word_pair": 1, "ckd.word_angle": 1, "ckd.layer_pair": 1, "ckd.layer_angle": 1}
+    assert phase.weights == relations | {"prediction": 0.8, "gold": 0.2} and phase.reads_labels and phase.predicts
+    (phase,) = Ckd(alpha=0).phases(teacher, student)
+    assert phase.weights == relations | {"prediction": 1} and not phase.reads_labels
+    assert Ckd().aids(teacher, ModelShape("another", 2, (3, 5))) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delta": 0},
+        {"delta": 2.5},
+        {"pair": "cos"},
+        {"pair_window": "some"},
+        {"edges": "round"},
+        {"divisor": "all"},
+        {"alpha": 2},
+        {"temperature": 0},
+    ],
+)
+def test_options_of_ckd_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"--{next(iter(options)).replace('_', '-')}"):
+        Ckd(**options)
+
+
+@pytest.mark.parametrize("of_another_tokenizer", [False, True])
+@pytest.mark.parametrize(
+    "method", [Ckd(), Ckd(pair="l2", delta=1), Ckd(pair_window="none", edges="clamped", divisor="code", delta=2)]
+)
+def test_ckds_terms_are_its_losses_with_its_options_at_the_teachers_tokens(method: Ckd, of_another_tokenizer: bool) -> None:
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+    (phase,) = method.phases(TeacherShape(4, 5), ModelShape("it", 2, (2, 3)))
+    (want,) = phase.reads
+    own, target = {pair.student: normal(4, 6, 3) + pair.student * normal(4, 6, 1) for pair in want.pairs}, normal(3, 4, 6, 5)
+    is_real = torch.arange(6) < torch.tensor([6, 4, 2, 1])[:, None]
+    position, placed = None, torch.stack(list(own.values()))
+    if of_another_tokenizer:
+        position, is_real = torch.tensor([0, 2, 1, 0, 4, 3]).expand(4, -1), is_real & torch.tensor([1, 1, 1, 0, 1, 1]).bool()
+        placed = placed[:, :, [0, 2, 1, 0, 4, 3]]
+    seen, batch = predictions(2)
+    batch = dataclasses.replace(
+        batch, label=torch.tensor([0, 1, 0, 1]), knowledge={want: StateTargets(target, is_real, position)}
+    )
+    terms = method(phase, dataclasses.replace(seen, hidden=own), batch, None)
+    near, shared = method.delta if method.pair_window == "delta" else None, {"is_real": is_real, "divisor": method.divisor}
+    expected = {
+        "ckd.word_pair": word_pair(placed, target, relation=method.pair, delta=near, **shared),
+        "ckd.word_angle": word_angle(placed, target, delta=method.delta, edges=method.edges, **shared),
+        "ckd.layer_pair": layer_pair(placed, target, relation=method.pair, **shared),
+        "ckd.layer_angle": layer_angle(placed, target, **shared),
+    }
+    assert terms.keys() == phase.weights.keys() == {*expected, "prediction", "gold"}
+    for name, term in expected.items():
+        assert torch.equal(terms[name].value, term.value) and float(term.value) > 0, name
+    only = dataclasses.replace(phase, weights={"ckd.layer_angle": 1.0, "prediction": 1.0})
+    assert method(only, dataclasses.replace(seen, hidden=own), batch, None).keys() == only.weights.keys()
+
+
+# --- all of them
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_beside_the_library_can_be_read_and_weighs_terms_that_there_are(path: Path) -> None:
+    recipe = Recipe.of(read_recipe(path))
+    phases = recipe.method.phases(TeacherShape(12, 768), ModelShape("it", 3, (4, 512)))
+    assert weighed(phases, recipe.weight, recipe.method.name)
+
+
+def test_the_ablation_of_ckd_leaves_out_what_the_papers_table_4_does() -> None:
+    found = {}
+    for path in (path for path in RECIPES if path.stem.startswith("ckd")):
+        recipe = Recipe.of(read_recipe(path))
+        phases = recipe.method.phases(TeacherShape(12, 768), ModelShape("it", 2, (4, 512)))
+        (phase,) = weighed(phases, recipe.weight, recipe.method.name)
+        found[path.stem] = dict(phase.weights)
+    words, layers = ({f"ckd.{of}_pair": 10, f"ckd.{of}_angle": 100} for of in ("word", "layer"))
+    predictions = {"prediction": 0.8, "gold": 0.2}
+    assert found["ckd"] == words | layers | predictions
+    assert found["ckd-without-wr"] == layers | predictions
+    assert found["ckd-without-ltr"] == words | predictions
+    assert found["ckd-without-both"] == predictions
+
+
 def test_mud_asks_for_its_own_configuration_where_nothing_is_stored_yet() -> None:
     phase, _ = Mud().phases(TeacherShape(12, 8), ModelShape("it", 2, (6, 8)))
     (want,) = phase.reads
@@ -313,4 +498,4 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
 
 def test_a_store_of_everything_is_read_by_all(place: Path) -> None:
     assert store_of(place).plan.features.keys() == {"hidden", "states", "cls"}
-    assert Path(store_of(place).root).name == "distilbert+finetune+kd+mud+pkd"
+    assert Path(store_of(place).root).name == "ckd+distilbert+finetune+kd+mud+pkd"

@@ -19,6 +19,7 @@ from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
 from hskstore.methods import METHODS, Finetune, Kd, Mud, Phase, Weights, method_options, weighed
 from hskstore.methods.batch import Batch
+from hskstore.methods.ckd import Ckd
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.pkd import Pkd
 from hskstore.models.observe import Seen
@@ -54,11 +55,21 @@ METHOD_VALUES = st.one_of(
         RATES,
         st.sampled_from(PROJECTIONS),
     ),
-    st.builds(Kd, RATES, SHARES),
+    st.builds(Kd, RATES, SHARES, st.sampled_from(["forward", "reverse", "standardised"])),
     st.builds(
         Pkd, st.sampled_from(["skip", "last"]), st.floats(0, allow_infinity=False), RATES, SHARES, st.sampled_from(PROJECTIONS)
     ),
     st.builds(DistilBert, RATES, st.sampled_from(PROJECTIONS)),
+    st.builds(
+        Ckd,
+        RATES,
+        SHARES,
+        st.sampled_from(["cosine", "l2"]),
+        COUNTS,
+        st.sampled_from(["delta", "none"]),
+        st.sampled_from(["cut", "clamped"]),
+        st.sampled_from(["valid", "code"]),
+    ),
     st.just(Finetune()),
 )
 

@@ -2,7 +2,8 @@
 
 from hskstore.losses.directions import cosine_distance, normalised_mse
 from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
-from hskstore.losses.logits import hard_cross_entropy, score_mse, soft_cross_entropy
+from hskstore.losses.logits import hard_cross_entropy, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
+from hskstore.losses.relations import layer_angle, layer_pair, word_angle, word_pair
 from hskstore.losses.term import Term
 from hskstore.losses.whole_batch import whole_batch
 
@@ -12,8 +13,15 @@ __all__ = [
     "hard_cross_entropy",
     "hidden_mse",
     "kept_hidden_mse",
+    "layer_angle",
+    "layer_pair",
+    "logit_mse",
     "normalised_mse",
+    "reverse_kl",
     "score_mse",
     "soft_cross_entropy",
+    "standardised",
     "whole_batch",
+    "word_angle",
+    "word_pair",
 ]

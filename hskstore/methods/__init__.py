@@ -6,6 +6,7 @@ from typing import get_args
 from hskstore.config import MethodName, check_choice
 from hskstore.errors import OptionError
 from hskstore.losses import Term
+from hskstore.methods.ckd import Ckd
 from hskstore.methods.contract import Method, Phase
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
@@ -15,12 +16,13 @@ from hskstore.methods.pkd import Pkd
 from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
-METHODS: Mapping[MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert]] = {
+METHODS: Mapping[MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert] | type[Ckd]] = {
     "mud": Mud,
     "kd": Kd,
     "finetune": Finetune,
     "pkd": Pkd,
     "distilbert": DistilBert,
+    "ckd": Ckd,
 }
 
 
@@ -43,6 +45,7 @@ def method_options() -> dict[str, Option]:
 
 __all__ = [
     "METHODS",
+    "Ckd",
     "Finetune",
     "Kd",
     "Method",
