@@ -16,7 +16,7 @@ from hskstore.errors import ModelError, OptionError
 from hskstore.features import TeacherShape
 from hskstore.features.qkv import QkvTargets
 from hskstore.losses import Term, attention_kl, in_heads, relation_kl
-from hskstore.methods import METHODS, Method, MiniLMv2
+from hskstore.methods import METHODS, Method, MiniLM, MiniLMv2
 from hskstore.methods.batch import Batch
 from hskstore.models.observe import QueryKeyValue, Seen
 from hskstore.models.run import ModelShape
@@ -171,7 +171,7 @@ def test_relation_heads_are_cut_out_of_all_heads_side_by_side() -> None:
 # --- methods
 
 TEACHER, STUDENT = TeacherShape(4, 32, heads=4), ModelShape("it", 2, (2, 16), heads=((4, 4), (2, 8)))
-ATTENTIVE: list[Method] = [MiniLMv2()]
+ATTENTIVE: list[Method] = [MiniLMv2(), MiniLM()]
 attentive = pytest.mark.parametrize("method", ATTENTIVE, ids=lambda method: method.name)
 
 
@@ -224,6 +224,31 @@ def test_relation_heads_and_layers_that_cannot_be_are_refused() -> None:
     for options in ({"relation_heads": 0}, {"teacher_layer": 0}, {"alpha": 2}, {"temperature": 0}):
         with pytest.raises(OptionError, match=f"--{next(iter(options)).replace('_', '-')}"):
             MiniLMv2(**options)  # type: ignore[arg-type]
+
+
+def test_minilm_learns_attention_and_values_of_the_last_layer() -> None:
+    student = dataclasses.replace(STUDENT, heads=((1, 4), (4, 4)))
+    phase, seen, batch = known(MiniLM(alpha=0.25), student)
+    (want,) = phase.reads
+    ((own_layer, teacher_layer),) = [(pair.student, pair.teacher) for pair in want.pairs]
+    assert (own_layer, teacher_layer) == (2, 4) and phase.sees.qkv == {2} and phase.reads_labels
+    assert phase.weights == {"minilm.attention": 1, "minilm.value": 1, "prediction": 0.75, "gold": 0.25}
+    terms, own, target = MiniLM(alpha=0.25)(phase, seen, batch, None), seen.qkv[2], batch[want]
+    assert terms.keys() == phase.weights.keys()
+    attention = attention_kl(own.query, own.key, target.query[0], target.key[0], is_real=IS_REAL)
+    assert torch.equal(terms["minilm.attention"].value, attention.value)
+    assert torch.equal(terms["minilm.value"].value, relation_kl(own.value, target.value[0], is_real=IS_REAL).value)
+    only = dataclasses.replace(phase, weights={"minilm.value": 1.0})
+    assert MiniLM()(only, seen, batch, None).keys() == only.weights.keys()
+    for options in ({"alpha": -1}, {"temperature": 0}):
+        with pytest.raises(OptionError, match=f"--{next(iter(options))}"):
+            MiniLM(**options)
+
+
+def test_heads_that_are_compared_one_by_one_must_be_as_many() -> None:
+    with pytest.raises(ModelError, match=r"^it has 2 heads in layer 2, and the teacher 4: the method minilm compares"):
+        MiniLM().phases(TEACHER, STUDENT)
+    assert MiniLM().phases(TEACHER, dataclasses.replace(STUDENT, heads=None)), "before anybody looked"
 
 
 @pytest.fixture(scope="module")

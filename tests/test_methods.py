@@ -48,7 +48,7 @@ from tests.test_processes import launch, way_moved
 
 EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last")]
 INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
-ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2",)]
+ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm")]
 PROJECTED = [method for method in EVERY if hasattr(method, "projection")]
 TASKS = ("classes", "scores")
 LAYERS, WIDTH = 4, 32

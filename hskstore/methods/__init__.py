@@ -11,6 +11,7 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
+from hskstore.methods.minilm import MiniLM
 from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
 from hskstore.methods.pkd import Pkd
@@ -18,7 +19,7 @@ from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
 METHODS: Mapping[
-    MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert] | type[Ckd] | type[MiniLMv2]
+    MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert] | type[Ckd] | type[MiniLMv2] | type[MiniLM]
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -27,6 +28,7 @@ METHODS: Mapping[
     "distilbert": DistilBert,
     "ckd": Ckd,
     "minilmv2": MiniLMv2,
+    "minilm": MiniLM,
 }
 
 
@@ -53,6 +55,7 @@ __all__ = [
     "Finetune",
     "Kd",
     "Method",
+    "MiniLM",
     "MiniLMv2",
     "Mud",
     "Phase",
