@@ -15,8 +15,9 @@ from hskstore.config import Strategy
 from hskstore.errors import ModelError, OptionError
 from hskstore.features import TeacherShape
 from hskstore.features.qkv import QkvTargets
-from hskstore.losses import Term, attention_kl, in_heads, relation_kl
-from hskstore.methods import METHODS, Method, MiniLM, MiniLMv2
+from hskstore.features.states import STATES, StateTargets
+from hskstore.losses import Term, attention_kl, attention_mse, hidden_mse, in_heads, relation_kl
+from hskstore.methods import METHODS, Method, MiniLM, MiniLMv2, TinyBert
 from hskstore.methods.batch import Batch
 from hskstore.models.observe import QueryKeyValue, Seen
 from hskstore.models.run import ModelShape
@@ -29,7 +30,7 @@ from tests.test_teacher import FAMILIES
 
 Loss = Callable[..., Term]
 # Each loss with how many tensors it takes of a side, and whether these have layers in front.
-LOSSES: list[tuple[Loss, int, bool]] = [(relation_kl, 1, False), (attention_kl, 2, False)]
+LOSSES: list[tuple[Loss, int, bool]] = [(relation_kl, 1, False), (attention_kl, 2, False), (attention_mse, 2, True)]
 each_loss = pytest.mark.parametrize(("loss", "parts", "layered"), LOSSES, ids=[loss.__name__ for loss, *_ in LOSSES])
 IS_REAL = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
 
@@ -68,6 +69,37 @@ def test_divergences_equal_a_slow_loop(loss: Loss, parts: int) -> None:
     found = loss(*own, *target, is_real=IS_REAL)
     assert float(found.value) == pytest.approx(slow_kl(own, target, IS_REAL), rel=1e-6)
     assert found.count.tolist() == 2 * 9
+
+
+def test_score_differences_equal_a_slow_loop() -> None:
+    """Of each layer 1 / heads sum over heads of MSE(q k' / sqrt(size) of both), over the pairs of real tokens of all rows."""
+    own, target = sides(2, layered=True)
+    found = attention_mse(*own, *target, is_real=IS_REAL)
+    for layer in range(2):
+        squares = []
+        for row, length in enumerate(IS_REAL.sum(dim=1).tolist()):
+            for head in range(2):
+                for one in range(length):
+                    for other in range(length):
+                        mine, theirs = (
+                            sum(q * k for q, k in zip(*(each[layer, row, head] for each in side), strict=False))
+                            for side in (
+                                [own[0][..., one, :], own[1][..., other, :]],
+                                [target[0][..., one, :], target[1][..., other, :]],
+                            )
+                        )
+                        squares.append(float(mine / math.sqrt(3) - theirs / math.sqrt(4)) ** 2)
+        assert float(found.total[layer] / found.count[layer]) == pytest.approx(sum(squares) / len(squares), rel=1e-6)
+        assert found.count[layer].item() == len(squares) == 2 * (25 + 9 + 1)
+
+
+def test_score_differences_by_hand() -> None:
+    """Scores (2, 0; 0, 0) / sqrt(4) of a student and (3, 3; 0, 0) of a teacher: (1 - 3)^2 + 3^2, over four pairs."""
+    query, key = torch.tensor([[2.0, 0, 0, 0], [0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
+    other = torch.tensor([[3.0], [0.0]]), torch.ones(2, 1)
+    two = [each[None, None, None] for each in (query, key, *other)]
+    found = attention_mse(*two, is_real=torch.ones(1, 2, dtype=torch.bool))
+    assert found.total.tolist() == [4 + 9] and found.count.tolist() == [4]
 
 
 def test_divergences_by_hand() -> None:
@@ -146,7 +178,7 @@ def test_degenerate_rows_have_finite_gradients(loss: Loss, parts: int, layered: 
     term = loss(*own, *target, is_real=is_real)
     term.value.backward()
     assert term.value.isfinite() and all(each.grad is not None and each.grad.isfinite().all() for each in own)
-    if kind == "one token" and loss in (relation_kl, attention_kl):
+    if kind == "one token" and loss is not attention_mse:
         assert not term.total.any() and not any(each.grad.any() for each in own if each.grad is not None)
 
 
@@ -171,7 +203,7 @@ def test_relation_heads_are_cut_out_of_all_heads_side_by_side() -> None:
 # --- methods
 
 TEACHER, STUDENT = TeacherShape(4, 32, heads=4), ModelShape("it", 2, (2, 16), heads=((4, 4), (2, 8)))
-ATTENTIVE: list[Method] = [MiniLMv2(), MiniLM()]
+ATTENTIVE: list[Method] = [MiniLMv2(), MiniLM(), TinyBert()]
 attentive = pytest.mark.parametrize("method", ATTENTIVE, ids=lambda method: method.name)
 
 
@@ -187,6 +219,9 @@ def known(method: Method, student: ModelShape = STUDENT) -> tuple[Any, Seen, Bat
     states = {layer: normal(3, 5, student.width, seed=layer).float() for layer in phase.sees.hidden}
     knowledge: dict[Any, Any] = {}
     for want in phase.reads:
+        if want.kind is STATES:
+            knowledge[want] = StateTargets(normal(len(want.pairs), 3, 5, 32, seed=99).float(), IS_REAL, None)
+            continue
         parts = [normal(len(want.pairs), 3, 4, 5, 8, seed=100 + part).float() for part in range(3)]
         knowledge[want] = QkvTargets(*parts, IS_REAL)
     ids = torch.zeros(3, 5, dtype=torch.int64)
@@ -245,22 +280,79 @@ def test_minilm_learns_attention_and_values_of_the_last_layer() -> None:
             MiniLM(**options)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        (12, 4, [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),  # of the paper
+        (12, 6, [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12)]),
+        (12, 5, [(0, 0), (1, 2), (2, 5), (3, 7), (4, 10), (5, 12)]),
+    ],
+)
+def test_tinyberts_layers_are_spread_with_the_last_at_the_top(
+    teacher: int, student: int, expected: list[tuple[int, int]]
+) -> None:
+    first, second = TinyBert().phases(TeacherShape(teacher, 32), ModelShape("it", 2, (student, 16)))
+    states, attention = first.reads
+    assert [(pair.student, pair.teacher) for pair in states.pairs] == expected
+    assert attention.pairs == states.pairs[1:]
+    assert first.sees.hidden == set(range(student + 1)) and first.sees.qkv == set(range(1, student + 1))
+    assert (first.predicts, first.schedule, second.predicts, second.schedule) == (False, "constant", True, "linear")
+    assert not second.reads and not second.sees.qkv and not second.reads_labels
+
+
+def test_a_teacher_of_fewer_layers_has_attention_in_its_first() -> None:
+    (states, attention), _ = (phase.reads for phase in TinyBert().phases(TeacherShape(1, 32), ModelShape("it", 2, (4, 16))))
+    assert [pair.teacher for pair in states.pairs] == [0, 0, 0, 1, 1] and {pair.teacher for pair in attention.pairs} == {1}
+
+
+def test_tinybert_learns_scores_and_states_and_then_predictions() -> None:
+    student = dataclasses.replace(STUDENT, heads=((4, 4), (4, 4)))
+    method = TinyBert()
+    phase, seen, batch = known(method, student)
+    torch.manual_seed(0)
+    aids = method.aids(TEACHER, student)
+    assert aids is not None
+    terms = method(phase, seen, batch, aids)
+    assert terms.keys() == phase.weights.keys() == {"tinybert.attention", "tinybert.hidden"} == {*dict.fromkeys(phase.weights)}
+    states, attention = phase.reads
+    query, key = (torch.stack([getattr(seen.qkv[layer], part) for layer in (1, 2)]) for part in ("query", "key"))
+    target = batch[attention]
+    expected = attention_mse(query, key, target.query, target.key, is_real=IS_REAL)
+    assert torch.equal(terms["tinybert.attention"].value, expected.value)
+    own = torch.stack([aids(seen.hidden[layer], 0) for layer in range(3)])
+    expected = hidden_mse(own, batch[states].values, token_kept=IS_REAL.expand(3, -1, -1))
+    assert torch.equal(terms["tinybert.hidden"].value, expected.value) and terms["tinybert.hidden"].count.tolist() == [9 * 32] * 3
+    for only in phase.weights:
+        assert method(dataclasses.replace(phase, weights={only: 1.0}), seen, batch, aids).keys() == {only}
+    for options in ({"projection": "each"}, {"temperature": 0}):
+        with pytest.raises(OptionError, match=f"--{next(iter(options))}"):
+            TinyBert(**options)  # type: ignore[arg-type]
+
+
 def test_heads_that_are_compared_one_by_one_must_be_as_many() -> None:
     with pytest.raises(ModelError, match=r"^it has 2 heads in layer 2, and the teacher 4: the method minilm compares"):
         MiniLM().phases(TEACHER, STUDENT)
     assert MiniLM().phases(TEACHER, dataclasses.replace(STUDENT, heads=None)), "before anybody looked"
+    with pytest.raises(ModelError, match=r"^it has 3 heads in layer 1, and the teacher 4: the method tinybert compares"):
+        TinyBert().phases(TEACHER, dataclasses.replace(STUDENT, heads=((3, 4), (4, 8))))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a teacher, and a store with its text of all that these methods read for a student of 2 layers."""
+    """Data, a teacher, and a store with its text of all that these methods read for students of 2 and of 3 layers."""
     place = tmp_path_factory.mktemp("attention")
     (place / "data").mkdir()
     for seed, split in enumerate(("train", "dev")):
         write_tsv(place / "data" / f"{split}.tsv", 40, seed=seed)
     teacher = save_folder(make_bert(), place / "teacher")
     methods = [METHODS[method.name]() for method in ATTENTIVE]
-    options: dict[str, Any] = {"keeps": [], "strategies": [Strategy(2)], "methods": methods, "task": "sst2", "keep_offsets": True}
+    options: dict[str, Any] = {
+        "keeps": [],
+        "strategies": [Strategy(2), Strategy(3)],
+        "methods": methods,
+        "task": "sst2",
+        "keep_offsets": True,
+    }
     extract(teacher, str(place / "data"), out=place / "stores", **options)
     return place
 

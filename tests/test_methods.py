@@ -48,7 +48,7 @@ from tests.test_processes import launch, way_moved
 
 EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last")]
 INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
-ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm")]
+ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm", "tinybert")]
 PROJECTED = [method for method in EVERY if hasattr(method, "projection")]
 TASKS = ("classes", "scores")
 LAYERS, WIDTH = 4, 32
@@ -245,7 +245,7 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
 @by_name
 def test_another_width_goes_through_a_projection_shared_or_one_a_layer_if_there_is_one(method: Method) -> None:
     teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
-    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert"))
+    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert"))
     if method in PROJECTED:
         counts = {}
         for kind in ("shared", "per-layer"):

@@ -41,6 +41,27 @@ def attention_kl(
     return _divergence(own, _scores(teacher_query.detach(), teacher_key.detach(), is_real), is_real)
 
 
+def attention_mse(
+    student_query: Float[Tensor, "layer batch head token own"],
+    student_key: Float[Tensor, "layer batch head token own"],
+    teacher_query: Float[Tensor, "layer batch head token size"],
+    teacher_key: Float[Tensor, "layer batch head token size"],
+    *,
+    is_real: Bool[Tensor, "batch token"],
+) -> Term:
+    """Squared difference of raw attention scores, q k' / sqrt(size), from every real token to the real ones: mean over rows,
+    heads and pairs of tokens, summed over layers; the term is [layer].
+
+    Equation 7 of TinyBERT (Jiao et al., Findings of EMNLP 2020). Its public code also counts what stands at padding, as zeros on
+    both sides, so that its mean falls with the padding.
+    """
+    own = _scores(student_query, student_key, is_real)
+    target = _scores(teacher_query.detach(), teacher_key.detach(), is_real)
+    counted = is_real[:, None, :, None] & is_real[:, None, None]
+    total = torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3, 4))
+    return Term(total, (counted.sum() * own.shape[2]).expand(len(total)))
+
+
 def in_heads(vectors: Float[Tensor, "batch head token size"], heads: int) -> Float[Tensor, "batch _heads token _size"]:
     """The vectors of all heads side by side, cut into so many others: the relation heads of MiniLMv2, which need not be those of
     the attention."""

@@ -15,11 +15,21 @@ from hskstore.methods.minilm import MiniLM
 from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
 from hskstore.methods.pkd import Pkd
+from hskstore.methods.tinybert import TinyBert
 from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
 METHODS: Mapping[
-    MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert] | type[Ckd] | type[MiniLMv2] | type[MiniLM]
+    MethodName,
+    type[Mud]
+    | type[Kd]
+    | type[Finetune]
+    | type[Pkd]
+    | type[DistilBert]
+    | type[Ckd]
+    | type[MiniLMv2]
+    | type[MiniLM]
+    | type[TinyBert],
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -29,6 +39,7 @@ METHODS: Mapping[
     "ckd": Ckd,
     "minilmv2": MiniLMv2,
     "minilm": MiniLM,
+    "tinybert": TinyBert,
 }
 
 
@@ -60,6 +71,7 @@ __all__ = [
     "Mud",
     "Phase",
     "Term",
+    "TinyBert",
     "Weights",
     "make_method",
     "method_options",
