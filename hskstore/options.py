@@ -112,7 +112,11 @@ def _one_for(name: str, owned: Mapping[Any, Option]) -> Option:
     owners: dict[tuple[str, Any], list[str]] = {}
     for owner, option in owned.items():
         owners.setdefault((option.help, option.default), []).append(owner)
-    said = [f"{doc.removesuffix('.')} ({', '.join(names)}). {told(default)}" for (doc, default), names in owners.items()]
+    said: list[str] = []
+    for (doc, default), names in owners.items():
+        what, default_follows, its_own = doc.partition(" Default:")  # where it depends, the Doc says on what
+        stated = f"Default:{its_own}" if default_follows else told(default)
+        said.append(f"{what.removesuffix('.')} ({', '.join(names)}). {stated}")
     return Option(name, kinds[0], " ".join(said), None)
 
 

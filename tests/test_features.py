@@ -1,7 +1,9 @@
-"""States and [CLS] vectors, from the teacher's layer to a batch: captured, encoded, cut, checked, replayed and read."""
+"""States, [CLS] vectors, and queries, keys and values, from the teacher's layer to a batch: captured, encoded, cut, checked,
+replayed and read."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -21,7 +23,7 @@ from hskstore.errors import ModelError, OptionError
 from hskstore.features import KINDS, Want
 from hskstore.layers import LayerPair
 from hskstore.methods.contract import Phase
-from hskstore.models.observe import SEAM, Seen, Sight, observe
+from hskstore.models.observe import SEAM, QueryKeyValue, Seen, Sight, observe
 from hskstore.models.run import Inputs
 from hskstore.stage_one.extract import extract
 from hskstore.stage_one.forecast import Forecast, forecast
@@ -33,7 +35,7 @@ from hskstore.stage_two.feed import InMemory, InWindows
 from hskstore.stage_two.rows import TrainingRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.derive import derive
-from hskstore.store.features import Cls, LayerVectors, States
+from hskstore.store.features import Cls, LayerVectors, Qkv, States
 from hskstore.store.objects import Objects
 from hskstore.store.shard import index_bytes, ranges_of
 from hskstore.store.vectors import ENCODINGS
@@ -55,7 +57,8 @@ LAYERS = 4
 WIDTH = 32
 EVERYTHING = 10**6
 UNIT = 64
-STORED: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (1, 2, 4)}
+STORED: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (1, 2, 4), "qkv": (1, 3, 4)}
+HEADS = 4
 EVERY_ENCODING: tuple[Values, ...] = ("f16", "f32", "q8", "q4")
 
 
@@ -199,6 +202,86 @@ def test_what_is_captured_is_what_eager_attention_says_of_a_padded_batch_and_of_
             np.testing.assert_array_equal(cls["values"][:, place - 1], exactly[:, 0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_queries_keys_and_values_are_those_of_eager_attention(family: str) -> None:
+    """Its own maps are softmax(q k' / sqrt(size)) of what is seen in its layers, local ones within their window, and its contexts
+    the values that they weigh: float64, each row alone and beside others."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval().double()
+    batch = ids, _, mask = padded_batch()
+    sight = KINDS["qkv"].sight(Qkv((1, 2, 3), WIDTH, "f32", heads=HEADS))
+    assert sight == Sight(qkv=frozenset({1, 2, 3}))
+    exact = 1e-9 if family != "modernbert" else 1e-6  # whose eager softmax is in float32 whatever the model is in
+    with torch.no_grad():
+        model.set_attn_implementation(SEAM)
+        seen = observe(model, *batch, sight)
+        for row, length in enumerate(mask.sum(dim=1).tolist()):
+            model.set_attn_implementation(SEAM)
+            alone = observe(model, ids[row : row + 1, :length], ids[:1, :length] * 0, mask[row : row + 1, :length], sight)
+            model.set_attn_implementation("eager")
+            contexts: list[torch.Tensor] = []
+            with noting_contexts(model, contexts):
+                maps = model(input_ids=ids[row : row + 1, :length], output_attentions=True).attentions
+            for layer, expected in enumerate(maps, 1):
+                beside, own = seen.qkv[layer], alone.qkv[layer]
+                assert own.query.shape == own.key.shape == own.value.shape == (1, HEADS, length, WIDTH // HEADS)
+                for part in ("query", "key", "value"):
+                    torch.testing.assert_close(
+                        getattr(beside, part)[row : row + 1, :, :length], getattr(own, part), atol=exact, rtol=exact
+                    )
+                scores = own.query @ own.key.mT / (WIDTH // HEADS) ** 0.5
+                if family == "modernbert" and layer == 2:
+                    place = torch.arange(length)
+                    scores.masked_fill_((place[:, None] - place).abs() > 2, -torch.inf)
+                torch.testing.assert_close(scores.softmax(dim=-1), expected, atol=exact, rtol=0, check_dtype=False)
+                context = (expected.double() @ own.value).transpose(1, 2).flatten(2)
+                torch.testing.assert_close(contexts[layer - 1], context, atol=exact, rtol=exact, check_dtype=False)
+
+
+@contextmanager
+def noting_contexts(model: Any, found: list[torch.Tensor]) -> Iterator[None]:
+    """What each layer's attention hands to the dense part behind it, which goes by several names."""
+    names = (".attention.output.dense", ".attention.out_lin", ".attn.Wo")
+    behind = [module for name, module in model.named_modules() if name.endswith(names)]
+    hooks = [module.register_forward_pre_hook(lambda _, given: found.append(given[0])) for module in behind]
+    assert len(hooks) == 3
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("values", EVERY_ENCODING)
+def test_queries_keys_and_values_are_packed_with_their_heads_side_by_side_and_padding_is_zero(values: Values) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(5) < torch.tensor([5, 2, 1])[:, None]
+    own = {layer: QueryKeyValue(*torch.randn(3, 3, 2, 5, 4, generator=generator)) for layer in (1, 3)}
+    for layer in own.values():
+        layer.key[~mask[:, None, :].expand(-1, 2, -1)] = torch.nan
+    ids, feature = torch.zeros(3, 5, dtype=torch.int64), Qkv((1, 3), 8, values, heads=2)
+    found = captured(feature, Seen(torch.zeros(3, 2), qkv=own), (ids, ids, mask))
+    assert found.pop("finite").all(), "padding is nobody's concern"
+    planned = feature.arrays(5)
+    assert {name: (array.dtype, array.shape[1:]) for name, array in found.items()} == {
+        name: (np.dtype(array.dtype), array.shape) for name, array in planned.items()
+    }
+    assert planned["values"].axes == ("layer", "part", "token", "width")
+    decoded = feature.encoding.decode(found["values"], found.get("scale"), 8)
+    for place, layer in enumerate((1, 3)):
+        for part, name in enumerate(("query", "key", "value")):
+            exact = torch.cat([getattr(own[layer], name)[:, head] for head in range(2)], dim=-1).numpy()
+            assert_encoded(decoded[:, place, part][mask], exact[mask], values)
+            assert all(not array[:, place, part][~mask].any() for array in found.values())
+
+
+@pytest.mark.parametrize("heads", [0, 3, 8.0, None, True])
+def test_a_plan_whose_heads_do_not_make_up_a_vector_is_none(heads: Any) -> None:
+    document = Qkv((1, 2), 32, "q8", heads=4).as_json()
+    assert Qkv.of_json(document) == Qkv((1, 2), 32, "q8", heads=4)
+    for damage in ({"heads": heads}, {"layers": [0, 1]}):
+        with pytest.raises(ValueError, match=r"heads|from 1 on"):
+            Qkv.of_json(document | damage)
+
+
 ORDINARY = st.floats(-60000, 60000, width=32)
 STRANGE = st.sampled_from([np.nan, np.inf, -np.inf, 7e4])
 
@@ -268,20 +351,32 @@ def test_a_teacher_beyond_f16_is_refused_with_the_layer_and_what_helps(data: str
 # --- what is stored
 
 
+INSIDE = 100
+"""What is said inside the attention of a layer is numbered from here: its query, key and value."""
+
+
 @pytest.fixture(scope="module")
 def said(extracted: Callable[..., Path], teacher_folder: str, data: str) -> dict[int, np.ndarray]:
-    """What the teacher says of every stored row, by layer [row, token, width]: batch after batch, in one thread as in a pass."""
+    """What the teacher says of every stored row, by layer [row, token, width], and inside: batch after batch, in one thread as in
+    a pass."""
     store = open_store(extracted("f32"))
     plan, threads = store.plan, torch.get_num_threads()
     rows = tokenised(data, make_tokenizer(), 64).take(store.read_all("train/row_id"))
     teacher = load_teacher(teacher_folder, device=torch.device("cpu"))
-    found = {layer: np.zeros((len(rows), rows.longest, WIDTH), np.float32) for layer in range(LAYERS + 1)}
+    numbers = [*range(LAYERS + 1), *range(INSIDE + 3, INSIDE + 3 * (LAYERS + 1))]
+    found = {number: np.zeros((len(rows), rows.longest, WIDTH), np.float32) for number in numbers}
+    sight = Sight(hidden=frozenset(range(LAYERS + 1)), qkv=frozenset(range(1, LAYERS + 1)))
     torch.set_num_threads(1)
     for _, batches in block_batches(rows.n_tokens, plan.pass_.block_rows, plan.pass_.batch_tokens):
         for batch in batches:
             inputs = padded(rows.take(batch), plan.tokenizer["pad_token_id"])
-            for layer, state in teacher.forward(*inputs, Sight(hidden=frozenset(found))).hidden.items():
-                found[layer][batch, : state.shape[1]] = np.where(inputs[2][..., None], state, 0)
+            seen = teacher.forward(*inputs, sight)
+            states = dict(seen.hidden)
+            for layer, own in seen.qkv.items():
+                for part, heads in enumerate((own.query, own.key, own.value)):
+                    states[INSIDE + 3 * layer + part] = heads.transpose(1, 2).flatten(2)
+            for number, state in states.items():
+                found[number][batch, : state.shape[1]] = np.where(inputs[2][..., None], state, 0)
     torch.set_num_threads(threads)
     return found
 
@@ -305,6 +400,7 @@ def test_a_store_has_the_teachers_vectors_as_its_encoding_rounds_them(
 ) -> None:
     store = open_store(extracted(values))
     assert {name: store.plan.features[name].layers for name in STORED} == STORED and store.plan.hidden is not None
+    assert store.plan.features["qkv"].as_json()["heads"] == HEADS
     real = np.arange(store.plan.splits["train"].longest) < store.read_all("train/n_tokens")[:, None]
     states, cls = decoded(store, "states"), decoded(store, "cls")
     assert states.shape == (ROWS, 3, real.shape[1], WIDTH) and cls.shape == (ROWS, 3, WIDTH)
@@ -313,6 +409,12 @@ def test_a_store_has_the_teachers_vectors_as_its_encoding_rounds_them(
         assert not states[:, place][~real].any()
     for place, layer in enumerate(STORED["cls"]):
         assert_encoded(cls[:, place], said[layer][:, 0], values)
+    inside = decoded(store, "qkv")
+    assert inside.shape == (ROWS, 3, 3, real.shape[1], WIDTH)
+    for place, layer in enumerate(STORED["qkv"]):
+        for part in range(3):
+            assert_encoded(inside[:, place, part][real], said[INSIDE + 3 * layer + part][real], values)
+            assert not inside[:, place, part][~real].any()
     for row in (0, 13, ROWS - 1):
         own = store.row("train", row)
         assert own["states/values"].dtype == own["cls/values"].dtype == np.float32
@@ -332,18 +434,21 @@ def test_no_fill_value_stands_for_data_and_a_scale_of_padding_is_zero(values: Va
         real = np.arange(scale.shape[2]) < store.read_all("train/n_tokens")[:, None]
         assert (scale.swapaxes(1, 2)[real] > 0).all() and not scale.swapaxes(1, 2)[~real].any()
         assert (store.read_all("train/cls/scale") > 0).all()
+        scale = store.read_all("train/qkv/scale").transpose(0, 3, 1, 2)
+        assert (scale[real] > 0).all() and not scale[~real].any()
 
 
 # --- cut, damaged, made again
 
 CUTS: list[tuple[str | None, dict[str, tuple[int, ...]]]] = [
-    ("1,4,0.5", {"states": (0, 4), "cls": (2,)}),
+    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,)}),
     (None, {"states": (2,)}),
     (None, {"cls": (1, 4)}),
+    (None, {"qkv": (1, 4)}),
 ]
 
 
-@pytest.mark.parametrize(("keep", "layers"), CUTS, ids=["of all three", "states", "cls"])
+@pytest.mark.parametrize(("keep", "layers"), CUTS, ids=["of all four", "states", "cls", "qkv"])
 @pytest.mark.parametrize("values", ["f16", "q8", "q4"])
 def test_a_cut_is_what_the_teacher_would_have_written(
     values: Values,
@@ -369,6 +474,7 @@ def test_a_cut_is_what_the_teacher_would_have_written(
         ({"states": (1, 2, 3)}, "states of teacher layers 1, 3"),
         ({"states": (2,), "cls": (0, 1)}, "cls of teacher layers 0"),
         ({"cls": (9,)}, "cls of teacher layers 9"),
+        ({"qkv": (1, 2)}, "qkv of teacher layers 2"),
     ],
 )
 def test_layers_that_a_store_lacks_are_refused_in_one_line(
@@ -428,7 +534,7 @@ def bytes_of_layers(root: Path, layers: Mapping[str, Sequence[int]]) -> dict[str
 
 
 @pytest.mark.parametrize("values", ["f16", "q8"])
-@pytest.mark.parametrize("layers", [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}], ids=["both", "cls"])
+@pytest.mark.parametrize("layers", [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}, {"qkv": (3,)}], ids=["both", "cls", "qkv"])
 def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     layers: dict[str, tuple[int, ...]], values: Values, extracted: Callable[..., Path], tmp_path: Path, fetched: Fetched
 ) -> None:
@@ -441,7 +547,7 @@ def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     }
 
 
-@pytest.mark.parametrize("path", ["states/values", "cls/values", "states/scale"])
+@pytest.mark.parametrize("path", ["states/values", "cls/values", "states/scale", "qkv/values", "qkv/scale"])
 def test_a_flipped_byte_is_found_with_its_unit_and_just_that_unit_is_made_again(
     path: str,
     extracted: Callable[..., Path],
@@ -477,7 +583,7 @@ def test_on_the_machine_that_made_a_store_every_row_is_equal_to_the_last_bit(
 ) -> None:
     found = replay(str(extracted(values)), teacher_folder, rows=EVERYTHING)
     assert (found.rows, found.equal, found.differing) == (ROWS, ROWS, ())
-    assert found.differences == {"logits": 0.0, "hidden": 0.0, "states": 0.0, "cls": 0.0}
+    assert found.differences == {"logits": 0.0, "hidden": 0.0, "states": 0.0, "cls": 0.0, "qkv": 0.0}
 
 
 ALTERED = [3, 77, 149]
@@ -491,6 +597,10 @@ def alter_cls(columns: dict[str, np.ndarray]) -> None:
     columns["train/cls/values"][ALTERED, 2] *= np.float16(1.1)
 
 
+def alter_keys(columns: dict[str, np.ndarray]) -> None:
+    columns["train/qkv/values"][ALTERED, 2, 1, 1] *= np.float16(1.2)
+
+
 def no_number_among_states(columns: dict[str, np.ndarray]) -> None:
     columns["train/states/values"][ALTERED, 0, 1, 5] = np.nan
 
@@ -501,7 +611,13 @@ def other_layers(columns: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "of"),
-    [(alter_states, "states"), (alter_cls, "cls"), (no_number_among_states, "states"), (other_layers, "states")],
+    [
+        (alter_states, "states"),
+        (alter_cls, "cls"),
+        (alter_keys, "qkv"),
+        (no_number_among_states, "states"),
+        (other_layers, "states"),
+    ],
 )
 def test_rows_that_were_altered_are_named_however_well_the_store_is_sealed(
     change: Callable[[dict[str, np.ndarray]], None], of: str, extracted: Callable[..., Path], teacher_folder: str, tmp_path: Path
@@ -531,7 +647,7 @@ def test_processes_make_the_store_that_one_would(teacher_folder: str, data_folde
     options: dict[str, Any] = {"keep": "1,4,0.25", "device": "cpu"}
     alone = make(teacher_folder, data_folder, tmp_path / "alone", **options)
     together = make(teacher_folder, data_folder, tmp_path / "together", engine="procs", workers=2, **options)
-    assert open_store(together).plan.features.keys() == {"hidden", "states", "cls"}
+    assert open_store(together).plan.features.keys() == {"hidden", "states", "cls", "qkv"}
     assert open_store(together).digest == open_store(alone).digest and sealed_tree(together) == sealed_tree(alone)
 
 
@@ -559,7 +675,7 @@ def in_memory(extracted: Callable[..., Path]) -> Callable[[Values], tuple[Store,
     @cache
     def read(values: Values) -> tuple[Store, TrainingRows]:
         store = open_store(extracted(values))
-        return store, rows_from_store(store, "train", places={"states": (0, 1, 2), "cls": (0, 1, 2)})
+        return store, rows_from_store(store, "train", places=dict.fromkeys(STORED, (0, 1, 2)))
 
     return read
 
@@ -581,7 +697,8 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
     indexes = np.array(chosen)
     wants = [want("states", *(STORED["states"][place] for place in places)) for places in (one, other)]
     of_cls = want("cls", *(STORED["cls"][place] for place in cls))
-    batch = rows.batch(indexes, [*wants, of_cls])
+    inside = want("qkv", *(STORED["qkv"][place] for place in cls))
+    batch = rows.batch(indexes, [*wants, of_cls, inside])
     lengths = rows.n_tokens[indexes]
     for each, places in zip(wants, (one, other), strict=True):
         targets = batch[each]
@@ -594,6 +711,15 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
         assert emptied.values.shape == (len(places), 0, *targets.values.shape[2:]) and len(emptied.is_real) == 0
     np.testing.assert_array_equal(batch[of_cls].values.numpy(), decoded_once(store, "cls")[indexes][:, cls].swapaxes(0, 1))
     assert batch[of_cls].values.dtype == (torch.float16 if values == "f16" else torch.float32)
+    heads = batch[inside]
+    for part, found in enumerate((heads.query, heads.key, heads.value)):
+        assert found.dtype == batch[of_cls].values.dtype and found.is_contiguous()
+        np.testing.assert_array_equal(
+            found.transpose(2, 3).flatten(3).numpy(),
+            decoded_once(store, "qkv")[indexes][:, cls, part, : lengths.max()].swapaxes(0, 1),
+        )
+    assert heads.is_real.equal(batch.attention_mask) and heads.query.shape[2] == HEADS
+    assert [len(each) for each in vars(heads.emptied()).values()] == [len(cls)] * 3 + [0] and heads.emptied().key.shape[1] == 0
 
 
 @cache
@@ -604,8 +730,8 @@ def decoded_once(store: Store, name: str) -> np.ndarray:
 @pytest.mark.parametrize("values", ["f16", "q4"])
 def test_windows_of_a_store_know_what_all_of_it_in_memory_knows(values: Values, extracted: Callable[..., Path]) -> None:
     store = open_store(extracted(values, many_units=True))
-    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,)}}
-    wants = [want("states", 4), want("cls", 2), want("states", 4, 0)]
+    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2)}}
+    wants = [want("states", 4), want("cls", 2), want("states", 4, 0), want("qkv", 4), want("qkv", 4, 1)]
     ram = InMemory(rows_from_store(store, "train", **reading))
     (whole,) = ram.windows(np.random.default_rng(0), 4)
     every, source = ram.read(whole), InWindows(store, "train", reading)

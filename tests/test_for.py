@@ -95,6 +95,9 @@ STORES: list[tuple[str, dict[str, dict[str, tuple[int, ...]]]]] = [
     ("--student-layers 2 --student-layers 3 --for pkd", {"pkd": {"cls": (1, 2, 3)}}),
     ("--student-layers 3 --for pkd", {"pkd": {"cls": (1, 3)}}),
     ("--student-layers 2 --for kd", {"kd": {}}),
+    ("--student-layers 2 --student-layers 3 --for minilmv2", {"minilmv2": {"qkv": (4,)}}),
+    ("--student-layers 2 --for minilm --for minilmv2", {"minilm+minilmv2": {"qkv": (4,)}}),
+    ("--student-layers 2 --for tinybert", {"tinybert": {"states": (0, 2, 4), "qkv": (2, 4)}}),
     ("--student-layers 2 --for mud", {"mud": {"hidden": (3,)}}),
     ("--student-layers 2 --for mud --for pkd --keep 2,4,0.5", {"mud+pkd": {"hidden": (2, 3), "cls": (2,)}}),
     ("--student-layers 2 --for mine.toml", {"mud": {"hidden": (3,)}}),
@@ -163,7 +166,7 @@ def test_values_are_the_encoding_of_every_feature(made: Made) -> None:
 def test_whatever_a_method_wants_for_a_depth_that_was_given_is_in_one_of_the_stores(
     names: set[str], depths: set[int], data: st.DataObject
 ) -> None:
-    teacher = TeacherShape(data.draw(st.integers(6, 24)), 32)
+    teacher = TeacherShape(data.draw(st.integers(6, 24)), 32, heads=4)
     methods = [METHODS[name]() for name in data.draw(st.permutations(sorted(names)))]  # type: ignore[index]
     strategies = [Strategy(depth) for depth in sorted(depths)]
     stores = Asked((), strategies, methods).by_store(teacher, most_admitted=12)
@@ -192,7 +195,7 @@ def test_what_a_method_reads_besides_hidden_lies_in_a_store_of_its_name_where_hi
 REFUSALS = [
     (
         "--student-layers 2 --for nonsense",
-        "--for nonsense: no method is called so (mud, kd, finetune, pkd, distilbert, ckd), and no recipe file",
+        f"--for nonsense: no method is called so ({', '.join(METHODS)}), and no recipe file",
     ),
     ("--student-layers 2 --for broken.toml", "no recipe could be read"),
     ("--student-layers 2 --for strange.toml", "patience_layers"),
@@ -275,10 +278,16 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "pkd": [2],
         "distilbert": [1, 2, 3, 4],
         "ckd": [],
+        "minilmv2": [],
+        "minilm": [],
+        "tinybert": [],
     }
     assert {name: service["lacks"] for name, service in found.items() if service["lacks"]} == {
         "mud": ["hidden of teacher layer 3"],
         "ckd": ["states of teacher layers 0, 2"],
+        "minilmv2": ["qkv of teacher layer 4"],
+        "minilm": ["qkv of teacher layer 4"],
+        "tinybert": ["states of teacher layers 0, 2", "qkv of teacher layers 2, 4"],
     }
 
 
@@ -370,6 +379,9 @@ def test_methods_are_listed_with_what_they_read_and_where_they_come_from(capsys:
         "pkd cls, logits, labels",
         "distilbert states, logits, labels",
         "ckd states, logits, labels",
+        "minilmv2 qkv, logits",
+        "minilm qkv, logits",
+        "tinybert states, qkv, logits",
     ):
         assert part in said
     assert hsk("methods", "--json") == 0
@@ -406,7 +418,7 @@ def test_every_method_can_be_told_of(name: str, capsys: pytest.CaptureFixture[st
 
 def test_what_is_no_method_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert hsk("methods", "nonsense") == 2
-    assert refused(capsys) == "nonsense is no method; the methods are mud, kd, finetune, pkd, distilbert, ckd"
+    assert refused(capsys) == f"nonsense is no method; the methods are {', '.join(METHODS)}"
 
 
 # --- hsk derive and hsk pull

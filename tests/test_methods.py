@@ -32,7 +32,7 @@ from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, wei
 from hskstore.methods.batch import Batch
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
-from hskstore.models.observe import Seen, observe
+from hskstore.models.observe import Seen, observe, showing
 from hskstore.models.run import ModelShape
 from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
@@ -48,6 +48,7 @@ from tests.test_processes import launch, way_moved
 
 EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last")]
 INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
+ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm", "tinybert")]
 PROJECTED = [method for method in EVERY if hasattr(method, "projection")]
 TASKS = ("classes", "scores")
 LAYERS, WIDTH = 4, 32
@@ -116,7 +117,8 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn_of_it(method: Method, task: 
     rows = rows_from_store(store, "train", places=places_of(store, phases))
     for phase in phases:
         batch = rows.batch(np.arange(24), phase.reads)
-        seen = observe(model.eval(), *batch.inputs, phase.sees)
+        with showing(model, phase.sees):
+            seen = observe(model.eval(), *batch.inputs, phase.sees)
         terms = method(phase, seen, batch, None)
         assert terms.keys() == phase.weights.keys()
         for name, term in terms.items():
@@ -188,6 +190,13 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> Non
 
 @by_name
 def test_a_student_can_get_narrower_while_it_learns(method: Method, place: Path, tmp_path: Path) -> None:
+    """But in heads whose attention it learns."""
+    if method in ATTENTIVE:
+        with pytest.raises(OptionError, match=rf"^--prune-to 2,32,all: the method {method.name} learns .* as all,32,all, or"):
+            learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
+        learn(place, method, tmp_path / "run", max_steps=4, prune_to=PruneTo(ffn=32))
+        assert set(json.loads((tmp_path / "run" / "config.json").read_text())["ffn_per_layer"]) == {32}
+        return
     found = learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config["heads_per_layer"]) == {2} and set(config["ffn_per_layer"]) == {32}
@@ -236,7 +245,7 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
 @by_name
 def test_another_width_goes_through_a_projection_shared_or_one_a_layer_if_there_is_one(method: Method) -> None:
     teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
-    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert"))
+    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert"))
     if method in PROJECTED:
         counts = {}
         for kind in ("shared", "per-layer"):
@@ -497,5 +506,5 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
 
 
 def test_a_store_of_everything_is_read_by_all(place: Path) -> None:
-    assert store_of(place).plan.features.keys() == {"hidden", "states", "cls"}
-    assert Path(store_of(place).root).name == "ckd+distilbert+finetune+kd+mud+pkd"
+    assert store_of(place).plan.features.keys() == {"hidden", "states", "cls", "qkv"}
+    assert Path(store_of(place).root).name == "+".join(sorted(METHODS))

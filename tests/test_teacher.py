@@ -10,7 +10,8 @@ import torch
 import transformers as tf
 
 from hskstore.errors import ModelError
-from hskstore.models.observe import Sight
+from hskstore.models.observe import SEAM, Sight, heads_of, observe, showing
+from hskstore.models.pruned_bert import PrunedBertConfig, PrunedBertForSequenceClassification
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from tests.conftest import make_bert, make_tokenizer, save_folder
 
@@ -320,3 +321,61 @@ def test_a_row_of_one_token_is_told_nothing_of_and_runs() -> None:
     ids = torch.tensor([[5], [6]])
     teacher.probe(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool), first=True)
     assert not math.isnan(float(teacher.forward(ids, torch.zeros_like(ids), torch.ones_like(ids).bool()).logits.sum()))
+
+
+# --- the inside of attention
+
+
+def scaled_otherwise() -> Any:
+    model = FAMILIES["bert"]()
+    model.bert.encoder.layer[1].attention.self.scaling = 0.5
+    return model
+
+
+UNSEEN: dict[str, tuple[Make, str]] = {
+    "mpnet": (FAMILIES["mpnet"], "shows no queries, keys and values of each layer"),
+    "deberta-v2": (FAMILIES["deberta-v2"], "shows no queries, keys and values of each layer"),
+    "eurobert": (OF_SHARED_KEYS["eurobert"], "has heads that share their keys and values"),
+    "scaled": (scaled_otherwise, r"scales its scores by 0\.5, not by the root of a head's size, 0\.3536"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_attention_whose_queries_keys_and_values_are_not_to_be_had_is_refused_by_name(kind: str) -> None:
+    torch.manual_seed(0)
+    make, why = UNSEEN[kind]
+    model = make()
+    before = model.config._attn_implementation
+    with pytest.raises(ModelError, match=rf"^it: its attention {why}, from which the method learns: choose"):
+        heads_of(model, *padded_batch(), layers=3, name="it")
+    assert model.config._attn_implementation == before
+    teacher = Teacher(model, None, name="it", device=torch.device("cpu"))
+    teacher.probe(*padded_batch(), ranks=False)
+    with pytest.raises(ModelError, match=r"^it: .*(eager|share|scales).*choose"):
+        teacher.probe(*padded_batch(), ranks=False, heads=True)
+
+
+def test_heads_that_do_not_make_up_a_teachers_width_are_refused() -> None:
+    wide = PrunedBertForSequenceClassification(PrunedBertConfig(**SIZES, head_size=5))
+    teacher = Teacher(wide, None, name="it", device=torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"^it: its heads \(4 x 5\) are not 4 that make up its width of 32"):
+        teacher.probe(*padded_batch(), ranks=False, heads=True)
+
+
+def test_what_attention_is_made_of_carries_gradients_and_a_model_runs_afterwards_as_before() -> None:
+    """Also of a BERT whose layers have different numbers of heads."""
+    torch.manual_seed(0)
+    model = PrunedBertForSequenceClassification(PrunedBertConfig(**SIZES, heads_per_layer=[4, 1, 2]))
+    assert heads_of(model, *padded_batch(), layers=3, name="it") == ((4, 8), (1, 8), (2, 8))
+    before, sight = model.config._attn_implementation, Sight(qkv=frozenset({2}))
+    with showing(model, sight):
+        assert model.config._attn_implementation == SEAM
+        seen = observe(model, *padded_batch(), sight)
+    assert model.config._attn_implementation == before != SEAM and SEAM not in model.config.to_json_string()
+    assert seen.qkv.keys() == {2} and seen.qkv[2].query.shape == (4, 1, 12, 8)
+    (seen.qkv[2].query.sum() + seen.qkv[2].value.sum() + 0 * seen.emptied().qkv[2].key.sum()).backward()
+    attention = model.bert.encoder.layer[1].attention.self
+    assert all(part.weight.grad.abs().sum() > 0 for part in (attention.query, attention.value))
+    with pytest.raises(RuntimeError, match="stop"), showing(model, sight):
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == before

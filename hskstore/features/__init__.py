@@ -7,21 +7,24 @@ from hskstore.features.cls import CLS, ClsTargets
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
 from hskstore.features.hidden import HIDDEN, HiddenTargets
+from hskstore.features.qkv import QKV, QkvTargets
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV)}
 
 __all__ = [
     "CLS",
     "CLS_ROW",
     "HIDDEN",
     "KINDS",
+    "QKV",
     "STATES",
     "ClsRowTargets",
     "ClsTargets",
     "FeatureRows",
     "HiddenTargets",
     "Kind",
+    "QkvTargets",
     "StateTargets",
     "Targets",
     "TeacherShape",

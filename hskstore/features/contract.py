@@ -21,12 +21,13 @@ from hskstore.text.rows import Rows
 class TeacherShape:
     """The teacher that is learnt from: its layers, the width of its hidden states, and, of a store that holds that feature, how
     its `hidden` was chosen. Where rows are longer than what the first token attends to in some layers, `ranking` are the
-    others."""
+    others. `heads` are those of its attention, where it is known."""
 
     layers: int
     width: int
     hidden: Hidden | None = None
     ranking: tuple[int, ...] | None = None
+    heads: int | None = None
 
 
 Arrays = Mapping[str, Shaped[np.ndarray, "_row ..."]]

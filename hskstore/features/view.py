@@ -94,14 +94,14 @@ class View(Store):
                 layer: _decoded(self._rich, values[some][:, :longest], scale[layer][some][:, :longest] if scale else None)
                 for layer, values in states.items()
             }
-            shown = {
-                name: {layer: torch.from_numpy(array[some][:, :longest]) for layer, array in found.items()}
-                for name, found in seen.items()
-            }
+            cls_row, raw = (
+                {layer: torch.from_numpy(array[some][:, :longest]) for layer, array in seen[name].items()}
+                for name in ("cls_row", "raw_cls_row")
+            )
             mask = torch.from_numpy(np.arange(longest) < n_tokens[some, None])
             tokens = torch.from_numpy(ids[some][:, :longest].astype(np.int64))
             batch = (tokens, torch.zeros_like(tokens), mask)
-            kept = HIDDEN.capture(self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, **shown), batch, rows)
+            kept = HIDDEN.capture(self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, cls_row, raw), batch, rows)
             if not bool(kept.pop("finite").all()):
                 raise StoreError(f"{self.root}: its states are not finite: the store is damaged")
             parts.append({name: tensor.numpy() for name, tensor in kept.items()})

@@ -1,5 +1,6 @@
 """Losses as pure functions of tensors: student and teacher in, one term out. Gradients flow to the student alone."""
 
+from hskstore.losses.attention import attention_kl, attention_mse, in_heads, relation_kl
 from hskstore.losses.directions import cosine_distance, normalised_mse
 from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
 from hskstore.losses.logits import hard_cross_entropy, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
@@ -9,14 +10,18 @@ from hskstore.losses.whole_batch import whole_batch
 
 __all__ = [
     "Term",
+    "attention_kl",
+    "attention_mse",
     "cosine_distance",
     "hard_cross_entropy",
     "hidden_mse",
+    "in_heads",
     "kept_hidden_mse",
     "layer_angle",
     "layer_pair",
     "logit_mse",
     "normalised_mse",
+    "relation_kl",
     "reverse_kl",
     "score_mse",
     "soft_cross_entropy",

@@ -11,18 +11,35 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
+from hskstore.methods.minilm import MiniLM
+from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
 from hskstore.methods.pkd import Pkd
+from hskstore.methods.tinybert import TinyBert
 from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
-METHODS: Mapping[MethodName, type[Mud] | type[Kd] | type[Finetune] | type[Pkd] | type[DistilBert] | type[Ckd]] = {
+METHODS: Mapping[
+    MethodName,
+    type[Mud]
+    | type[Kd]
+    | type[Finetune]
+    | type[Pkd]
+    | type[DistilBert]
+    | type[Ckd]
+    | type[MiniLMv2]
+    | type[MiniLM]
+    | type[TinyBert],
+] = {
     "mud": Mud,
     "kd": Kd,
     "finetune": Finetune,
     "pkd": Pkd,
     "distilbert": DistilBert,
     "ckd": Ckd,
+    "minilmv2": MiniLMv2,
+    "minilm": MiniLM,
+    "tinybert": TinyBert,
 }
 
 
@@ -49,9 +66,12 @@ __all__ = [
     "Finetune",
     "Kd",
     "Method",
+    "MiniLM",
+    "MiniLMv2",
     "Mud",
     "Phase",
     "Term",
+    "TinyBert",
     "Weights",
     "make_method",
     "method_options",

@@ -1,42 +1,47 @@
 """What one forward pass shows of a model inside: one seam, for the teacher without gradients and for the student with them.
 
 The teacher runs on SDPA. One registered attention function calls SDPA and, for the layers asked for, also computes the first row
-of the attention map, which costs O(tokens) a head instead of O(tokens^2). Families that never call it (MPNet) run with eager
-attention.
+of the attention map, which costs O(tokens) a head instead of O(tokens^2), or keeps the queries, keys and values that it was
+given. Families that never call it (MPNet) run with eager attention.
 """
 
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from hskstore.models.run import run_model
+from hskstore.errors import ModelError
+from hskstore.models.run import put_back, run_model
 
 SEAM = "hskstore_sdpa"
-"""The attention implementation that a model must have for the [CLS] rows of its attention to be seen."""
+"""The attention implementation that a model must have for the inside of its attention to be seen."""
 
 
 @dataclass(frozen=True)
 class Sight:
     """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L, as
-    probabilities and as raw scores before the softmax; and whether the first token is asked for as one that has seen its whole
-    row. `|` joins what several features ask for."""
+    probabilities and as raw scores before the softmax, queries, keys and values of 1 to L; and whether the first token is asked
+    for as one that has seen its whole row. `|` joins what several features ask for."""
 
     hidden: frozenset[int] = frozenset()
     cls_row: frozenset[int] = frozenset()
     raw_cls_row: frozenset[int] = frozenset()
     first: bool = False
+    qkv: frozenset[int] = frozenset()
 
     @property
     def rows(self) -> frozenset[int]:
-        """The layers whose attention is looked at, in whatever form."""
+        """The layers whose attention's [CLS] row is looked at, in whatever form."""
         return self.cls_row | self.raw_cls_row
 
     def __or__(self, other: "Sight") -> "Sight":
@@ -45,23 +50,37 @@ class Sight:
             self.cls_row | other.cls_row,
             self.raw_cls_row | other.raw_cls_row,
             self.first or other.first,
+            self.qkv | other.qkv,
         )
+
+
+@dataclass(frozen=True)
+class QueryKeyValue:
+    """What the attention of one layer is made of, after rotary embedding."""
+
+    query: Float[Tensor, "batch head token size"]
+    key: Float[Tensor, "batch head token size"]
+    value: Float[Tensor, "batch head token size"]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What was seen, by layer: `hidden` states, and the mean over heads of the [CLS] row of the attention (Equation 6), also
-    of its raw scores."""
+    of its raw scores; queries, keys and values."""
 
     logits: Float[Tensor, "batch class"]
     hidden: Mapping[int, Float[Tensor, "batch token width"]] = field(default_factory=dict)
     cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
     raw_cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
+    qkv: Mapping[int, QueryKeyValue] = field(default_factory=dict)
 
     def emptied(self) -> "Seen":
         """The same without its rows; gradients, all of them zero, reach what a whole one's would."""
-        seen = (self.hidden, self.cls_row, self.raw_cls_row)
-        return Seen(self.logits[:0], *({layer: tensor[:0] for layer, tensor in found.items()} for found in seen))
+        hidden, cls_row, raw = (
+            {layer: tensor[:0] for layer, tensor in found.items()} for found in (self.hidden, self.cls_row, self.raw_cls_row)
+        )
+        qkv = {layer: QueryKeyValue(own.query[:0], own.key[:0], own.value[:0]) for layer, own in self.qkv.items()}
+        return Seen(self.logits[:0], hidden, cls_row, raw, qkv)
 
 
 NOTHING = Sight()
@@ -91,12 +110,61 @@ def observe(
     finally:
         _active.capture = None
     states = output.hidden_states or ()
-    rows, raw = ({}, {}) if capture is None else (capture.rows, capture.raw)
+    rows, raw, qkv = ({}, {}, {}) if capture is None else (capture.rows, capture.raw, capture.qkv)
     if output.attentions is not None:
         maps = {layer: each for layer, each in enumerate(output.attentions, 1) if layer in sight.cls_row}
         rows = {layer: each[:, :, 0].float().mean(dim=1) for layer, each in maps.items() if _is_map(each, input_ids)}
     hidden = {layer: states[layer] for layer in sorted(sight.hidden) if layer < len(states)}
-    return Seen(output.logits, hidden, rows, raw)
+    return Seen(output.logits, hidden, rows, raw, qkv)
+
+
+@contextmanager
+def showing(model: nn.Module, sight: Sight) -> Iterator[None]:
+    """Within, a model shows the inside of its attention, if that is in sight; afterwards it runs, and is saved, as before."""
+    if not sight.qkv or not isinstance(model, PreTrainedModel):
+        yield
+        return
+    shown: Any = model
+    before = shown.config._attn_implementation
+    try:
+        with suppress(ValueError):  # of a family without SDPA, which will then show nothing
+            shown.set_attn_implementation(SEAM)
+        yield
+    finally:
+        shown.set_attn_implementation(before)
+
+
+def heads_of(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch token"],
+    token_type_ids: Int[Tensor, "batch token"],
+    attention_mask: Bool[Tensor, "batch token"],
+    *,
+    layers: int,
+    name: str,
+) -> tuple[tuple[int, int], ...]:
+    """Heads and their size in each of a model's `layers`, as its attention runs on a batch.
+
+    Raises ModelError unless all of them show queries, keys and values, a key for each query, and scale their products by
+    size ** -0.5.
+    """
+    sight = Sight(qkv=frozenset(range(1, layers + 1)))
+    capture = _Capture(sight)
+    _active.capture = capture
+    try:
+        with showing(model, sight), put_back(model), torch.no_grad():
+            run_model(model.eval(), input_ids, token_type_ids, attention_mask)
+    finally:
+        _active.capture = None
+    why = capture.strange
+    if why is None and capture.calls != layers:
+        why = "shows no queries, keys and values of each layer"
+    if why is not None:
+        raise ModelError(
+            f"{name}: its attention {why}, from which the method learns: choose a model of another family, such as a BERT, or a"
+            " method without attention, such as kd"
+        )
+    return tuple((own.query.shape[1], own.query.shape[3]) for _, own in sorted(capture.qkv.items()))
 
 
 def _is_map(attention: object, input_ids: Int[Tensor, "batch token"]) -> bool:
@@ -113,6 +181,18 @@ class _Capture:
     calls: int = 0
     rows: dict[int, Tensor] = field(default_factory=dict)
     raw: dict[int, Tensor] = field(default_factory=dict)
+    qkv: dict[int, QueryKeyValue] = field(default_factory=dict)
+    strange: str | None = None
+
+    def keep(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        """What the attention of a layer that is looked at was given; `strange` says why its scores are not those of any other."""
+        size = query.shape[-1]
+        if key.shape != query.shape or value.shape != query.shape:
+            self.strange = "has heads that share their keys and values"
+        elif scaling is not None and not math.isclose(scaling, size**-0.5, rel_tol=1e-6):
+            self.strange = f"scales its scores by {scaling:.4g}, not by the root of a head's size, {size**-0.5:.4g}"
+        else:
+            self.qkv[self.calls] = QueryKeyValue(query, key, value)
 
     def note(self, scores: Tensor) -> None:
         """The raw scores [batch, head, token] of a layer that is looked at."""
@@ -138,6 +218,8 @@ def _attention(
                 mask = _left_to_right(query)
             with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
                 capture.note(_first_row(query, key, mask, options.get("scaling")))
+        if capture.calls in capture.sight.qkv:
+            capture.keep(query, key, value, options.get("scaling"))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output, None
 

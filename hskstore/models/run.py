@@ -34,11 +34,12 @@ class Outputs(NamedTuple):
 @dataclass(frozen=True)
 class ModelShape:
     """What a classifier was seen to give, or shall have: `hidden` are its layers and the width of its hidden states, or why it
-    has none that a method could learn from."""
+    has none that a method could learn from; `heads` those of each layer and their size, where its attention was looked at."""
 
     name: str
     outputs: int
     hidden: tuple[int, int] | str
+    heads: tuple[tuple[int, int], ...] | None = None
 
     @property
     def layers(self) -> int:

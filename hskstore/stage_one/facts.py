@@ -17,14 +17,16 @@ class TeacherFacts:
     """Of a teacher and its tokenizer. `planned` and `tokenizer` are plain JSON, as a plan holds them.
 
     `positions` are the tokens that the teacher has positions for (None: no such limit), `most_tokens` those that it and its
-    tokenizer take, `windows` how many behind it the first token attends to in each layer (None: all). `files` travel beside the
-    arrays: the tokenizer's, and the teacher's config and hash (never its weights).
+    tokenizer take, `windows` how many behind it the first token attends to in each layer (None: all), `heads` those of its
+    attention as its config has them. `files` travel beside the arrays: the tokenizer's, and the teacher's config and hash (never
+    its weights).
     """
 
     label_names: tuple[str, ...]
     positions: int | None
     most_tokens: int
     windows: tuple[int | None, ...]
+    heads: int | None
     planned: dict[str, Any]
     tokenizer: dict[str, Any]
     files: dict[str, bytes]
@@ -43,6 +45,7 @@ def facts_of(teacher: Teacher) -> TeacherFacts:
         positions=usable_positions(model),
         most_tokens=usual_length(model, tokenizer, MOST_COUNT),
         windows=attention_windows(model.config),
+        heads=getattr(model.config, "num_attention_heads", None),
         planned={
             "sha256": teacher.sha256,
             "model_type": model.config.model_type,

@@ -157,7 +157,7 @@ def make_plans(
         text=_kept_text(rows),
     )
     ranking = teacher.ranking(rows["train"].longest)
-    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"], ranking=ranking)
+    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"], ranking=ranking, heads=teacher.heads)
     stores = asked.by_store(shape, most_admitted=most_admitted, raw_scores=raw_scores)
     return {name: plan_one(features) for name, features in stores.items()}
 

@@ -15,7 +15,7 @@ from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.features import Cls, ClsRow, Feature
+from hskstore.store.features import ClsRow, Feature, OfLayers
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
@@ -79,7 +79,7 @@ class SampledRows:
         """How many vectors of a feature are in the sample, in all its layers."""
         if isinstance(feature, Hidden):
             return int(self.columns["train/hidden/n_kept"].sum())
-        return len(feature.layers) * (self.rows if feature.name == Cls.name else int(self.columns["train/n_tokens"].sum()))
+        return _whole_vectors(feature, self.rows, int(self.columns["train/n_tokens"].sum()))
 
 
 def kept_tokens(keep: Keep, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
@@ -92,7 +92,13 @@ def vectors(feature: Feature, rows: Rows, rows_by_admitted: Int[np.ndarray, " co
     """How many vectors, or numbers of a token's, a feature keeps of the train `rows`, in all its layers."""
     if isinstance(feature, Hidden):
         return kept_tokens(feature.keep, rows_by_admitted) * len(feature.layers)
-    return len(feature.layers) * (len(rows) if feature.name == Cls.name else len(rows.input_ids))
+    return _whole_vectors(feature, len(rows), len(rows.input_ids))
+
+
+def _whole_vectors(feature: Feature, rows: int, tokens: int) -> int:
+    """Of a feature that has them of every row, or of every token."""
+    assert isinstance(feature, OfLayers)
+    return math.prod(feature.shape(1)) * (tokens if "token" in feature.axes else rows)
 
 
 def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.ndarray, " count"]) -> dict[str, int]:

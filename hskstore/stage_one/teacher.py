@@ -12,7 +12,7 @@ from torch import Tensor
 from hskstore.config import Precision, Score
 from hskstore.errors import ModelError
 from hskstore.models.load import load_trained, read_config
-from hskstore.models.observe import NOTHING, SEAM, Seen, Sight, observe
+from hskstore.models.observe import NOTHING, SEAM, Seen, Sight, heads_of, observe
 from hskstore.models.run import Inputs
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,15 @@ class Teacher:
         ranks: bool = True,
         score: Score = "probability",
         first: bool = False,
+        heads: bool = False,
     ) -> None:
         """Run one padded batch through SDPA and eager attention and compare, before anything is stored.
 
         Falls back to eager for a family that does not call the seam once a layer. Raises ModelError where the two
         disagree, where a number is not finite, where the model cannot run on the batch or in the teacher's precision, where it
         has no state for each token, or, if tokens are to be ranked by attention (`ranks`), where the family gives none of this
-        `score`. With `ranks`, and where its vector is asked for (`first`), the first token must see its row.
+        `score`. With `ranks`, and where its vector is asked for (`first`), the first token must see its row. With `heads` its
+        attention must show queries, keys and values.
         """
         batch = (input_ids, token_type_ids, attention_mask)
         real = attention_mask.to(self.device)
@@ -116,6 +118,8 @@ class Teacher:
                 self.model.set_attn_implementation(SEAM)
                 self._check_same(seen, slow, real)
             self._check_padding(batch, reads_on)
+            if heads:
+                self._check_heads(batch)
         finally:
             self.precision = precision
         self._check_precision(batch)
@@ -164,6 +168,22 @@ class Teacher:
             raise ModelError(
                 f"{self.name}: the family {self.family} gives no attention of every token to every token to rank tokens by:"
                 " choose --rank left or random, or --for a method that needs no ranks, such as kd"
+            )
+
+    def _check_heads(self, batch: Inputs) -> None:
+        """Raise ModelError unless every layer's attention shows heads as its config has them, side by side as wide as a state."""
+        config = self.model.config
+        if self.eager:
+            raise ModelError(
+                f"{self.name}: the family {self.family} runs with eager attention, which shows no queries, keys and values:"
+                " choose a teacher of another family, such as a BERT, or --for a method without attention, such as kd"
+            )
+        found = set(heads_of(self.model, *batch, layers=self.layers, name=self.name))
+        if found != {(config.num_attention_heads, config.hidden_size // config.num_attention_heads)}:
+            shown = ", ".join(f"{heads} x {size}" for heads, size in sorted(found))
+            raise ModelError(
+                f"{self.name}: its heads ({shown}) are not {config.num_attention_heads} that make up its width of"
+                f" {config.hidden_size}: choose another teacher, or --for a method without attention, such as kd"
             )
 
     def _reads_left_to_right(self, batch: Inputs, seen: Seen) -> bool:

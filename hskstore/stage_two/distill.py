@@ -9,6 +9,7 @@ from torch import nn
 from hskstore.errors import OptionError
 from hskstore.models.anatomy import parameters
 from hskstore.models.folder import RECIPE, refuse_existing_model, set_labels
+from hskstore.models.observe import showing
 from hskstore.stage_two.card import Distilled, save_student
 from hskstore.stage_two.feed import open_supply
 from hskstore.stage_two.learner import build_learner
@@ -60,7 +61,7 @@ def distill(
     fitted = fit_student(chosen, store, recipe, tokenizer=tokenizer)
     _tell_depths(fitted)
     telling = telling_rows(fitted.dev["validation"])
-    hidden = any(phase.sees.hidden for phase in fitted.phases)
+    hidden = bool(fitted.sight.hidden)
     precision = precision_for(fitted.model, fitted.name, telling, wanted=recipe.precision, device=device, hidden=hidden)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     supply = open_supply(
@@ -70,20 +71,21 @@ def distill(
     recipe = completed(recipe, fitted.phases, task, precision, supply.name)
     settings = phase_settings(recipe, fitted.phases, task.defaults, supply)
     learner = build_learner(fitted, recipe, settings)
-    results = train(
-        learner,
-        supply,
-        recipe.method,
-        settings,
-        data=fitted.data,
-        order=fitted.order,
-        seed=recipe.seed,
-        out=out,
-        score=dev_score(task, fitted.dev["validation"], watch),
-        precision=precision,
-        device=device,
-        watch=watch,
-    )
+    with showing(fitted.model, fitted.sight):
+        results = train(
+            learner,
+            supply,
+            recipe.method,
+            settings,
+            data=fitted.data,
+            order=fitted.order,
+            seed=recipe.seed,
+            out=out,
+            score=dev_score(task, fitted.dev["validation"], watch),
+            precision=precision,
+            device=device,
+            watch=watch,
+        )
     learner.student.eval()
     set_labels(learner.student, task.labels, task.kind)
     distilled = Distilled(

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import nn
 from transformers import set_seed
 
 from hskstore.config import DEFAULT_KEEP
-from hskstore.errors import ModelError, StoreError
-from hskstore.features import HIDDEN, TeacherShape, Want
+from hskstore.errors import ModelError, OptionError, StoreError
+from hskstore.features import HIDDEN, QKV, TeacherShape, Want
 from hskstore.features.hidden import aligned_share
 from hskstore.layers import LayerPair
 from hskstore.methods import Method, Phase, weighed
 from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
+from hskstore.models.observe import NOTHING, Sight, heads_of
 from hskstore.models.pruning import as_pruned_bert
-from hskstore.models.run import ModelShape, check_length, check_vocabulary, known_words, shape_of
+from hskstore.models.run import Inputs, ModelShape, check_length, check_vocabulary, known_words, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import Places, TrainingRows, check_words, reading_options, rows_from_store, telling_rows
@@ -55,6 +57,11 @@ class Student:
     data: str
     order: str
 
+    @property
+    def sight(self) -> Sight:
+        """All that is seen of it in its run."""
+        return reduce(Sight.__or__, (phase.sees for phase in self.phases), NOTHING)
+
     def check_train(self, store: Store, supply: Supply) -> None:
         """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
         if self.reading:
@@ -84,6 +91,14 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     teacher = teacher_shape(plan)
     phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
     check_store(store, phases, shape, method)
+    if any(phase.sees.qkv for phase in phases):
+        shape = replace(shape, heads=_heads(model, name, shape, telling_rows(dev["validation"]), recipe))
+        phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)  # which may refuse such heads
+    if reading and any(want.kind is QKV for want in _wants(phases)):
+        raise ModelError(
+            f"{name} has another tokenizer than the teacher, whose attention from token to token the method {method.name} learns:"
+            " choose a student with the teacher's tokenizer, or a method that reads no attention"
+        )
     if reading and any(want.kind.name == Cls.name for want in _wants(phases)):
         check_begins_with_special(own, name, [["a"]] * len(plan.task["text"]), Cls.name)
     data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
@@ -137,6 +152,17 @@ def uneven_pairs(student: Student) -> tuple[LayerPair, ...]:
 
 def _wants(phases: Sequence[Phase]) -> list[Want[Any]]:
     return [want for phase in phases for want in phase.reads]
+
+
+def _heads(model: Any, name: str, shape: ModelShape, batch: Inputs, recipe: Recipe) -> tuple[tuple[int, int], ...]:
+    """Heads and their size, by layer. Raises ModelError where the attention cannot be seen, OptionError where heads would go."""
+    found, to = heads_of(model, *batch, layers=shape.layers, name=name), recipe.prune_to
+    if to is not None and to.heads is not None and to.heads < max(heads for heads, _ in found):
+        raise OptionError(
+            f"--prune-to {to}: the method {recipe.method.name} learns the attention of the heads that would go; prune other"
+            f" widths alone, such as all,{to.ffn or 'all'},{to.embedding_rank or 'all'}, or choose another method"
+        )
+    return found
 
 
 def _check_rows(model: Any, name: str, longest: int) -> None:

@@ -100,14 +100,16 @@ def _lay(spec: ArraySpec, column: Column, run: int, layer: int, chunk: np.ndarra
     """The rows of one chunk as they are stored, into `chunk`."""
     rows = column[run * spec.chunk : (run + 1) * spec.chunk]
     inside = chunk[:, 0] if spec.layered else chunk
+    tokens = spec.token_axis - spec.layered
     if isinstance(rows, np.ndarray):
         inside[: len(rows)] = rows[:, layer] if spec.layered else rows
     else:
         for place, row in enumerate(rows):
             own = row[layer] if spec.layered else row
             if own.ndim:
-                inside[place, : len(own)] = own
-                inside[place, len(own) :] = 0
+                own, there = own.swapaxes(0, tokens), inside[place].swapaxes(0, tokens)
+                there[: len(own)] = own
+                there[len(own) :] = 0
             else:
                 inside[place] = own
     inside[len(rows) :] = spec.fill  # nobody reads what is behind the last row
@@ -119,7 +121,7 @@ def _check_shape(spec: ArraySpec, rows: int, column: Column) -> None:
         assert column.shape == expected and column.dtype == np.dtype(spec.dtype), (column.shape, expected, column.dtype)
         return
     assert len(column) == rows, (len(column), rows)
-    inner, tokens = spec.shape[1:], 1 if spec.layered else 0
+    inner, tokens = spec.shape[1:], spec.token_axis
     for row in column:
         fits = all(
             own == most or (axis == tokens and own < most) for axis, (own, most) in enumerate(zip(row.shape, inner, strict=True))

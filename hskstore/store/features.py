@@ -5,13 +5,16 @@ of any depth.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, get_args
 
 from hskstore.config import Values, check_choice
 from hskstore.layers import LayerPair
 from hskstore.store.hidden import Hidden
 from hskstore.store.vectors import ENCODINGS, Array, Axis, Encoding
+
+PARTS = 3
+"""Of what an attention is made of: query, key and value, in this order."""
 
 
 class Feature(Protocol):
@@ -81,7 +84,7 @@ class OfLayers:
 
     def shape(self, longest: int) -> tuple[int, ...]:
         """Of its `axes`, for rows of at most `longest` tokens."""
-        sizes = {"layer": len(self.layers), "token": longest}
+        sizes = {"layer": len(self.layers), "part": PARTS, "token": longest}
         return tuple(sizes[axis] for axis in self.axes)
 
     def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
@@ -151,6 +154,33 @@ class Cls(LayerVectors):
 
 
 @dataclass(frozen=True)
+class Qkv(LayerVectors):
+    """Queries, keys and values of the attention of some layers, 1 to L, after rotary embedding, of every real token in the text's
+    order: [layer, part, token, width], the `heads` of a vector side by side. Behind a row's last token: zeros."""
+
+    name: ClassVar = "qkv"
+    axes: ClassVar = ("layer", "part", "token")
+    heads: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 in self.layers:
+            raise ValueError("attention is of layers from 1 on")
+        if type(self.heads) is not int or self.heads < 1 or self.hidden_size % self.heads:
+            raise ValueError("a vector is not made of its heads")
+
+    def as_json(self) -> dict[str, Any]:
+        return super().as_json() | {"heads": self.heads}
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(tuple(document["layers"]), document["hidden_size"], document["values"], heads=document["heads"])
+
+    def attributes(self) -> dict[str, object]:
+        return super().attributes() | {"heads": self.heads}
+
+
+@dataclass(frozen=True)
 class ClsRow(OfLayers):
     """The [CLS] row of the attention of some layers, 1 to L, mean over heads, f32: [layer, token] of probabilities, and of raw
     scores where the teacher shows them (`raw`). Behind a row's last token: zeros. Where [CLS] attends to whole rows in some
@@ -198,7 +228,12 @@ class ClsRow(OfLayers):
         return {"teacher_layers": list(self.layers), "raw": self.raw}
 
 
-OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow]] = {"states": States, "cls": Cls, "cls_row": ClsRow}
+OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv]] = {
+    "states": States,
+    "cls": Cls,
+    "cls_row": ClsRow,
+    "qkv": Qkv,
+}
 """The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
 
 FEATURES: tuple[str, ...] = (Hidden.name, *OF_LAYERS)

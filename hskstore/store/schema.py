@@ -62,6 +62,11 @@ class ArraySpec:
         return self.axes[0] == "layer" if self.axes else len(self.shape) == 4
 
     @property
+    def token_axis(self) -> int:
+        """Of a row's axes the one along which it is as long as its tokens."""
+        return self.axes.index("token") if "token" in self.axes else int(self.layered)
+
+    @property
     def chunk_shape(self) -> tuple[int, ...]:
         return (self.chunk, 1, *self.shape[2:]) if self.layered else (self.chunk, *self.shape[1:])
 
