@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -282,3 +283,18 @@ def test_commands_print_paths_and_name_mistakes_as_they_were_given(
     assert str(out / "student") in capsys.readouterr().err
     assert hsk("show", store, "[/path]") == 2
     assert "[/path]" in capsys.readouterr().err
+
+
+def test_a_path_of_any_bytes_is_printed(teacher_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert hsk("student", "slice", teacher_folder, "--layers", "1", "--out", tmp_path / "\udcff") == 0
+    printed.seek(0)
+    assert "\\udcff: layers 1 of" in printed.read()
+
+
+def test_what_was_given_is_told_by_its_first_letters_and_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hsk("show", "x" * 5000) == 2
+    assert "x..." in (said := capsys.readouterr().err) and len(said) < 1000
+    assert hsk("show", "\x1b[31mred\r") == 2
+    assert "\\x1b[31mred\\x0d" in capsys.readouterr().err

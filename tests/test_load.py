@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from hskstore.config import Strategy
 from hskstore.errors import HskError, ModelError
@@ -164,10 +165,54 @@ def test_weights_of_another_number_of_classes_are_told_as_such(with_config: With
         load_classifier(with_config(named("a", "b")))
 
 
-def test_a_model_that_does_not_run_is_not_scored(with_config: WithConfig, tmp_path: Path) -> None:
-    (tmp_path / "dev.tsv").write_text("text\tlabel\nthe cat\t0\na dog sees\t2\nthe bird\t1\n")
-    with pytest.raises(ModelError, match="it gave no logits"):
-        evaluate(with_config({"chunk_size_feed_forward": "a"}), str(tmp_path), text=["text"], label="label", latency=False)
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_a_model_that_does_not_run_is_neither_scored_nor_trained(
+    command: str, with_config: WithConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\nthe cat\t0\na dog sees\t2\nthe bird\t1\n")
+    folder = with_config({})
+    monkeypatch.setattr(BertEncoder, "forward", lambda *_, **__: 1 < "a")  # type: ignore[operator]
+    how: dict[str, Any] = {"text": ["text"], "label": "label"}
+    with pytest.raises(ModelError, match=f"^{folder}: it gave no logits"):
+        if command == "evaluate":
+            evaluate(folder, str(tmp_path), latency=False, **how)
+        else:
+            finetune(folder, str(tmp_path), out=tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, and at most 1000"),
+        ({"id2label": ..., "num_labels": 10**9}, "num_labels is 1000000000, and at most 1000000"),
+        ({"chunk_size_feed_forward": "a"}, "chunk_size_feed_forward is 'a'"),
+        ({"chunk_size_feed_forward": 2}, "chunk_size_feed_forward is 2"),
+        ({"chunk_size_feed_forward": None}, "chunk_size_feed_forward is None"),
+        ({"output_hidden_states": "a"}, "output_hidden_states is 'a', and must be true or false"),
+        ({"output_attentions": 1.5}, "output_attentions is 1.5, and must be true or false"),
+        ({"hidden_dropout_prob": float("nan")}, "hidden_dropout_prob holds NaN or Infinity"),
+        ({"unheard_of": {"a": [float("-inf")]}}, "unheard_of holds NaN or Infinity"),
+        ({"unheard_of": "\ud83d"}, "holds half a character"),
+    ],
+)
+def test_a_config_that_would_hang_or_fail_later_is_refused_at_once(
+    fields: dict[str, Any], said: str, with_config: WithConfig
+) -> None:
+    folder = with_config(fields)
+    for options in ({}, {"num_labels": 2, "ignore_mismatched_sizes": True}):
+        with pytest.raises(ModelError, match=f"^{folder}/config.json:? .*{said}|^{folder}/config.json: {said}"):
+            load_classifier(folder, **options)
+
+
+def test_what_a_library_says_at_length_is_cut(with_config: WithConfig) -> None:
+    folder = with_config({})
+    header = json.dumps({"x" * 20_000: 1}).encode()
+    (Path(folder) / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match="no model could be loaded") as raised:
+        load_classifier(folder)
+    assert len(str(raised.value)) < 1000
 
 
 def test_layers_are_told_without_weights(with_config: WithConfig) -> None:

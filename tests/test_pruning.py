@@ -292,6 +292,19 @@ def test_importance_counts_a_batch_once_and_starts_again_in_the_models_widths() 
     assert [importance.heads(2).tolist(), importance.units(2).tolist()] == [[0], [0, 0]]
 
 
+@pytest.mark.parametrize("where", ["a layer", "a word that no row has"])
+def test_weights_that_are_not_finite_are_refused(where: str) -> None:
+    model = as_pruned_bert(bert(), "it")
+    if where == "a layer":
+        model.bert.encoder.layer[1].output.dense.weight.data[0] = torch.nan
+        with pytest.raises(ModelError, match=r"^it: its loss on the train rows is not finite"):
+            measure_importance(model, tiny_rows(), order="ab" * 32, name="it")
+    else:
+        model.bert.embeddings.word_embeddings.weight.data[-1] = torch.nan
+        with pytest.raises(ModelError, match="word embeddings that are not finite"):
+            factorise(model.bert.embeddings.word_embeddings, 2, None)
+
+
 def test_a_unit_that_the_loss_does_not_hang_on_is_the_first_to_go() -> None:
     teacher = bert()
     for number, layer in enumerate(teacher.bert.encoder.layer):

@@ -512,3 +512,9 @@ def test_hub_names_and_configs(source, called, monkeypatch):
     assert dataset.task.name == (called[1] if source.startswith("glue") else "sst2")
     assert dataset.splits["validation"].text == (["a", ""],)
     assert labels(dataset) == [1, 0]
+
+
+def test_columns_are_named_by_their_first_letters(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text(f"{'x' * 9000},label\na,0\nb,1\n")
+    with pytest.raises(DataError, match=r"its columns are x{60}\.\.\., label: choose"):
+        read_dataset(str(tmp_path / "data.csv"), text=["text"], label="label", splits=["train"])

@@ -27,6 +27,7 @@ from hskstore.text.dataset import Examples
 from hskstore.text.rows import Rows
 from hskstore.text.tally import TextFacts, TokenCounts
 from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenizers import load_tokenizer
 from tests.conftest import WORDS, hsk, make_bert, make_tokenizer, save_folder, sentences
 
 PAIRS: dict[str, Any] = {"text": ("one", "two"), "label": "label", "task": None}
@@ -473,3 +474,46 @@ def test_rows_that_a_model_cannot_read_are_refused_before_both_ways_are_scored(w
         run(teacher, data, tmp_path / "out", LOGITS, max_length=100)
     with pytest.raises(ModelError, match=expected):
         evaluate(teacher, data, latency=False, max_length=100, **PAIRS)
+
+
+# --- files that contradict themselves
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_max_length": "64"}, "model_max_length is '64', and must be a number above zero"),
+        ({"model_max_length": [64]}, r"model_max_length is \[64\]"),
+        ({"model_max_length": 0}, "model_max_length is 0"),
+        ({"model_max_length": float("nan")}, "model_max_length is nan"),
+        ({"model_max_length": True}, "model_max_length is True"),
+        ({"unheard_of": "\ud83d"}, "holds half a character"),
+        ({"unk_token": ""}, "unk_token is '', which is no word of tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_config_that_cannot_be_right_is_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", **fields)
+    with pytest.raises(ModelError, match=f"^{tmp_path}.* {said}"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_what_would_be_saved_and_not_loaded_again_is_refused(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"auto_map": 3}')
+    with pytest.raises(ModelError, match=f"^{tmp_path}: auto_map is 3"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["a template without its tokens", "no word for what is unknown"])
+def test_a_tokenizer_that_fails_at_texts_is_one_message_that_names_it(what: str, tmp_path: Path) -> None:
+    """Rust's panics too, which are no Exceptions."""
+    make_tokenizer().save_pretrained(tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    if what == "a template without its tokens":
+        document["post_processor"]["special_tokens"].pop("[CLS]")
+    else:
+        document["model"]["unk_token"] = "[NOTHING]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=f"^{tmp_path}"):
+        tokenise(Examples((["the cat", "unheard of"],), None), load_tokenizer(str(tmp_path)), 16)

@@ -1,6 +1,8 @@
 """hsk: parse, call, print."""
 
 import errno
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +63,10 @@ UNWRITABLE = (
 """What a user's folder can answer to a write."""
 
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_ENDLESS = re.compile(r"(\S{200})\S{800,}")
+
+
 @app.callback(invoke_without_command=True)
 def _hsk(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -106,6 +112,8 @@ app.add_typer(student_app, name="student", rich_help_panel=STUDENTS)
 
 def main() -> None:
     """Run a command. What a user can mend is one message and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it: paths and texts hold any character
     try:
         app()
     except HskError as error:
@@ -117,5 +125,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"hsk: {message}", file=sys.stderr)
+    """What was given, or found in a file, is no order to the terminal, and its first letters show which it is."""
+    shown = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", message)
+    print("hsk:", _ENDLESS.sub(r"\1...", shown), file=sys.stderr)
     sys.exit(2)

@@ -1,6 +1,8 @@
 """Hugging Face classifiers, loaded safely: from safetensors, without code, whole; and the names of their classes."""
 
+import json
 import logging
+import re
 from typing import Any
 
 import torch
@@ -9,12 +11,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from hskstore.errors import ModelError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
 from hskstore.models.folder import is_onnx
+from hskstore.text.table import half_a_character
 from hskstore.text.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 CONVERTER = "https://huggingface.co/spaces/safetensors/convert"
+_MOST_LETTERS = 500
+"""Of what a library says, which may cite a file at length."""
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_labels")
 """What a config that has it must say in a whole number above zero."""
+MOST = {"num_hidden_layers": 1000, "num_labels": 1_000_000}
+"""So many are built, or named, before the weights are looked at, of which no model has more."""
 
 
 def load_classifier(name: str, **options: Any) -> tuple[PreTrainedModel, bool]:
@@ -60,6 +67,9 @@ def read_config(name: str, *, new_head: bool = False) -> PreTrainedConfig:
     except Exception as error:  # whatever the libraries make of a stranger's files
         raise ModelError(f"{name}: no model could be loaded ({_cause(error)})") from None
     if isinstance(written, dict):
+        _check_numbers(name, written)
+        if fault := half_a_character(json.dumps(written, default=str, ensure_ascii=False)):
+            raise ModelError(f"{name}/config.json holds {fault}: mend or remove its text")
         _check_sizes(name, written)
         _check_outputs(name, written, new_head)
     try:
@@ -74,6 +84,25 @@ def _check_sizes(name: str, written: dict[str, Any]) -> None:
         number = written.get(size, 1)
         if type(number) is not int or number < 1:
             raise ModelError(f"{name}/config.json: {size} is {number!r}, and must be a whole number above zero")
+        if number > MOST.get(size, number):
+            raise ModelError(f"{name}/config.json: {size} is {number!r}, and at most {MOST[size]} make sense")
+    for flag in ("output_hidden_states", "output_attentions"):
+        if not isinstance(written.get(flag), bool | None):
+            raise ModelError(f"{name}/config.json: {flag} is {written[flag]!r}, and must be true or false")
+    if written.get("chunk_size_feed_forward", 0) != 0:
+        raise ModelError(
+            f"{name}/config.json: chunk_size_feed_forward is {written['chunk_size_feed_forward']!r}, for rows whose length it"
+            " divides; write 0 there, which computes the same for rows of any length"
+        )
+
+
+def _check_numbers(name: str, written: dict[str, Any]) -> None:
+    """What Python reads for JSON, and nothing else does: it could not be written into a store or a model."""
+    try:
+        json.dumps(written, default=str, allow_nan=False)
+    except ValueError:
+        found = [key for key, value in written.items() if re.search("NaN|Infinity", json.dumps(value, default=str))]
+        raise ModelError(f"{name}/config.json: {found[0]} holds NaN or Infinity, which is no JSON: write a number") from None
 
 
 def _check_outputs(name: str, written: dict[str, Any], new_head: bool) -> None:
@@ -108,7 +137,8 @@ def _cause(error: Exception) -> str:
         return "its weights have other sizes than its config.json says, of its classes or inside"
     if isinstance(error, KeyError) or not first:
         return f"{type(error).__name__} {first}".strip()
-    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
+    whole = f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
+    return whole if len(whole) <= _MOST_LETTERS else f"{whole[:_MOST_LETTERS]}..."
 
 
 def layers_of(name: str) -> int:

@@ -153,6 +153,8 @@ def factorise(embedding: nn.Module, rank: int, padding_idx: int | None) -> Facto
     V holds the eigenvectors of W'W [width, width], and U S = W V: nothing bigger than W is built.
     """
     vectors = word_vectors(embedding).double()
+    if not vectors.isfinite().all():
+        raise ModelError("word embeddings that are not finite have no approximation: the model's weights are damaged")
     _, eigenvectors = torch.linalg.eigh(vectors.T @ vectors)  # ascending
     basis = eigenvectors.flip(1)[:, :rank]
     made = FactorisedEmbedding(len(vectors), rank, vectors.shape[1], padding_idx)

@@ -24,7 +24,7 @@ from hskstore.methods.finetune import PHASE
 from hskstore.models.anatomy import parameters
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
 from hskstore.models.load import load_classifier
-from hskstore.models.run import check_length, check_tokens, check_vocabulary, usual_length
+from hskstore.models.run import check_length, check_tokens, check_vocabulary, shape_of, usual_length
 from hskstore.models.token_types import give_types
 from hskstore.stage_two.checkpoint import forget_checkpoint
 from hskstore.stage_two.feed import InMemory, steps_per_epoch
@@ -104,6 +104,7 @@ def finetune(
     check_length(classifier, model, max(int(split.n_tokens.max()) for split in tokenised.values()))
     check_tokens(classifier, model, tokenised, tokenizer)
     dev = {name: rows_from_data(split, tokenizer.pad_token_id) for name, split in tokenised.items()}
+    shape_of(classifier, *telling_rows(dev["train"]), name=model)  # it can be loaded and still not run
     supply = InMemory(dev.pop("train"))
     precision = precision_for(classifier, model, telling_rows(dev["validation"]), wanted=precision, device=device)
     settings = PhaseSettings(PHASE, lr, batch_size, steps_per_epoch(supply, batch_size) * epochs)

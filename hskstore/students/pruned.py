@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hskstore.config import FINETUNE_BATCH_SIZE, LabelKind, check_count
-from hskstore.errors import DataError, OptionError
+from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
@@ -71,7 +71,7 @@ def prune_teacher(
     check_length(model, teacher, int(tokenised.n_tokens.max()))
     check_tokens(model, teacher, {"train": tokenised}, tokenizer)
     rows = rows_from_data(tokenised, tokenizer.pad_token_id)
-    importance = measure_importance(model, rows, order=tokenised.sha256(), watch=watch)
+    importance = measure_importance(model, rows, order=tokenised.sha256(), name=teacher, watch=watch)
     take_layers(model, range(1, (layers or total) + 1))
     importance.keep(model, widths)
     set_labels(model, dataset.task.labels, dataset.task.kind)
@@ -80,16 +80,29 @@ def prune_teacher(
 
 
 def measure_importance(
-    model: PrunedBertForSequenceClassification, rows: TrainingRows, *, order: str, watch: Watch = unwatched
+    model: PrunedBertForSequenceClassification,
+    rows: TrainingRows,
+    *,
+    order: str,
+    name: str = "the model",
+    watch: Watch = unwatched,
 ) -> Importance:
-    """Importance over one epoch of `rows` in batches of 32, whose order `order` decides; no weight changes."""
+    """Importance over one epoch of `rows` in batches of 32, whose order `order` decides; no weight changes.
+
+    Raises ModelError, with the model's `name`, where its loss is not finite.
+    """
     importance = Importance(model)
     done = 0
     for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, order, seed=0).epoch(0):
         batch = step.batch.to(model.device)
         seen = observe(model, *batch.inputs, NOTHING)
         model.zero_grad()
-        gold_terms(seen, batch)["gold"].value.backward()  # type: ignore[no-untyped-call]
+        loss = gold_terms(seen, batch)["gold"].value
+        if not loss.isfinite():
+            raise ModelError(
+                f"{name}: its loss on the train rows is not finite, so that nothing tells what matters: its weights are damaged"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
         importance.note(model)
         done += len(batch)
         watch("importance", done, len(rows))

@@ -23,7 +23,7 @@ from hskstore.text.files import read_file
 from hskstore.text.labels import Labels, kind_and_classes, label_array, no_labels, read_labels, spelling
 from hskstore.text.sources import Part, glue_task, open_source
 from hskstore.text.spool import SLICE, ArrayFile, Column, spool_text
-from hskstore.text.table import Table, listed, listed_classes
+from hskstore.text.table import Table, listed_names
 from hskstore.text.tasks import DEFAULT_MAX_LENGTH, DEFAULTS, Task, get_task
 
 # GLUE's own files name some columns otherwise than the hub does (`Task.text`, `Task.label`).
@@ -79,7 +79,7 @@ def fit_labels(dataset: Dataset, names: tuple[str, ...], model: str) -> Dataset:
         labels, metrics = (names, task.metrics) if kind == "classes" else ((), ("spearman", "pearson"))
         return replace(dataset, task=replace(task, kind=kind, labels=labels, metrics=metrics))
     if task.num_labels != len(names):
-        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({listed_classes(task.labels)})"
+        wanted = "a score (one output)" if task.kind == "score" else f"{task.num_labels} classes ({listed_names(task.labels)})"
         raise ModelError(f"{model} has {len(names)} outputs; the task {task.name} needs {wanted}")
     return dataset.with_label_order(names) if task.kind == "classes" else dataset
 
@@ -104,7 +104,7 @@ def label_ids(own: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, " c
     if len(own) == len(names) and (_say_nothing(own) or _say_nothing(names)):
         return np.arange(len(own))
     raise DataError(
-        f"the data set's classes ({listed_classes(own)}) are not the model's ({listed_classes(names)}): "
+        f"the data set's classes ({listed_names(own)}) are not the model's ({listed_names(names)}): "
         "use a model fine-tuned on this task, or rename the labels in the data"
     )
 
@@ -164,7 +164,7 @@ def read_dataset(
     if known is None and not text:
         raise OptionError(
             f"which columns of {tables[guide].where} hold the text? Pass --text COLUMN (twice for pairs) and --label COLUMN, or "
-            f"--task for a GLUE task; its columns are {listed(tables[guide].columns)}"
+            f"--task for a GLUE task; its columns are {listed_names(tables[guide].columns)}"
         )
     labels = {split: _labels(table, known, label, split) for split, table in tables.items()}
     completed = _complete(known, text, label, labels[guide], classes, kind)

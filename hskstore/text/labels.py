@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int64
 from hskstore.config import LabelKind
 from hskstore.errors import DataError
 from hskstore.text.spool import ArrayFile, Column, in_slices
-from hskstore.text.table import Table, half_a_character, is_null, listed, listed_classes, quoted
+from hskstore.text.table import Table, half_a_character, is_null, listed, listed_names, quoted
 from hskstore.text.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _whole(name: str) -> int | None:
 
 
 def no_labels(table: Table) -> DataError:
-    return DataError(f"{table.where} has no labels (its columns are {listed(table.columns)}): score on validation instead")
+    return DataError(f"{table.where} has no labels (its columns are {listed_names(table.columns)}): score on validation instead")
 
 
 def read_labels(table: Table, column: str) -> Labels:
@@ -124,7 +124,7 @@ def _fault(value: object, declared: tuple[str, ...]) -> str | None:
     if not isinstance(value, bool | int | float | Decimal):
         return f"a {type(value).__name__}, not a label: class names, class ids or scores"
     if declared and value not in (_HIDDEN, *range(len(declared))):
-        return f"the class id {value}; those of its class names ({listed_classes(declared)}) are 0 to {len(declared) - 1}"
+        return f"the class id {value}; those of its class names ({listed_names(declared)}) are 0 to {len(declared) - 1}"
     return None
 
 
@@ -276,7 +276,7 @@ def label_array(labels: Labels, task: Task) -> Int64[np.ndarray, " row"] | Float
         found = list(map(value, block))
         if None in found:
             at = found.index(None)
-            allowed = f"classes {listed_classes(task.labels)}"
+            allowed = f"classes {listed_names(task.labels)}"
             if task.kind == "score":
                 allowed = f"a number from {low:g} to {high:g}" if task.name in _SCORE_RANGE else "a finite number"
             raise DataError(

@@ -39,7 +39,7 @@ class Table:
         if count != 1:
             fault = "has no column" if count == 0 else "has more than one column"
             raise DataError(
-                f"{self.where} {fault} {name!r}; its columns are {listed(self.columns)}: choose with --text and --label"
+                f"{self.where} {fault} {name!r}; its columns are {listed_names(self.columns)}: choose with --text and --label"
                 f"{separator_hint(self.columns)}"
             )
         with self._decoded(name):
@@ -106,8 +106,8 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_LISTED]) + rest if names else "none"
 
 
-def listed_classes(names: Sequence[str]) -> str:
-    """Names of classes, that may be whole texts."""
+def listed_names(names: Sequence[str]) -> str:
+    """Names of classes or columns, that may be whole texts."""
     return listed([_shortened(name) for name in names])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hskstore.errors import ModelError
-from hskstore.text.tokenizers import Tokenizer
+from hskstore.text.tokenizers import Tokenizer, encode
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,7 @@ def _frame(tokenizer: Tokenizer, columns: int) -> list[int]:
 
 
 def _plain(tokenizer: Tokenizer, row: Sequence[str]) -> Any:
-    options = {"padding": False, "truncation": False, "return_special_tokens_mask": True}
-    return tokenizer(*([string] for string in row), **options)
+    return encode(tokenizer, *([string] for string in row), truncation=False, return_special_tokens_mask=True)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[int, str]:

@@ -18,7 +18,7 @@ from hskstore.errors import DataError, ModelError, OptionError
 from hskstore.text.dataset import Examples
 from hskstore.text.rows import GrowingRows, Rows, Text, save_index
 from hskstore.text.tally import TokenCounts
-from hskstore.text.tokenizers import Tokenizer
+from hskstore.text.tokenizers import Tokenizer, encode
 from hskstore.watch import Watch, unwatched
 
 _TOKENISE_BATCH = 4096
@@ -52,7 +52,7 @@ def tokenise(
     )
     for start in range(0, len(examples), _TOKENISE_BATCH):
         with _no_garbage():
-            rows = _tokenised(examples, start, tokenizer, max_length, offsets, counts)
+            rows = _tokenised(examples, start, tokenizer, max_length, offsets, counts, split)
         growing.append(rows)
         watch(f"tokenise {split}", start + len(rows), len(examples))
     return growing.done()
@@ -97,16 +97,16 @@ def _check_max_length(tokenizer: Any, max_length: int, columns: int) -> None:
 
 
 def _tokenised(
-    examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool, counts: TokenCounts | None
+    examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool, counts: TokenCounts | None, split: str
 ) -> Rows:
     """A batch of rows, from the one at `start`."""
     batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
     stop = start + len(batch[0])
     # Explicit: a tokenizer.json may have padding and truncation of its own switched on.
-    options = {"padding": False, "truncation": True, "max_length": max_length, "return_attention_mask": True}
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": True}
     try:
-        encoded = tokenizer(*batch, **options, return_offsets_mapping=offsets)
-    except (TypeError, UnicodeEncodeError):
+        encoded = encode(tokenizer, *batch, **options, return_offsets_mapping=offsets)
+    except ModelError:
         _check_characters(batch, start)
         raise
     ids: list[list[int]] = encoded["input_ids"]
@@ -116,7 +116,7 @@ def _tokenised(
         raise ModelError(f"the tokenizer pads, or does not cut to {max_length} tokens, when told otherwise: use its fast form")
     if 0 in lengths:
         row = start + lengths.index(0) + 1
-        raise DataError(f"row {row} has no token, not even a special one: remove rows without text")
+        raise DataError(f"row {row} has no token, not even a special one, in {split}: remove rows without text")
     total = sum(lengths)
     input_ids = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=total)
     if counts is not None:

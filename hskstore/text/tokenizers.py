@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hskstore.errors import ModelError, StoreError
+from hskstore.text.table import half_a_character
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What a fast tokenizer is made of. Nothing else is read from a store: no vocabulary scripts, no code."""
@@ -25,6 +26,7 @@ class Tokenizer(Protocol):
     """The one of the tokenizers library, in Rust."""
     model_max_length: int
     pad_token_id: int | None
+    unk_token: str | None
     unk_token_id: int | None
     is_fast: bool
     all_special_tokens: list[str]
@@ -45,6 +47,19 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: list[int]) -> list[Any]: ...
 
     def save_pretrained(self, save_directory: str) -> Any: ...
+
+
+def encode(tokenizer: Tokenizer, *text: list[str], **options: Any) -> Any:
+    """Rows of one column or two, encoded without padding. Raises ModelError where the tokenizer fails at them."""
+    try:
+        return tokenizer(*text, padding=False, **options)
+    except BaseException as error:
+        # A tokenizer.json can be read and still contradict itself; Rust then panics, which is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+        raise ModelError(f"{name}: its tokenizer fails at the texts ({cause}): mend its tokenizer.json") from error
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
@@ -79,7 +94,7 @@ def name_types(tokenizer: Tokenizer, given: bool) -> None:
 
 def makes_types(tokenizer: Tokenizer, columns: int) -> bool:
     """Whether its template tells the tokens of a row of so many columns apart by type."""
-    encoded = tokenizer(*[["a"]] * columns, padding=False, truncation=False, return_token_type_ids=True)
+    encoded = encode(tokenizer, *[["a"]] * columns, truncation=False, return_token_type_ids=True)
     return any(encoded[TYPES][0])
 
 
@@ -122,4 +137,13 @@ def load_tokenizer(name: str) -> Tokenizer:
         raise ModelError(f"{name} has no tokenizer: its files (tokenizer.json or vocab.txt) are missing")
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: its tokenizer is not a fast one; convert it to tokenizer.json first")
+    if fault := half_a_character(json.dumps(tokenizer.init_kwargs, default=str, ensure_ascii=False)):
+        raise ModelError(f"{name}/tokenizer_config.json holds {fault}: mend or remove its text")
+    if not isinstance(tokenizer.init_kwargs.get("auto_map", {}), dict):  # it would be saved, and not loaded again
+        raise ModelError(f"{name}: auto_map is {tokenizer.init_kwargs['auto_map']!r} among its tokenizer's files: leave it out")
+    longest, unknown = tokenizer.model_max_length, tokenizer.unk_token
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise ModelError(f"{name}/tokenizer_config.json: model_max_length is {longest!r}, and must be a number above zero")
+    if unknown is not None and tokenizer.backend_tokenizer.token_to_id(str(unknown)) is None:
+        raise ModelError(f"{name}/tokenizer_config.json: unk_token is {str(unknown)!r}, which is no word of tokenizer.json")
     return tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-HEADER = """# What faults do to a store
+HEADER = """# What faults do to a store, and odd inputs to a command
 
 `make faults`, which is `python -m pytest tests/faults --faults {path}`; {day}, {cpus} CPUs ({machine}), Python {python},
 zarr {zarr}. One line per fault: how often it was tried, what came of it, and the test that tries a few of them in every run.
@@ -55,7 +55,7 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Campaigns take long, also with a few faults of each kind."""
+    """Campaigns take long, also with a few faults of each kind; inputs are tried in every run."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and item.path.name != "test_inputs.py":
             item.add_marker(pytest.mark.long)
