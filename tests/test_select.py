@@ -15,6 +15,7 @@ from hskstore.features import HIDDEN
 from hskstore.features.pack import (
     SMALLEST_SCALE,
     bits_on_device,
+    blank_padding,
     encode,
     kept_on_device,
     kept_values,
@@ -92,6 +93,14 @@ def test_a_narrower_magnitude_mask_lies_inside_a_wider_one(values, data):
     narrow = data.draw(st.integers(1, values.shape[-1]))
     more = data.draw(st.integers(narrow, values.shape[-1]))
     assert not (magnitude_mask(values, narrow) & ~magnitude_mask(values, more)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_padding_is_blank_to_the_last_bit_whatever_stood_there(dtype):
+    vectors = torch.tensor([[[[1.5, -2.0], [float("nan"), -1.0]], [[-0.0, 3.0], [float("-inf"), -0.0]]]], dtype=dtype)
+    blank_padding(vectors, torch.tensor([False, True])[None, None, :, None])
+    assert vectors.tolist() == [[[[1.5, -2.0], [0.0, 0.0]], [[0.0, 3.0], [0.0, 0.0]]]]
+    assert vectors.signbit().tolist() == [[[[False, True], [False, False]], [[True, False], [False, False]]]]
 
 
 def test_equal_magnitudes_keep_the_lower_indexes_whatever_their_sign():

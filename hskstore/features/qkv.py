@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import are_finite, encode, rounded_dtype
+from hskstore.features.pack import are_finite, blank_padding, encode, rounded_dtype
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import PARTS, Qkv
@@ -46,7 +46,7 @@ def _capture(feature: Qkv, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) ->
         own = seen.qkv[layer]
         for part, vectors in enumerate((own.query, own.key, own.value)):
             rounded[:, place, part] = vectors.transpose(1, 2).flatten(2)  # heads side by side
-    rounded.masked_fill_(padding[..., None], 0)
+    blank_padding(rounded, padding[..., None])
     arrays = encode(rounded, feature.values)
     if "scale" in arrays:
         arrays["scale"] = arrays["scale"].masked_fill(padding, 0)

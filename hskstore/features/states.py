@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import are_finite, encode, rounded_dtype
+from hskstore.features.pack import are_finite, blank_padding, encode, rounded_dtype
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import States
@@ -52,7 +52,7 @@ def _capture(feature: States, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     rounded = first.new_empty((len(first), len(feature.layers), *first.shape[1:]), dtype=rounded_dtype(feature.values))
     for place, layer in enumerate(feature.layers):
         rounded[:, place] = seen.hidden[layer]  # rounded and laid where it belongs in one go
-    rounded.masked_fill_(padding[..., None], 0)
+    blank_padding(rounded, padding[..., None])
     arrays = encode(rounded, feature.values)
     if "scale" in arrays:
         arrays["scale"] = arrays["scale"].masked_fill(padding, 0)
