@@ -34,6 +34,7 @@ STORES: dict[str, dict[str, tuple[Values, bool, tuple[str, ...]]]] = {
         "q4": ("q4", False, ("distilbert",)),
         "logits": ("f16", False, ("kd",)),
         "rich": ("f16", False, ("rich",)),
+        "qkv": ("q8", False, ("minilmv2",)),
     },
 }
 """By version and folder: how vectors are stored, whether the text is kept, and the methods whose wants are; none: `hidden`.
