@@ -645,6 +645,7 @@ def test_a_scale_that_was_altered_is_found(extracted: Callable[..., Path], teach
 # --- engines
 
 
+@pytest.mark.long
 def test_processes_make_the_store_that_one_would(teacher_folder: str, data_folder: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"keep": "1,4,0.25", "device": "cpu"}
     alone = make(teacher_folder, data_folder, tmp_path / "alone", **options)

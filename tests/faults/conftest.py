@@ -55,7 +55,7 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Campaigns take long, also with a few faults of each kind; inputs are tried in every run."""
+    """Campaigns take long, also with a few faults of each kind."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and item.path.name != "test_inputs.py":
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.long)
