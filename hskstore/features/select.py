@@ -66,8 +66,7 @@ def mask_on_device(size: Float[Tensor, "*rows width"], kept: int) -> Bool[Tensor
 
 
 def mask_on_host(size: Float[Tensor, "*rows width"], kept: int) -> Bool[Tensor, "*rows width"]:
-    """`magnitude_mask` of magnitudes, on a CPU: ten times as fast, because only vectors with equals at the threshold are counted
-    through."""
+    """`magnitude_mask` of magnitudes, on a CPU, where only vectors with equals at the threshold are counted through."""
     # Magnitudes are in the order of the integers of their bits, and to part these takes NumPy a thirtieth of the time of topk.
     bits = size.view(torch.int32 if size.element_size() == 4 else torch.int16).numpy()
     place = bits.shape[-1] - kept

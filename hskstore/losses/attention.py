@@ -4,10 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hskstore.losses.term import Term
-
-NEVER = -1e9
-"""Of a softmax: a token that is none. No infinity, so that a row of nothing else has gradients."""
+from hskstore.losses.term import NEVER, Term, wide
 
 
 def relation_kl(
@@ -87,12 +84,8 @@ def _scores(
     is_real: Bool[Tensor, "batch token"],
 ) -> Float[Tensor, "*rows head token token"]:
     """Scaled products of all with all, in float32 or what is finer, whatever autocast says; what is no token counts as zeros."""
-    first, second = (torch.where(is_real[:, None, :, None], each.to(_wide(each)), 0) for each in (query, key))
+    first, second = (torch.where(is_real[:, None, :, None], each.to(wide(each)), 0) for each in (query, key))
     with torch.autocast(first.device.type, enabled=False):
         products: Tensor = first @ second.mT
     scaled: Tensor = products * first.shape[-1] ** -0.5
     return scaled
-
-
-def _wide(vectors: Tensor) -> torch.dtype:
-    return torch.promote_types(vectors.dtype, torch.float32)

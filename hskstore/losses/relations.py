@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hskstore.losses.term import Term
+from hskstore.losses.term import NEVER, Term, wide
 
 Relation = Literal["cosine", "l2"]
 Edges = Literal["cut", "clamped"]
@@ -14,9 +14,6 @@ Divisor = Literal["valid", "code"]
 
 SAME = 1e-12
 """Of the sum of two vectors' squares. Where the square of their distance is no more, they are one: its direction is rounding."""
-
-NEVER = -1e9
-"""Of a softmax: what is not to be chosen. No infinity, so that a row of nothing else has gradients."""
 
 
 def word_pair(
@@ -40,7 +37,7 @@ def word_pair(
     near = apart > 0 if delta is None else (apart > 0) & (apart <= delta)
     counted = near & is_real[:, :, None] & is_real[:, None, :]
     own, target = (torch.where(is_real[..., None], each, 0) for each in (student, teacher.detach()))
-    total = _pair_loss(own, target, counted, relation).sum(dim=(1, 2, 3)).to(_float(student))
+    total = _pair_loss(own, target, counted, relation).sum(dim=(1, 2, 3)).to(wide(student))
     count = counted.sum() if divisor == "valid" else len(student) * is_real.sum(dim=1).square().sum()
     return Term(total, count.expand(len(total)))
 
@@ -78,7 +75,7 @@ def word_angle(
     else:
         counted = is_real[:, :, None].expand(-1, -1, len(first))
     own, target = (_angles(_products(each.double()), place) for each in (student, teacher.detach()))
-    total = 2 * torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3)).to(_float(student))
+    total = 2 * torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3)).to(wide(student))
     count = 2 * counted.sum() if divisor == "valid" else len(student) * is_real.sum() * len(offset) ** 2
     return Term(total, count.expand(len(total)))
 
@@ -100,7 +97,7 @@ def layer_pair(
     layers, words = len(student), is_real.sum()
     counted = ~torch.eye(layers, dtype=torch.bool, device=is_real.device) & is_real[..., None, None]
     own, target = (_by_word(each, is_real) for each in (student, teacher.detach()))
-    total = _pair_loss(own, target, counted, relation).sum().to(_float(student))
+    total = _pair_loss(own, target, counted, relation).sum().to(wide(student))
     return Term(total, words * (layers * (layers - 1) if divisor == "valid" else layers**2))
 
 
@@ -123,13 +120,8 @@ def layer_angle(
     counted = (layer[:, None] != first) & (layer[:, None] != second) & is_real[..., None, None]
     place = layer.expand(layers, -1)
     own, target = (_angles(_products(_by_word(each, is_real).double()), place) for each in (student, teacher.detach()))
-    total = 2 * torch.where(counted, own - target, 0).square().sum().to(_float(student))
+    total = 2 * torch.where(counted, own - target, 0).square().sum().to(wide(student))
     return Term(total, words * (layers * (layers - 1) * (layers - 2) if divisor == "valid" else layers**3))
-
-
-def _float(student: Tensor) -> torch.dtype:
-    """Of a term: float32, or what is finer."""
-    return torch.promote_types(student.dtype, torch.float32)
 
 
 def _by_word(states: Float[Tensor, "layer batch token width"], is_real: Tensor) -> Float[Tensor, "batch token layer width"]:
@@ -170,7 +162,7 @@ def _cosines(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*row
     """Of all with all. A vector of zeros is at a right angle to all."""
     exact = vectors.double()
     squares = exact.square().sum(dim=-1, keepdim=True)
-    return _products((exact * _inverse_root(squares, squares > 0)).to(_float(vectors)))
+    return _products((exact * _inverse_root(squares, squares > 0)).to(wide(vectors)))
 
 
 def _distances(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*rows place place"]:

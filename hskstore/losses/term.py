@@ -2,8 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+NEVER = -1e9
+"""Of a softmax: what is not to be chosen. No infinity, so that a row of nothing else has gradients."""
+
+
+def wide(vectors: Float[Tensor, "..."]) -> torch.dtype:
+    """That a term of these is computed in: float32, or what is finer."""
+    return torch.promote_types(vectors.dtype, torch.float32)
 
 
 @dataclass(frozen=True)

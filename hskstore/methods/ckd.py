@@ -15,8 +15,7 @@ from hskstore.losses import Term, layer_angle, layer_pair, word_angle, word_pair
 from hskstore.losses.relations import Divisor, Edges, Relation
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
-from hskstore.methods.finetune import gold_terms
-from hskstore.methods.kd import prediction_terms
+from hskstore.methods.kd import joint_phase, task_terms
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
 
@@ -67,18 +66,8 @@ class Ckd:
         """One, of everything at once."""
         pairs = _aligned(teacher.layers, student.layers)
         weights = {"ckd.word_pair": 1.0, "ckd.word_angle": 1.0, "ckd.layer_pair": 1.0, "ckd.layer_angle": 1.0}
-        weights |= {"prediction": 1 - self.alpha, "gold": self.alpha}
-        return (
-            Phase(
-                "ckd",
-                {term: weight for term, weight in weights.items() if weight},
-                schedule="linear",
-                predicts=True,
-                reads=(Want(STATES, pairs),),
-                sees=Sight(hidden=frozenset(pair.student for pair in pairs)),
-                reads_labels=self.alpha > 0,
-            ),
-        )
+        sees = Sight(hidden=frozenset(pair.student for pair in pairs))
+        return joint_phase(self.name, weights, self.alpha, want=Want(STATES, pairs), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
         return None
@@ -87,9 +76,7 @@ class Ckd:
         terms: dict[str, Term] = {}
         if any(term.startswith("ckd.") for term in phase.weights):
             terms |= self._relations(phase, seen, batch)
-        if "prediction" in phase.weights:
-            terms |= prediction_terms(seen, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
+        return terms | task_terms(phase, seen, batch, temperature=self.temperature)
 
     def _relations(self, phase: Phase, seen: Seen, batch: Batch) -> dict[str, Term]:
         (want,) = phase.reads

@@ -12,8 +12,7 @@ from hskstore.layers import LayerPair
 from hskstore.losses import Term, cosine_distance
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
-from hskstore.methods.finetune import gold_terms
-from hskstore.methods.kd import prediction_terms
+from hskstore.methods.kd import task_terms
 from hskstore.methods.projection import projected, projection_of
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
@@ -62,6 +61,4 @@ class DistilBert:
             targets = batch[want]
             own = projected(aids, targets.at_tokens(seen.hidden[pair.student]), 0)
             terms["distilbert.cosine"] = cosine_distance(own[None], targets.values, is_real=targets.is_real)
-        if "prediction" in phase.weights:
-            terms |= prediction_terms(seen, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
+        return terms | task_terms(phase, seen, batch, temperature=self.temperature)

@@ -1,19 +1,20 @@
 """Conventional distillation (Hinton et al., 2015): the teacher's predictions, mixed with the gold labels if wanted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_doc import Doc
 from torch import nn
 
 from hskstore.config import MethodName, RegressionTarget, check_choice, check_positive, check_share
 from hskstore.errors import OptionError
-from hskstore.features import TeacherShape
+from hskstore.features import TeacherShape, Want
 from hskstore.losses import Term, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
 from hskstore.methods.finetune import gold_terms
-from hskstore.models.observe import Seen
+from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
 
 Divergence = Literal["forward", "reverse", "mse", "standardised"]
@@ -81,6 +82,24 @@ class Kd:
         if self.divergence == "mse":
             return {"prediction": logit_mse(own, target)}
         return {"prediction": soft_cross_entropy(standardised(own), standardised(target), temperature=self.temperature)}
+
+
+def joint_phase(
+    name: MethodName, weights: Mapping[str, float], alpha: float, *, want: Want[Any], sees: Sight
+) -> tuple[Phase, ...]:
+    """The one phase of a method that learns its own terms, by `weights`, at once with 1 - `alpha` of the teacher's predictions
+    and `alpha` of the gold label."""
+    whole = {**weights, "prediction": 1 - alpha, "gold": alpha}
+    own = {term: weight for term, weight in whole.items() if weight}
+    return (Phase(name, own, schedule="linear", predicts=True, reads=(want,), sees=sees, reads_labels=alpha > 0),)
+
+
+def task_terms(phase: Phase, seen: Seen, batch: Batch, *, temperature: float) -> dict[str, Term]:
+    """ "prediction" and "gold", where the phase weighs them."""
+    terms: dict[str, Term] = {}
+    if "prediction" in phase.weights:
+        terms |= prediction_terms(seen, batch, temperature=temperature)
+    return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
 
 
 def prediction_terms(

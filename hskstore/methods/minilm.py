@@ -12,9 +12,8 @@ from hskstore.layers import LayerPair
 from hskstore.losses import Term, attention_kl, relation_kl
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
-from hskstore.methods.finetune import gold_terms
 from hskstore.methods.heads import check_same_heads
-from hskstore.methods.kd import prediction_terms
+from hskstore.methods.kd import joint_phase, task_terms
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
 
@@ -43,17 +42,10 @@ class MiniLM:
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
         """One, of everything at once. Raises ModelError for a student of other heads."""
         check_same_heads(self.name, teacher, student, [student.layers])
-        weights = {"minilm.attention": 1.0, "minilm.value": 1.0, "prediction": 1 - self.alpha, "gold": self.alpha}
-        return (
-            Phase(
-                "minilm",
-                {term: weight for term, weight in weights.items() if weight},
-                schedule="linear",
-                predicts=True,
-                reads=(Want(QKV, (LayerPair(student.layers, teacher.layers),)),),
-                sees=Sight(qkv=frozenset({student.layers})),
-                reads_labels=self.alpha > 0,
-            ),
+        weights = {"minilm.attention": 1.0, "minilm.value": 1.0}
+        sees = Sight(qkv=frozenset({student.layers}))
+        return joint_phase(
+            self.name, weights, self.alpha, want=Want(QKV, (LayerPair(student.layers, teacher.layers),)), sees=sees
         )
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
@@ -68,6 +60,4 @@ class MiniLM:
             terms["minilm.attention"] = attention_kl(own.query, own.key, query, key, is_real=targets.is_real)
         if "minilm.value" in phase.weights:
             terms["minilm.value"] = relation_kl(own.value, value, is_real=targets.is_real)
-        if "prediction" in phase.weights:
-            terms |= prediction_terms(seen, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
+        return terms | task_terms(phase, seen, batch, temperature=self.temperature)

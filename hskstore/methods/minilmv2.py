@@ -13,8 +13,7 @@ from hskstore.layers import LayerPair
 from hskstore.losses import Term, in_heads, relation_kl
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
-from hskstore.methods.finetune import gold_terms
-from hskstore.methods.kd import prediction_terms
+from hskstore.methods.kd import joint_phase, task_terms
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
 
@@ -53,18 +52,8 @@ class MiniLMv2:
             raise OptionError(f"--teacher-layer {layer}: the teacher has layers 1 to {teacher.layers}")
         self._check_heads(teacher, student)
         weights = {"minilmv2.query": 1.0, "minilmv2.key": 1.0, "minilmv2.value": 1.0}
-        weights |= {"prediction": 1 - self.alpha, "gold": self.alpha}
-        return (
-            Phase(
-                "minilmv2",
-                {term: weight for term, weight in weights.items() if weight},
-                schedule="linear",
-                predicts=True,
-                reads=(Want(QKV, (LayerPair(student.layers, layer),)),),
-                sees=Sight(qkv=frozenset({student.layers})),
-                reads_labels=self.alpha > 0,
-            ),
-        )
+        sees = Sight(qkv=frozenset({student.layers}))
+        return joint_phase(self.name, weights, self.alpha, want=Want(QKV, (LayerPair(student.layers, layer),)), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
         return None
@@ -78,9 +67,7 @@ class MiniLMv2:
             if f"minilmv2.{part}" in phase.weights:
                 ours, theirs = (in_heads(vectors, heads) for vectors in (getattr(own, part), getattr(targets, part)[0]))
                 terms[f"minilmv2.{part}"] = relation_kl(ours, theirs, is_real=targets.is_real)
-        if "prediction" in phase.weights:
-            terms |= prediction_terms(seen, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
+        return terms | task_terms(phase, seen, batch, temperature=self.temperature)
 
     def _check_heads(self, teacher: TeacherShape, student: ModelShape) -> None:
         heads = self.relation_heads or teacher.heads

@@ -14,8 +14,7 @@ from hskstore.layers import LayerPair, even_layer
 from hskstore.losses import Term, normalised_mse
 from hskstore.methods.batch import Batch
 from hskstore.methods.contract import Phase
-from hskstore.methods.finetune import gold_terms
-from hskstore.methods.kd import prediction_terms
+from hskstore.methods.kd import joint_phase, task_terms
 from hskstore.methods.projection import projected, projection_of
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
@@ -50,18 +49,9 @@ class Pkd:
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
         """One, of everything at once. Raises OptionError for a student that has no layer below its last."""
         pairs = self._pairs(teacher, student)
-        weights = {"pkd.cls": self.beta, "prediction": 1 - self.alpha, "gold": self.alpha}
-        return (
-            Phase(
-                "pkd",
-                {term: weight for term, weight in weights.items() if weight},
-                schedule="linear",
-                predicts=True,
-                reads=(Want(CLS, pairs),),
-                sees=Sight(hidden=frozenset(pair.student for pair in pairs)),
-                reads_labels=self.alpha > 0,
-            ),
-        )
+        weights = {"pkd.cls": self.beta}
+        sees = Sight(hidden=frozenset(pair.student for pair in pairs))
+        return joint_phase(self.name, weights, self.alpha, want=Want(CLS, pairs), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:
         """The projection, where widths differ."""
@@ -73,9 +63,7 @@ class Pkd:
             (want,) = phase.reads
             own = [projected(aids, seen.hidden[pair.student][:, 0], index) for index, pair in enumerate(want.pairs)]
             terms["pkd.cls"] = normalised_mse(torch.stack(own), batch[want].values)
-        if "prediction" in phase.weights:
-            terms |= prediction_terms(seen, batch, temperature=self.temperature, regression_target="teacher")
-        return terms | (gold_terms(seen, batch) if "gold" in phase.weights else {})
+        return terms | task_terms(phase, seen, batch, temperature=self.temperature)
 
     def _pairs(self, teacher: TeacherShape, student: ModelShape) -> tuple[LayerPair, ...]:
         """Student layers 1 to L' - 1: PKD-Skip or PKD-Last of section 3.2."""

@@ -102,13 +102,10 @@ def observe(
     of every token by every token; what some families give beside their windows or blocks is none.
     """
     capture = None if eager else _Capture(sight)
-    _active.capture = capture
-    try:
+    with _noting(capture):
         output = run_model(
             model, input_ids, token_type_ids, attention_mask, hidden=bool(sight.hidden), attentions=eager and bool(sight.cls_row)
         )
-    finally:
-        _active.capture = None
     states = output.hidden_states or ()
     rows, raw, qkv = ({}, {}, {}) if capture is None else (capture.rows, capture.raw, capture.qkv)
     if output.attentions is not None:
@@ -150,12 +147,8 @@ def heads_of(
     """
     sight = Sight(qkv=frozenset(range(1, layers + 1)))
     capture = _Capture(sight)
-    _active.capture = capture
-    try:
-        with showing(model, sight), put_back(model), torch.no_grad():
-            run_model(model.eval(), input_ids, token_type_ids, attention_mask)
-    finally:
-        _active.capture = None
+    with showing(model, sight), put_back(model), torch.no_grad(), _noting(capture):
+        run_model(model.eval(), input_ids, token_type_ids, attention_mask)
     why = capture.strange
     if why is None and capture.calls != layers:
         why = "shows no queries, keys and values of each layer"
@@ -203,6 +196,16 @@ class _Capture:
 
 
 _active = threading.local()
+
+
+@contextmanager
+def _noting(capture: _Capture | None) -> Iterator[None]:
+    """Within, the attention that runs in this thread is seen by `capture`."""
+    _active.capture = capture
+    try:
+        yield
+    finally:
+        _active.capture = None
 
 
 def _attention(

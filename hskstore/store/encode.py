@@ -1,7 +1,7 @@
 """One unit's arrays to shard objects and back. Pure: bytes in, bytes out, nothing touches a disk.
 
 A shard's bytes are those that Zarr itself would write, chunk by chunk through memory that is used again: through Zarr it takes
-twice the time, and three times that of a read of a few layers. Nothing is decoded before its header was believed.
+twice the time (pipelines/LOG.md). Nothing is decoded before its header was believed.
 """
 
 from collections.abc import Mapping, Sequence
