@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,13 +85,18 @@ def distill_a_little(store: str, student: str, out: str, watch: Any = unwatched)
 
 
 def launch(*program: object, of: int) -> list[str]:
-    """What a program with its arguments prints, in order, from so many processes."""
+    """What a program with its arguments prints, in order of the lines, from so many processes.
+
+    Each writes to a file of its own: what several write to one pipe at once may stand one inside the other.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(of)]
-    words = [*launcher, *map(str, program)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
-    assert found.returncode == 0, found.stderr
-    return sorted(found.stdout.splitlines())
+    with tempfile.TemporaryDirectory() as logs:
+        words = [*launcher, "--redirects", "1", "--log-dir", logs, *map(str, program)]
+        found = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+        assert found.returncode == 0, found.stderr
+        printed = [log.read_text() for log in Path(logs).rglob("stdout.log")]
+    return sorted(line for text in printed for line in text.splitlines())
 
 
 def run_two(place: Path, out: Path, *, stop: list[Any] | None = None) -> list[str]:
