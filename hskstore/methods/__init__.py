@@ -16,6 +16,7 @@ from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
 from hskstore.methods.pkd import Pkd
 from hskstore.methods.tinybert import TinyBert
+from hskstore.methods.tkd import Tkd
 from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
@@ -29,7 +30,8 @@ METHODS: Mapping[
     | type[Ckd]
     | type[MiniLMv2]
     | type[MiniLM]
-    | type[TinyBert],
+    | type[TinyBert]
+    | type[Tkd],
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -40,6 +42,7 @@ METHODS: Mapping[
     "minilmv2": MiniLMv2,
     "minilm": MiniLM,
     "tinybert": TinyBert,
+    "tkd": Tkd,
 }
 
 
@@ -72,6 +75,7 @@ __all__ = [
     "Phase",
     "Term",
     "TinyBert",
+    "Tkd",
     "Weights",
     "make_method",
     "method_options",
