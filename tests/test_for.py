@@ -281,6 +281,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "minilmv2": [],
         "minilm": [],
         "tinybert": [],
+        "tkd": [],
     }
     assert {name: service["lacks"] for name, service in found.items() if service["lacks"]} == {
         "mud": ["hidden of teacher layer 3"],
@@ -288,6 +289,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "minilmv2": ["qkv of teacher layer 4"],
         "minilm": ["qkv of teacher layer 4"],
         "tinybert": ["states of teacher layers 0, 2", "qkv of teacher layers 2, 4"],
+        "tkd": ["states of teacher layer 2"],
     }
 
 
@@ -382,6 +384,7 @@ def test_methods_are_listed_with_what_they_read_and_where_they_come_from(capsys:
         "minilmv2 qkv, logits",
         "minilm qkv, logits",
         "tinybert states, qkv, logits",
+        "tkd states, logits, labels",
     ):
         assert part in said
     assert hsk("methods", "--json") == 0

@@ -193,4 +193,4 @@ def test_losses_import_torch_alone() -> None:
             for node in ast.walk(ast.parse(module.read_text()))
             if isinstance(node, ast.Import | ast.ImportFrom)
         }
-        assert roots <= {"torch", "jaxtyping", "hskstore", "typing", "dataclasses"}, module
+        assert roots <= {"torch", "jaxtyping", "hskstore", "typing", "dataclasses", "collections"}, module

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hskstore.features.attended import ATTENDED, AttendedTargets
 from hskstore.features.cls import CLS, ClsTargets
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
@@ -10,15 +11,17 @@ from hskstore.features.hidden import HIDDEN, HiddenTargets
 from hskstore.features.qkv import QKV, QkvTargets
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, ATTENDED)}
 
 __all__ = [
+    "ATTENDED",
     "CLS",
     "CLS_ROW",
     "HIDDEN",
     "KINDS",
     "QKV",
     "STATES",
+    "AttendedTargets",
     "ClsRowTargets",
     "ClsTargets",
     "FeatureRows",

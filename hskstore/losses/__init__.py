@@ -6,9 +6,11 @@ from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
 from hskstore.losses.logits import hard_cross_entropy, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
 from hskstore.losses.relations import layer_angle, layer_pair, word_angle, word_pair
 from hskstore.losses.term import Term
+from hskstore.losses.tree import Reduction, random_tree, slices_mse, student_tree, teacher_tree
 from hskstore.losses.whole_batch import whole_batch
 
 __all__ = [
+    "Reduction",
     "Term",
     "attention_kl",
     "attention_mse",
@@ -21,11 +23,15 @@ __all__ = [
     "layer_pair",
     "logit_mse",
     "normalised_mse",
+    "random_tree",
     "relation_kl",
     "reverse_kl",
     "score_mse",
+    "slices_mse",
     "soft_cross_entropy",
     "standardised",
+    "student_tree",
+    "teacher_tree",
     "whole_batch",
     "word_angle",
     "word_pair",

@@ -17,6 +17,7 @@ from hskstore.methods.part_options import PartOptions, no_option, written
 from hskstore.methods.pkd import Pkd
 from hskstore.methods.several import MethodNames, Phasing, Several, parts_of
 from hskstore.methods.tinybert import TinyBert
+from hskstore.methods.tkd import Tkd
 from hskstore.methods.weights import Weights, weighed
 from hskstore.options import Option, joined, options_of
 
@@ -30,7 +31,8 @@ METHODS: Mapping[
     | type[Ckd]
     | type[MiniLMv2]
     | type[MiniLM]
-    | type[TinyBert],
+    | type[TinyBert]
+    | type[Tkd],
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -41,6 +43,7 @@ METHODS: Mapping[
     "minilmv2": MiniLMv2,
     "minilm": MiniLM,
     "tinybert": TinyBert,
+    "tkd": Tkd,
 }
 
 
@@ -86,6 +89,7 @@ __all__ = [
     "Several",
     "Term",
     "TinyBert",
+    "Tkd",
     "Weights",
     "make_method",
     "method_options",

@@ -17,6 +17,8 @@ T = TypeVar("T", bound=Targets)
 class Batch:
     """Rows padded to the longest of them; `attention_mask` True = real token. A label or logits that are not known are None.
 
+    `epoch` is how often the phase has seen all rows before this batch, such as 1.25.
+
     `batch[want]` is what the store knows of one feature, as its kind makes it.
     """
 
@@ -26,6 +28,7 @@ class Batch:
     label: Shaped[Tensor, " batch"] | None
     teacher_logits: Float[Tensor, "batch class"] | None
     knowledge: Mapping[Want[Any], Any] = field(default_factory=dict)
+    epoch: float = 0.0
 
     def __getitem__(self, want: Want[T]) -> T:
         found: T = self.knowledge[want]

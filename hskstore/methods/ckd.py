@@ -67,7 +67,7 @@ class Ckd:
         pairs = _aligned(teacher.layers, student.layers)
         weights = {"ckd.word_pair": 1.0, "ckd.word_angle": 1.0, "ckd.layer_pair": 1.0, "ckd.layer_angle": 1.0}
         sees = Sight(hidden=frozenset(pair.student for pair in pairs))
-        return joint_phase(self.name, weights, self.alpha, want=Want(STATES, pairs), sees=sees)
+        return joint_phase(self.name, weights, self.alpha, reads=(Want(STATES, pairs),), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
         return None

@@ -85,13 +85,13 @@ class Kd:
 
 
 def joint_phase(
-    name: MethodName, weights: Mapping[str, float], alpha: float, *, want: Want[Any], sees: Sight
+    name: MethodName, weights: Mapping[str, float], alpha: float, *, reads: tuple[Want[Any], ...], sees: Sight
 ) -> tuple[Phase, ...]:
     """The one phase of a method that learns its own terms, by `weights`, at once with 1 - `alpha` of the teacher's predictions
     and `alpha` of the gold label."""
     whole = {**weights, "prediction": 1 - alpha, "gold": alpha}
     own = {term: weight for term, weight in whole.items() if weight}
-    return (Phase(name, own, schedule="linear", predicts=True, reads=(want,), sees=sees),)
+    return (Phase(name, own, schedule="linear", predicts=True, reads=reads, sees=sees),)
 
 
 def task_terms(phase: Phase, seen: Seen, batch: Batch, *, temperature: float) -> dict[str, Term]:

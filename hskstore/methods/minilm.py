@@ -45,7 +45,7 @@ class MiniLM:
         weights = {"minilm.attention": 1.0, "minilm.value": 1.0}
         sees = Sight(qkv=frozenset({student.layers}))
         return joint_phase(
-            self.name, weights, self.alpha, want=Want(QKV, (LayerPair(student.layers, teacher.layers),)), sees=sees
+            self.name, weights, self.alpha, reads=(Want(QKV, (LayerPair(student.layers, teacher.layers),)),), sees=sees
         )
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:

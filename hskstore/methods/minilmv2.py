@@ -53,7 +53,7 @@ class MiniLMv2:
         self._check_heads(teacher, student)
         weights = {"minilmv2.query": 1.0, "minilmv2.key": 1.0, "minilmv2.value": 1.0}
         sees = Sight(qkv=frozenset({student.layers}))
-        return joint_phase(self.name, weights, self.alpha, want=Want(QKV, (LayerPair(student.layers, layer),)), sees=sees)
+        return joint_phase(self.name, weights, self.alpha, reads=(Want(QKV, (LayerPair(student.layers, layer),)),), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
         return None

@@ -51,7 +51,7 @@ class Pkd:
         pairs = self._pairs(teacher, student)
         weights = {"pkd.cls": self.beta}
         sees = Sight(hidden=frozenset(pair.student for pair in pairs))
-        return joint_phase(self.name, weights, self.alpha, want=Want(CLS, pairs), sees=sees)
+        return joint_phase(self.name, weights, self.alpha, reads=(Want(CLS, pairs),), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:
         """The projection, where widths differ."""

@@ -11,7 +11,7 @@ from hskstore.methods import METHODS, parts_of
 from hskstore.methods.contract import Method, Phase
 from hskstore.models.run import ModelShape
 from hskstore.store import open_store
-from hskstore.store.features import FEATURES, OF_LAYERS, Qkv
+from hskstore.store.features import FEATURES, OF_LAYERS, Attended, Qkv
 from hskstore.store.hidden import Hidden
 from hskstore.store.plan import Plan
 
@@ -34,9 +34,8 @@ class Service:
 
 def teacher_shape(plan: Plan) -> TeacherShape:
     """The teacher of a store."""
-    attention = plan.features.get(Qkv.name)
-    heads = attention.heads if isinstance(attention, Qkv) else None
-    return TeacherShape(plan.teacher["layers"], plan.teacher["hidden_size"], plan.hidden, heads=heads)
+    heads = {each.heads for each in plan.features.values() if isinstance(each, Qkv | Attended)}
+    return TeacherShape(plan.teacher["layers"], plan.teacher["hidden_size"], plan.hidden, heads=min(heads, default=None))
 
 
 def is_rich(plan: Plan) -> bool:

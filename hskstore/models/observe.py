@@ -30,14 +30,17 @@ SEAM = "hskstore_sdpa"
 @dataclass(frozen=True)
 class Sight:
     """Which layers to look at: hidden states of layers 0 (the embedding output) to L, [CLS] rows of the attention of 1 to L, as
-    probabilities and as raw scores before the softmax, queries, keys and values of 1 to L; and whether the first token is asked
-    for as one that has seen its whole row. `|` joins what several features ask for."""
+    probabilities and as raw scores before the softmax, queries, keys and values of 1 to L, the `choices` tokens most attended to
+    in 1 to L; and whether the first token is asked for as one that has seen its whole row. `|` joins what several features ask
+    for."""
 
     hidden: frozenset[int] = frozenset()
     cls_row: frozenset[int] = frozenset()
     raw_cls_row: frozenset[int] = frozenset()
     first: bool = False
     qkv: frozenset[int] = frozenset()
+    attended: frozenset[int] = frozenset()
+    choices: int = 0
 
     @property
     def rows(self) -> frozenset[int]:
@@ -51,6 +54,8 @@ class Sight:
             self.raw_cls_row | other.raw_cls_row,
             self.first or other.first,
             self.qkv | other.qkv,
+            self.attended | other.attended,
+            max(self.choices, other.choices),
         )
 
 
@@ -66,21 +71,24 @@ class QueryKeyValue:
 @dataclass(frozen=True)
 class Seen:
     """What was seen, by layer: `hidden` states, and the mean over heads of the [CLS] row of the attention (Equation 6), also
-    of its raw scores; queries, keys and values."""
+    of its raw scores; queries, keys and values; the tokens that each token attends to most in each head, as many as asked for,
+    the first of them most of all, -1 where a row has no more."""
 
     logits: Float[Tensor, "batch class"]
     hidden: Mapping[int, Float[Tensor, "batch token width"]] = field(default_factory=dict)
     cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
     raw_cls_row: Mapping[int, Float[Tensor, "batch token"]] = field(default_factory=dict)
     qkv: Mapping[int, QueryKeyValue] = field(default_factory=dict)
+    attended: Mapping[int, Int[Tensor, "batch head token choice"]] = field(default_factory=dict)
 
     def emptied(self) -> "Seen":
         """The same without its rows; gradients, all of them zero, reach what a whole one's would."""
-        hidden, cls_row, raw = (
-            {layer: tensor[:0] for layer, tensor in found.items()} for found in (self.hidden, self.cls_row, self.raw_cls_row)
+        hidden, cls_row, raw, attended = (
+            {layer: tensor[:0] for layer, tensor in found.items()}
+            for found in (self.hidden, self.cls_row, self.raw_cls_row, self.attended)
         )
         qkv = {layer: QueryKeyValue(own.query[:0], own.key[:0], own.value[:0]) for layer, own in self.qkv.items()}
-        return Seen(self.logits[:0], hidden, cls_row, raw, qkv)
+        return Seen(self.logits[:0], hidden, cls_row, raw, qkv, attended)
 
 
 NOTHING = Sight()
@@ -107,12 +115,14 @@ def observe(
             model, input_ids, token_type_ids, attention_mask, hidden=bool(sight.hidden), attentions=eager and bool(sight.cls_row)
         )
     states = output.hidden_states or ()
-    rows, raw, qkv = ({}, {}, {}) if capture is None else (capture.rows, capture.raw, capture.qkv)
+    if capture is None:
+        capture = _Capture(sight)
+    rows = capture.rows
     if output.attentions is not None:
         maps = {layer: each for layer, each in enumerate(output.attentions, 1) if layer in sight.cls_row}
         rows = {layer: each[:, :, 0].float().mean(dim=1) for layer, each in maps.items() if _is_map(each, input_ids)}
     hidden = {layer: states[layer] for layer in sorted(sight.hidden) if layer < len(states)}
-    return Seen(output.logits, hidden, rows, raw, qkv)
+    return Seen(output.logits, hidden, rows, capture.raw, capture.qkv, capture.attended)
 
 
 @contextmanager
@@ -175,6 +185,7 @@ class _Capture:
     rows: dict[int, Tensor] = field(default_factory=dict)
     raw: dict[int, Tensor] = field(default_factory=dict)
     qkv: dict[int, QueryKeyValue] = field(default_factory=dict)
+    attended: dict[int, Tensor] = field(default_factory=dict)
     strange: str | None = None
 
     def keep(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
@@ -221,10 +232,23 @@ def _attention(
                 mask = _left_to_right(query)
             with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
                 capture.note(_first_row(query, key, mask, options.get("scaling")))
+        if capture.calls in capture.sight.attended:
+            with torch.autocast(query.device.type, enabled=False):
+                capture.attended[capture.calls] = _most_attended(query, key, attention_mask, capture.sight.choices)
         if capture.calls in capture.sight.qkv:
             capture.keep(query, key, value, options.get("scaling"))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output, None
+
+
+def _most_attended(query: Tensor, key: Tensor, mask: Tensor | None, choices: int) -> Tensor:
+    """[batch, head, token, choice]: of each token those that it attends to most, by scores in float32; -1: no more."""
+    scores = query.float() @ key.float().mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    best = scores.topk(min(choices, scores.shape[-1]))
+    chosen = best.indices.masked_fill(best.values == -torch.inf, -1)
+    return nn.functional.pad(chosen, (0, choices - chosen.shape[-1]), value=-1)
 
 
 def _left_to_right(query: Tensor) -> Tensor:

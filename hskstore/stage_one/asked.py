@@ -9,7 +9,7 @@ from hskstore.errors import OptionError
 from hskstore.features import TeacherShape, Want
 from hskstore.layers import plan_strategy
 from hskstore.models.run import ModelShape
-from hskstore.store.features import Cls, ClsRow, Feature, Qkv, States
+from hskstore.store.features import Attended, Cls, ClsRow, Feature, Qkv, States
 from hskstore.store.hidden import Hidden, plan_hidden
 
 
@@ -93,18 +93,21 @@ class Asked:
 
     def _others(self, wants: Sequence[Want[Any]], teacher: TeacherShape) -> list[Feature]:
         values = self.strategies[0].values
-        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv)}
+        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv, Attended)}
         for want in wants:
             if want.kind.name in layers:
                 layers[want.kind.name] |= {pair.teacher for pair in want.pairs}
         found: list[Feature] = [
             kind(tuple(sorted(own)), teacher.width, values) for kind in (States, Cls) if (own := layers[kind.name])
         ]
-        if own := layers[Qkv.name]:
+        if layers[Qkv.name] or layers[Attended.name]:
             if teacher.heads is None or teacher.width % teacher.heads:
                 raise OptionError(
                     f"this teacher's config names no heads that make up its width of {teacher.width}: choose --for a method"
                     " without attention, such as kd"
                 )
-            found.append(Qkv(tuple(sorted(own)), teacher.width, values, heads=teacher.heads))
+            if own := layers[Qkv.name]:
+                found.append(Qkv(tuple(sorted(own)), teacher.width, values, heads=teacher.heads))
+            if own := layers[Attended.name]:
+                found.append(Attended(tuple(sorted(own)), teacher.heads))
         return found

@@ -12,7 +12,7 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
-from hskstore.store.features import ClsRow, LayerVectors
+from hskstore.store.features import Attended, ClsRow, LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import unpack_mask
@@ -34,8 +34,8 @@ class Replayed:
     """What came of it. `equal` rows are the same to the last bit; `differing` are train rows with a difference beyond its
     tolerance.
 
-    `same_tokens` is the share of the tokens kept by rank that were chosen again. `differences`, of "logits" and of each feature,
-    are the largest seen, relative to the largest number of their row; `tolerances` are what is allowed of each.
+    `same_tokens` is the share of the tokens chosen by attention that were chosen again. `differences`, of "logits" and of each
+    feature, are the largest seen, relative to the largest number of their row; `tolerances` are what is allowed of each.
     """
 
     rows: int
@@ -174,6 +174,10 @@ def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
         elif isinstance(feature, LayerVectors):
             old, new = (_vectors(feature, columns) for columns in (stored, again))
             differences[name] = _relative(old - new, old).max(axis=1)
+        elif isinstance(feature, Attended):
+            differences[name] = np.zeros(rows)  # near ties may be ordered otherwise elsewhere, but not most of them
+            same = [columns[f"train/{name}/token"].reshape(rows, -1) for columns in (stored, again)]
+            tokens = np.minimum(tokens, (same[0] == same[1]).mean(axis=1))
         elif isinstance(feature, ClsRow):
             arrays = [f"train/{name}/{array}" for array in feature.arrays(1)]
             differences[name] = np.max(

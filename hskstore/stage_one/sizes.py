@@ -15,7 +15,7 @@ from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.features import ClsRow, Feature, OfLayers
+from hskstore.store.features import Attended, ClsRow, Feature, OfLayers
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
@@ -42,6 +42,9 @@ MASK_RATIO = 1.05
 
 SCALE_BYTES, TOKEN_BYTES, N_KEPT_BYTES = 1.7, 1.0, 0.3
 """On disk: of a vector's scale, of its position, of a row's count in a layer."""
+
+POSITION_BYTES = 1.0
+"""On disk: of one token that another one attends to."""
 
 LOGITS_RATIO = 0.93
 
@@ -119,6 +122,8 @@ def _vector_bytes(plan: Plan, feature: Feature) -> int:
     arrays = feature.arrays(plan.splits["train"].longest)
     if isinstance(feature, ClsRow):
         return 4 * len(arrays)
+    if isinstance(feature, Attended):
+        return 2
     per = {"values": arrays["values"].shape[-1] * np.dtype(arrays["values"].dtype).itemsize, "scale": 2, "token": 2}
     per["mask"] = arrays["mask"].shape[-1] if "mask" in arrays else 0
     return sum(per.get(name, 0) for name in arrays)
@@ -168,6 +173,8 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
 
 def ruled_vector_bytes(feature: Feature) -> dict[str, float]:
     """Bytes on disk of one kept vector by the rule: its values, mask, position and scale."""
+    if isinstance(feature, Attended):
+        return {"token": POSITION_BYTES}
     if isinstance(feature, ClsRow):
         return {"probability": 4 * WHOLE_RATIO["f32"], "raw": 4 * WHOLE_RATIO["f32"]}
     elements = feature.encoding.stored_width(feature.width) * np.dtype(feature.encoding.dtype).itemsize

@@ -217,7 +217,7 @@ def probe(teacher: Teacher, sight: Sight, rows: Rows) -> None:
     """One small padded batch through the teacher in every way, before anything is stored; see `Teacher.probe`."""
     batch = padded(rows.take(np.arange(min(PROBE_ROWS, len(rows)))), pad_id(teacher.tokenizer))
     score: Score = "raw" if sight.raw_cls_row and not sight.cls_row else "probability"
-    teacher.probe(*batch, ranks=bool(sight.rows), score=score, first=sight.first, heads=bool(sight.qkv))
+    teacher.probe(*batch, ranks=bool(sight.rows), score=score, first=sight.first, heads=bool(sight.qkv or sight.attended))
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

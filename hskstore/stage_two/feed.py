@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -223,7 +223,7 @@ class Feed:
             for step in self.epoch(epoch, reads=reads, start=at):
                 if start == stop:
                     return
-                yield Step(start, step.batch, step.counts, step.ends_epoch)
+                yield Step(start, replace(step.batch, epoch=start / length), step.counts, step.ends_epoch)
                 start += 1
 
 

@@ -17,6 +17,10 @@ PARTS = 3
 """Of what an attention is made of: query, key and value, in this order."""
 
 
+MOST_ATTENDED = 4
+"""Tokens that are kept of those which a token attends to, in each head: the most children that a node of a tree can have."""
+
+
 class Feature(Protocol):
     """A frozen dataclass. Its arrays stand at "train/NAME/ARRAY", its JSON in the plan."""
 
@@ -33,7 +37,7 @@ class Feature(Protocol):
         ...
 
     @property
-    def values(self) -> Values:
+    def values(self) -> str:
         """The name of its encoding."""
         ...
 
@@ -228,11 +232,58 @@ class ClsRow(OfLayers):
         return {"teacher_layers": list(self.layers), "raw": self.raw}
 
 
-OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv]] = {
+@dataclass(frozen=True)
+class Attended(OfLayers):
+    """The tokens that each real token attends to most in each of the `heads` of some layers, 1 to L, the first of them most of
+    all: positions [layer, head, token, choice], -1 where a row has no more. Behind a row's last token: zeros."""
+
+    name: ClassVar = "attended"
+    axes: ClassVar = ("layer", "head", "token", "choice")
+    values: ClassVar = "int16"
+    width: ClassVar[int] = MOST_ATTENDED
+    heads: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 in self.layers:
+            raise ValueError("attention is of layers from 1 on")
+
+    def shape(self, longest: int) -> tuple[int, ...]:
+        """Of its `axes`, for rows of at most `longest` tokens."""
+        return len(self.layers), self.heads, longest, MOST_ATTENDED
+
+    @property
+    def encoding(self) -> Encoding:
+        """That of exact numbers."""
+        return ENCODINGS["f32"]
+
+    def arrays(self, longest: int) -> dict[str, Array]:
+        return {"token": Array(self.axes, self.shape(longest), "int16", -2)}
+
+    def row_bytes(self, longest: int) -> int:
+        """Of a row in the largest array, by which units are cut."""
+        return self.arrays(longest)["token"].row_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "heads": self.heads}
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(tuple(document["layers"]), document["heads"])
+
+    def sizes(self) -> list[object]:
+        return [self.heads]
+
+    def attributes(self) -> dict[str, object]:
+        return {"teacher_layers": list(self.layers), "heads": self.heads}
+
+
+OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv] | type[Attended]] = {
     "states": States,
     "cls": Cls,
     "cls_row": ClsRow,
     "qkv": Qkv,
+    "attended": Attended,
 }
 """The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
 

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int8, Shaped, UInt8
 from hskstore.config import Values
 from hskstore.store.schema import ArraySpec, Codec, array_spec
 
-Axis = Literal["layer", "part", "token", "width"]
-"""What an axis of a feature's array counts: `part` is query, key, value, `width` as many elements as a vector is stored in."""
+Axis = Literal["layer", "part", "head", "token", "choice", "width"]
+"""What an axis of a feature's array counts: `part` is query, key, value, `choice` the tokens that one attends to, `width` as many
+elements as a vector is stored in."""
 
 
 @dataclass(frozen=True)
