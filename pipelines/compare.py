@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from hskstore.explore.show import describe
-from hskstore.methods import METHODS, Phase
+from hskstore.methods import METHODS, Phase, weighed
 from hskstore.methods.serving import lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.run import shape_of, usual_length
@@ -48,39 +48,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store")
     parser.add_argument("student", help="the folder that every run starts from")
-    parser.add_argument("--test", help="a file of labelled rows that no run has seen, laid out as the store's task is")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--recipe", nargs="+", type=Path, default=[], help="recipes whose method and weights are tried as well")
+    add_arguments(parser)
+    options = parser.parse_args()
+    recipes = {name: Recipe(method=METHODS[name]()) for name in options.methods}
+    recipes |= {path.stem if path.stem not in recipes else path.name: Recipe.of(read_recipe(path)) for path in options.recipe}
+    compare(options.store, options.student, recipes, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every comparison."""
+    parser.add_argument("--test", help="a file of labelled rows that no run has seen, laid out as the store's task is")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, default=5e-5, help="the peak rate of every phase")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--top-seeds", type=int, default=3, help="of those that are tied at the top")
+    parser.add_argument("--top-seeds", type=int, default=3, help="of those that are tied at the top, or that decide")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="students go here")
     parser.add_argument("--out", type=Path, help="what was found, as NAME.json, NAME.md and NAME.svg")
-    options = parser.parse_args()
 
-    store = open_store(options.store)
-    contenders, unserved = served(store, options)
+
+def compare(
+    root: str, student: str, recipes: Mapping[str, Recipe], options: argparse.Namespace, deciding: Collection[str] = ()
+) -> None:
+    """Train, score, print and write. More seeds get those of the recipes that decide, or, where none is named, that are tied at
+    the top."""
+    store = open_store(root)
+    contenders, unserved = served(store, student, recipes, options)
     found: dict[str, list[Run]] = {name: [] for name in contenders}
     for seed in range(options.seeds):
         for name, contender in contenders.items():
             found[name].append(learn(name, contender, store, seed, options))
     gold = found[next(iter(found))][0].label
     task = Task.from_json(store.plan.task)
-    top = groups(means(found), draws(task, found, gold))[0]
+    top = deciding or groups(means(found), draws(task, found, gold))[0]
     for name in top if len(top) > 1 else ():
         found[name] += [learn(name, contenders[name], store, seed, options) for seed in range(options.seeds, options.top_seeds)]
     result = conclude(task, found, gold, {name: each.bytes for name, each in contenders.items()})
     text = table(result, task.metrics[0], len(gold)) + "".join(f"\nNot compared: {why}.\n" for why in unserved)
     print(text)
     if options.out is not None:
-        asked = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-            if name not in ("out", "work", "recipe")
-        }
-        document = {"store": store.digest, "asked": asked, "metric": task.metrics[0], "rows": len(gold), "methods": result}
+        numbers = {name: getattr(options, name) for name in ("steps", "lr", "batch_size")}
+        document = {"store": store.digest, **numbers, "metric": task.metrics[0], "rows": len(gold), "methods": result}
         options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
         options.out.with_suffix(".md").write_text(text)
         draw(result, task.metrics[0], options.out.with_suffix(".svg"))
@@ -97,24 +107,25 @@ class Contender:
     bytes: int
 
 
-def served(store: Store, options: argparse.Namespace) -> tuple[dict[str, Contender], list[str]]:
-    """The methods that a store serves for this student, by name, and why not the others."""
-    recipes = {name: Recipe(method=METHODS[name]()) for name in options.methods}
-    recipes |= {path.stem if path.stem not in recipes else path.name: Recipe.of(read_recipe(path)) for path in options.recipe}
-    model, _ = load_classifier(options.student, num_labels=len(store.plan.teacher["labels"]), ignore_mismatched_sizes=True)
-    shape = shape_of(model, *telling_rows(rows_from_store(store, "validation")), name=options.student)
+def served(
+    store: Store, student: str, recipes: Mapping[str, Recipe], options: argparse.Namespace
+) -> tuple[dict[str, Contender], list[str]]:
+    """The recipes that a store serves for this student, by name, and why not the others."""
+    model, _ = load_classifier(student, num_labels=len(store.plan.teacher["labels"]), ignore_mismatched_sizes=True)
+    shape = shape_of(model, *telling_rows(rows_from_store(store, "validation")), name=student)
     teacher = teacher_shape(store.plan)
     contenders: dict[str, Contender] = {}
     unserved: list[str] = []
     sizes = describe(store.root).array_bytes
     for name, recipe in recipes.items():
-        phases = recipe.method.phases(teacher, shape)
+        phases = weighed(recipe.method.phases(teacher, shape), recipe.weight, recipe.method.name)
         lacks = lacking(store.plan, phases)
         if lacks:
             unserved.append(refusal(store.root, recipe.method, shape.layers, lacks))
             continue
-        numbers = {"epochs": (200, 100) if len(phases) == 2 else (300,), "max_steps": options.steps, "patience": None}
-        whole = replace(recipe, student=options.student, lr=(options.lr,), batch_size=(options.batch_size,), **numbers)
+        epochs = (200, 100) if len(phases) == 2 else (300,)  # more than any number of steps asked for
+        numbers = {"epochs": epochs, "lr": (options.lr,), "batch_size": (options.batch_size,), "max_steps": options.steps}
+        whole = replace(recipe, student=student, **numbers)
         contenders[name] = Contender(whole, bytes_read(store, phases, sizes))
     return contenders, unserved
 
@@ -159,7 +170,10 @@ class Run:
 
 def learn(name: str, contender: Contender, store: Store, seed: int, options: argparse.Namespace) -> Run:
     """Train one student, unless that was done, and score it."""
-    out = options.work / f"{store.digest[:8]}-{Path(options.student).name}-{name}-{options.steps}-{options.lr:g}-{seed}"
+    out = (
+        options.work
+        / f"{store.digest[:8]}-{Path(str(contender.recipe.student)).name}-{name}-{options.steps}-{options.lr:g}-{seed}"
+    )
     spent = out / "cpu_seconds.json"
     if not spent.exists():
         began = time.process_time()
