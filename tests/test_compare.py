@@ -18,9 +18,10 @@ from hskstore.store import open_store
 from hskstore.text.tasks import TASKS
 from tests.conftest import make_bert, save_folder, write_tsv
 
-PIPELINE = Path(__file__).resolve().parents[1] / "pipelines" / "compare.py"
-sys.path.insert(0, str(PIPELINE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipelines"))
 import compare
+
+PIPELINE = Path(compare.__file__)
 
 
 def run_of(right: np.ndarray) -> object:
