@@ -64,6 +64,13 @@ class Option:
             raise OptionError(f"{self.flag} {value}: expected {self.expected}")
         return found
 
+    def read_text(self, text: str, where: str) -> Any:
+        """The option's value from text alone, as `text_of` writes it. Raises OptionError, beginning with `where`."""
+        found = _read_text(self.kind, text)
+        if found is None:
+            raise OptionError(f"{where}: expected {self.expected}")
+        return found
+
 
 def options_of(owner: type) -> dict[str, Option]:
     """The options of a dataclass or TypedDict by name: those of its fields whose annotation has a Doc."""
@@ -97,6 +104,14 @@ def plain(value: Any) -> Plain:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if isinstance(value, Real) else str(value)
+
+
+def text_of(value: Any) -> str:
+    """A value as text alone: the inverse of `Option.read_text`."""
+    written = plain(value)
+    if isinstance(written, bool):
+        return str(written).lower()
+    return repr(written) if isinstance(written, float) else str(written)
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -145,6 +160,17 @@ def _read(kind: Any, value: object) -> Any:
     if kind in (int, float):
         return None if isinstance(value, str) else _number(kind, value)
     return value if isinstance(value, kind) else None
+
+
+def _read_text(kind: Any, text: str) -> Any:
+    """None where the text is none of that kind."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text)
+    if kind in (int, float):
+        return _number(kind, text)
+    if get_origin(kind) is Literal:
+        return next((value for value in get_args(kind) if str(value) == text), None)
+    return _read(kind, text)
 
 
 def _number(kind: type[int] | type[float], value: object) -> int | float | None:

@@ -279,7 +279,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["distill", "{world}/stores/dall-lall-wall", "--student", "{deep}", "--out", "{new}"], "extract with --student-layers 3"),
     (["distill", "{store}", "--student", "{truncated}", "--out", "{new}"], "no model could be loaded"),
     (["distill", "{store}", "--student", "{world}/nowhere", "--out", "{new}"], "nowhere"),
-    ([*DISTILL, "--method", "mudd"], "'kd'"),
+    ([*DISTILL, "--method", "mudd"], "--method mudd: choose one of mud, kd"),
     ([*DISTILL, "--epochs", "1,2,3"], "3 values for 2 phases"),
     ([*DISTILL, "--epochs", "x"], "numbers with commas"),
     ([*DISTILL, "--lr", "0"], "above zero"),

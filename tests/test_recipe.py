@@ -371,8 +371,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ["--projection", "per-layer", "--temperature", 2, "--lr", "1e-3,3e-4", "--seed", 5],
         ["--method", "kd", "--alpha", 0.25, "--loader", "blocks", "--prune-to", "2,32,8"],
+        ["--method", "mud+finetune", "--phases", "joint", "--set", "mud.temperature=2"],
     ],
-    ids=["mud", "kd, pruned"],
+    ids=["mud", "kd, pruned", "several"],
 )
 def test_the_recipe_beside_a_student_is_complete_and_makes_it_again(
     words: list[Any], store: str, student: str, tmp_path: Path

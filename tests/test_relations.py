@@ -328,8 +328,9 @@ def test_autocast_changes_nothing(loss: Loss, options: dict[str, Any]) -> None:
     assert float(coarse) == pytest.approx(float(expected), rel=0.2)
 
 
-@pytest.mark.parametrize("loss", [word_pair, word_angle, layer_pair, layer_angle])
-def test_what_is_kept_for_the_way_back_grows_with_no_square_of_words_times_their_width(loss: Loss) -> None:
+@pytest.mark.parametrize(("loss", "most"), [(word_pair, 1.5), (word_angle, 3.5), (layer_pair, 0.75), (layer_angle, 1.25)])
+def test_what_is_kept_for_the_way_back_is_a_few_vectors_a_word_and_no_difference_of_two(loss: Loss, most: float) -> None:
+    """At most so many vectors in float64, where the differences of a word and its neighbours are `delta` and more."""
     batch, tokens, width, delta = 4, 128, 384, 10
     student, teacher = (normal(2, batch, tokens, width, seed=seed, dtype=torch.float32) for seed in (1, 2))
     kept: dict[int, int] = {}
@@ -342,6 +343,4 @@ def test_what_is_kept_for_the_way_back_grows_with_no_square_of_words_times_their
         loss(student.requires_grad_(), teacher, is_real=torch.ones(batch, tokens, dtype=torch.bool))
     word = 8 * len(student) * batch * tokens  # bytes of one number for each word and layer
     assert max(kept.values()) <= word * max(width, tokens, 2 * delta * (2 * delta + 1) // 2)
-    assert sum(kept.values()) < 0.5 * word * delta * width, (
-        "the differences of each word and its neighbours are twice that and more"
-    )
+    assert sum(kept.values()) < most * word * width

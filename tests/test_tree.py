@@ -1,4 +1,4 @@
-"""Trees of tokens and the method that learns them: by hand, against slow loops of Algorithm 1, in degenerate rows, and refused."""
+"""Trees of tokens, and the method that learns them: by hand, by slow loops of Algorithm 1, in degenerate rows, and refused."""
 
 import dataclasses
 import math
@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hskstore.config import Strategy
 from hskstore.errors import ModelError, OptionError
@@ -97,7 +95,7 @@ def test_a_random_tree_has_so_many_real_tokens_of_each_row() -> None:
 
 
 def test_slices_by_hand() -> None:
-    """Slices (3, 4) and (0, 2) are (0.6, 0.8) and (0, 1) at length 1; of the teacher (1, 0) and (0, 1): 0.4^2 + 0.8^2, and none."""
+    """Slices (3, 4) and (0, 2) are (0.6, 0.8) and (0, 1) at length 1; of the teacher (1, 0) and (0, 1): 0.4^2 + 0.8^2, and 0."""
     own, target = torch.tensor([3.0, 4, 0, 2]).view(1, 1, 1, 4), torch.tensor([5.0, 0, 0, 7]).view(1, 1, 1, 4)
     both = torch.ones(1, 1, 2, 1, dtype=torch.bool)
     assert float(slices_mse(own, target, kept=both).value) == pytest.approx(0.8 / 4)

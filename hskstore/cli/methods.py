@@ -37,23 +37,23 @@ def methods(
 
 
 def methods_for(named: Sequence[str]) -> list["Method"]:
-    """The methods that `--for` names: by their own names with their defaults, or by recipe files with theirs.
+    """The methods that `--for` names: by their own names with their defaults, or by recipe files with theirs; each of several in
+    one run by itself.
 
     Raises OptionError for what is neither.
     """
     if not named:
         return []
     prepare_torch()
-    from hskstore.methods import METHODS
+    from hskstore.methods import METHODS, make_method, parts_of
     from hskstore.stage_two.recipe import Recipe, read_recipe
 
-    known = {str(name): kind for name, kind in METHODS.items()}
     found: list[Method] = []
     for text in dict.fromkeys(named):
-        if text in known:
-            found.append(known[text]())
+        if set(text.split("+")) <= set(METHODS):
+            found += parts_of(make_method(text, {}))
         elif Path(text).is_file():
-            found.append(Recipe.of(read_recipe(Path(text))).method)
+            found += parts_of(Recipe.of(read_recipe(Path(text))).method)
         else:
             raise OptionError(f"--for {text}: no method is called so ({', '.join(METHODS)}), and no recipe file")
     return found

@@ -22,7 +22,9 @@ KeepOpt = Annotated[
 ]
 ForOpt = Annotated[
     list[str] | None,
-    typer.Option("--for", help="Keep what a method reads: its name (hsk methods), or a recipe file. All of them in one store."),
+    typer.Option(
+        "--for", help="Keep what a method reads: its name (hsk methods), mud+ckd of two, or a recipe file. All in one store."
+    ),
 ]
 StudentLayersOpt = Annotated[
     list[int] | None, typer.Option(help="Layers of the student to come; several: for each of them. --rich needs none.")

@@ -17,7 +17,8 @@ def print_methods(found: list[MethodDescription]) -> None:
         table.add_row(method.name, ", ".join(reads), method.source)
     out.print(table)
     out.print(
-        "hsk methods NAME tells all about one, hsk extract --for NAME keeps what it reads, hsk distill --method NAME uses it"
+        "hsk methods NAME tells all about one, hsk extract --for NAME keeps what it reads, hsk distill --method NAME uses it;"
+        " --method mud+ckd learns by both in one run"
     )
 
 

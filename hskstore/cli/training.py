@@ -47,7 +47,7 @@ def distill() -> None:
 def distill_with_flags() -> Command:
     """`distill` itself: its flags are those of the methods, which import torch, so it is made when it is asked for."""
     prepare_torch()
-    from hskstore.stage_two.recipe import Recipe, read_recipe, recipe_options, write_recipe
+    from hskstore.stage_two.recipe import Recipe, overridden, read_recipe, recipe_options, write_recipe
 
     @with_flags(given=recipe_options(), strategy=flags_of(config.Strategy))
     def command(
@@ -80,7 +80,7 @@ def distill_with_flags() -> Command:
         device: DeviceOpt = None,
         as_json: JsonOpt = False,
     ) -> None:
-        chosen = Recipe.of((read_recipe(recipe) if recipe is not None else {}) | given)
+        chosen = Recipe.of(overridden(read_recipe(recipe) if recipe is not None else {}, given))
         if write_to is not None:
             write_recipe(write_to, chosen)
         elif store is None or out is None:

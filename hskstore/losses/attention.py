@@ -55,7 +55,7 @@ def attention_mse(
     own = _scores(student_query, student_key, is_real)
     target = _scores(teacher_query.detach(), teacher_key.detach(), is_real)
     counted = is_real[:, None, :, None] & is_real[:, None, None]
-    total = torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3, 4))
+    total = (own - target).square().sum(dim=(1, 2, 3, 4))  # both are 0 where one of the two is no token
     return Term(total, (counted.sum() * own.shape[2]).expand(len(total)))
 
 
@@ -86,6 +86,5 @@ def _scores(
     """Scaled products of all with all, in float32 or what is finer, whatever autocast says; what is no token counts as zeros."""
     first, second = (torch.where(is_real[:, None, :, None], each.to(wide(each)), 0) for each in (query, key))
     with torch.autocast(first.device.type, enabled=False):
-        products: Tensor = first @ second.mT
-    scaled: Tensor = products * first.shape[-1] ** -0.5
-    return scaled
+        scores: Tensor = (first * first.shape[-1] ** -0.5) @ second.mT
+    return scores

@@ -1,6 +1,6 @@
 """Losses on how vectors stand to each other, in pairs and in triples: of words in a layer, of a word's layers (CKD)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,19 +64,20 @@ def word_angle(
     tokens = is_real.shape[1]
     if edges == "cut":
         delta = min(delta, tokens - 1)
-    offset = torch.arange(-delta, delta + 1, device=is_real.device)
+    before, after = (torch.arange(*ends, device=is_real.device) for ends in ((-delta, 0), (int(edges == "cut"), delta + 1)))
+    offset = torch.cat([before, after])
     wanted = torch.arange(tokens, device=is_real.device)[:, None] + offset
     place = wanted.clamp(0, tokens - 1)
     first, second = _twos(len(offset), is_real.device)
     if edges == "cut":
-        beside = (wanted == place) & (offset != 0) & is_real[:, place] & is_real[:, :, None]
+        beside = (wanted == place) & is_real[:, place] & is_real[:, :, None]
         counted = beside[..., first] & beside[..., second]
         student, teacher = (torch.where(is_real[..., None], each, 0) for each in (student, teacher))
     else:
         counted = is_real[:, :, None].expand(-1, -1, len(first))
-    own, target = (_angles(_products(each.double()), place) for each in (student, teacher.detach()))
-    total = 2 * torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3)).to(wide(student))
-    count = 2 * counted.sum() if divisor == "valid" else len(student) * is_real.sum() * len(offset) ** 2
+    own, target = (_angles(_products(each.double()), place, wide(student)) for each in (student, teacher.detach()))
+    total = 2 * torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3))
+    count = 2 * counted.sum() if divisor == "valid" else len(student) * is_real.sum() * (2 * delta + 1) ** 2
     return Term(total, count.expand(len(total)))
 
 
@@ -119,8 +120,9 @@ def layer_angle(
     first, second = _twos(layers, is_real.device)
     counted = (layer[:, None] != first) & (layer[:, None] != second) & is_real[..., None, None]
     place = layer.expand(layers, -1)
-    own, target = (_angles(_products(_by_word(each, is_real).double()), place) for each in (student, teacher.detach()))
-    total = 2 * torch.where(counted, own - target, 0).square().sum().to(wide(student))
+    products = (_products(_by_word(each, is_real).double()) for each in (student, teacher.detach()))
+    own, target = (_angles(each, place, wide(student)) for each in products)
+    total = 2 * torch.where(counted, own - target, 0).square().sum()
     return Term(total, words * (layers * (layers - 1) * (layers - 2) if divisor == "valid" else layers**3))
 
 
@@ -140,8 +142,25 @@ def _products(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*ro
     Distances and angles want them in float64: a difference of products loses as many digits as the vectors are alike, and of
     products of float32 numbers enough are left down to a millionth of the vectors' length.
     """
-    with torch.autocast(vectors.device.type, enabled=False):
-        return vectors @ vectors.mT
+    products: Tensor = _Products.apply(vectors)  # type: ignore[no-untyped-call]
+    return products
+
+
+class _Products(torch.autograd.Function):
+    """The vectors stand on both sides, so that the way back is one product, where two different sides have two."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors @ vectors.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (vectors,) = ctx.saved_tensors
+        with torch.autocast(vectors.device.type, enabled=False):
+            found: Tensor = (gradients[0] + gradients[0].mT) @ vectors
+        return found
 
 
 def _pair_loss(
@@ -160,9 +179,10 @@ def _pair_loss(
 
 def _cosines(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*rows place place"]:
     """Of all with all. A vector of zeros is at a right angle to all."""
-    exact = vectors.double()
-    squares = exact.square().sum(dim=-1, keepdim=True)
-    return _products((exact * _inverse_root(squares, squares > 0)).to(wide(vectors)))
+    products = _products(vectors.to(wide(vectors)))
+    squares = products.diagonal(dim1=-2, dim2=-1).double()  # the gradients of whose roots leave the range of float32
+    shrink = _inverse_root(squares, squares > 0).to(products.dtype)
+    return products * shrink[..., None] * shrink[..., None, :]
 
 
 def _distances(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*rows place place"]:
@@ -174,21 +194,22 @@ def _distances(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*
 
 
 def _angles(
-    products: Float[Tensor, "*rows token token"], place: Int[Tensor, "token window"]
+    products: Float[Tensor, "*rows token token"], place: Int[Tensor, "token window"], dtype: torch.dtype
 ) -> Float[Tensor, "*rows token pair"]:
     """Equation 2: cosines of the angle at each j between any two i, k of those at `place` beside it, from inner products alone:
-    <i - j, k - j> = <i, k> - <i, j> - <j, k> + <j, j>. 0 where an end is one with the middle.
+    <i - j, k - j> = <i, k> - <i, j> - <j, k> + <j, j>. 0 where an end is one with the middle. Once the differences are taken,
+    `dtype` will do.
     """
     first, second = _twos(place.shape[1], place.device)
     squares = products.diagonal(dim1=-2, dim2=-1)
     with_middle = products.gather(-1, place.expand(*products.shape[:-2], -1, -1))
     both = squares[..., place] + squares[..., None]
     apart = both - 2 * with_middle
-    shrink = _inverse_root(apart, apart > SAME * both)
+    shrink = _inverse_root(apart, apart > SAME * both).to(dtype)
     of_two = place[:, first] * len(place) + place[:, second]
     ends = _picked(products.flatten(-2), of_two.flatten()).view(*products.shape[:-2], *of_two.shape)
     dots: Tensor = ends + _picked(squares[..., None] - with_middle, first) - _picked(with_middle, second)
-    return dots * (_picked(shrink, first) * _picked(shrink, second))
+    return dots.to(dtype) * (_picked(shrink, first) * _picked(shrink, second))
 
 
 def _picked(values: Float[Tensor, "*rows value"], index: Int[Tensor, " picked"]) -> Float[Tensor, "*rows picked"]:

@@ -1,9 +1,8 @@
 """One file per method of distillation."""
 
 from collections.abc import Mapping
-from typing import get_args
 
-from hskstore.config import MethodName, check_choice
+from hskstore.config import MethodName
 from hskstore.errors import OptionError
 from hskstore.losses import Term
 from hskstore.methods.ckd import Ckd
@@ -14,7 +13,9 @@ from hskstore.methods.kd import Kd
 from hskstore.methods.minilm import MiniLM
 from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
+from hskstore.methods.part_options import PartOptions, no_option, written
 from hskstore.methods.pkd import Pkd
+from hskstore.methods.several import MethodNames, Phasing, Several, parts_of
 from hskstore.methods.tinybert import TinyBert
 from hskstore.methods.tkd import Tkd
 from hskstore.methods.weights import Weights, weighed
@@ -46,16 +47,25 @@ METHODS: Mapping[
 }
 
 
-def make_method(name: MethodName, options: Mapping[str, object]) -> Method:
-    """A method by its name with the options given. Raises OptionError for another name, or an option that the method has not."""
-    check_choice("--method", name, get_args(MethodName))
-    chosen = METHODS[name]
-    own = options_of(chosen)
+def make_method(
+    name: str, options: Mapping[str, object], *, by_part: PartOptions | None = None, phasing: Phasing | None = None
+) -> Method:
+    """A method by its name, or several by "mud+ckd", with the options given: each of all that have it, those `by_part` of one
+    alone, which then win. `phasing` is that of `Several`.
+
+    Raises OptionError for another name, and for an option that none of them has.
+    """
+    names = MethodNames.parse(name).names
+    known = {str(each): options_of(METHODS[each]) for each in names}
     for option in options:
-        if option not in own:
-            flags = ", ".join(each.flag for each in own.values()) or "none"
-            raise OptionError(f"--{option.replace('_', '-')} is no option of the method {name}; its own are: {flags}")
-    return chosen(**options)  # type: ignore[arg-type]
+        if not any(option in own for own in known.values()):
+            raise OptionError(no_option(option, known))
+    apart = by_part.read(known) if by_part is not None else {}
+    parts = []
+    for each in names:
+        own = {option: value for option, value in options.items() if option in known[each]}
+        parts.append(METHODS[each](**own | apart.get(each, {})))  # type: ignore[arg-type]
+    return parts[0] if len(parts) == 1 and phasing is None else Several(tuple(parts), phasing)
 
 
 def method_options() -> dict[str, Option]:
@@ -69,15 +79,21 @@ __all__ = [
     "Finetune",
     "Kd",
     "Method",
+    "MethodNames",
     "MiniLM",
     "MiniLMv2",
     "Mud",
+    "PartOptions",
     "Phase",
+    "Phasing",
+    "Several",
     "Term",
     "TinyBert",
     "Tkd",
     "Weights",
     "make_method",
     "method_options",
+    "parts_of",
     "weighed",
+    "written",
 ]

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from hskstore.config import MethodName
 from hskstore.features import TeacherShape, Want
 from hskstore.losses import Term
 from hskstore.methods.batch import Batch
@@ -20,9 +19,9 @@ class Phase:
     """One run of the optimiser. `weights` are those of the terms the method returns in it: "mud.hidden" is the method's own,
     "prediction" and "gold" belong to the run.
 
-    It `reads` knowledge from the store and `sees` the student's inside; where it has the term "gold", that one alone reads the
-    labels. One that `predicts` trains the student's head: its best step by the dev score is kept. Of one that does not the last
-    step is kept, because no dev score means anything there.
+    It `reads` knowledge from the store and `sees` the student's inside; the terms `labelled` read the labels. One that `predicts`
+    trains the student's head: its best step by the dev score is kept. Of one that does not the last step is kept, because no dev
+    score means anything there.
     """
 
     name: str
@@ -31,7 +30,12 @@ class Phase:
     predicts: bool
     reads: tuple[Want[Any], ...] = ()
     sees: Sight = NOTHING
-    reads_labels: bool = False
+    labelled: frozenset[str] = frozenset({"gold"})
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether a term that it weighs reads the labels."""
+        return not self.labelled.isdisjoint(self.weights)
 
     def numbers(self, defaults: TaskDefaults) -> PhaseDefaults:
         """The paper's hyperparameters for this phase (Table 4)."""
@@ -41,9 +45,15 @@ class Phase:
 class Method(Protocol):
     """A frozen dataclass; its fields are the method's options, each with a Doc: flags and recipes are made from them."""
 
-    name: ClassVar[MethodName]
-    source: ClassVar[str]
-    """Paper and section."""
+    @property
+    def name(self) -> str:
+        """One of `MethodName`; of several methods in one run theirs, with + between them."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Paper and section."""
+        ...
 
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
         """What each reads, sees and weighs. Raises OptionError or ModelError where it cannot be done with these two."""

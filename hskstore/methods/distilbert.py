@@ -45,7 +45,6 @@ class DistilBert:
                 predicts=True,
                 reads=(Want(STATES, (LayerPair(student.layers, teacher.layers),)),),
                 sees=Sight(hidden=frozenset({student.layers})),
-                reads_labels=True,
             ),
         )
 

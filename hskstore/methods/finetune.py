@@ -13,7 +13,7 @@ from hskstore.methods.contract import Phase
 from hskstore.models.observe import Seen
 from hskstore.models.run import ModelShape
 
-PHASE = Phase("finetune", {"gold": 1.0}, schedule="linear", predicts=True, reads_labels=True)
+PHASE = Phase("finetune", {"gold": 1.0}, schedule="linear", predicts=True)
 
 
 @dataclass(frozen=True)

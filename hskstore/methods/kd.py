@@ -59,7 +59,7 @@ class Kd:
             )
         gold = {"gold": self.alpha} if self.alpha else {}
         weights = {"prediction": 1 - self.alpha} | gold
-        return (Phase("prediction", weights, schedule="linear", predicts=True, reads_labels=bool(gold)),)
+        return (Phase("prediction", weights, schedule="linear", predicts=True),)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
         return None
@@ -91,7 +91,7 @@ def joint_phase(
     and `alpha` of the gold label."""
     whole = {**weights, "prediction": 1 - alpha, "gold": alpha}
     own = {term: weight for term, weight in whole.items() if weight}
-    return (Phase(name, own, schedule="linear", predicts=True, reads=reads, sees=sees, reads_labels=alpha > 0),)
+    return (Phase(name, own, schedule="linear", predicts=True, reads=reads, sees=sees),)
 
 
 def task_terms(phase: Phase, seen: Seen, batch: Batch, *, temperature: float) -> dict[str, Term]:

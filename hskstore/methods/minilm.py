@@ -52,12 +52,13 @@ class MiniLM:
         return None
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
-        (want,) = phase.reads
-        (pair,) = want.pairs
-        own, targets, terms = seen.qkv[pair.student], batch[want], dict[str, Term]()
-        query, key, value = (each[0] for each in (targets.query, targets.key, targets.value))
-        if "minilm.attention" in phase.weights:
-            terms["minilm.attention"] = attention_kl(own.query, own.key, query, key, is_real=targets.is_real)
-        if "minilm.value" in phase.weights:
-            terms["minilm.value"] = relation_kl(own.value, value, is_real=targets.is_real)
+        terms: dict[str, Term] = {}
+        for want in phase.reads:
+            (pair,) = want.pairs
+            own, targets = seen.qkv[pair.student], batch[want]
+            query, key, value = (each[0] for each in (targets.query, targets.key, targets.value))
+            if "minilm.attention" in phase.weights:
+                terms["minilm.attention"] = attention_kl(own.query, own.key, query, key, is_real=targets.is_real)
+            if "minilm.value" in phase.weights:
+                terms["minilm.value"] = relation_kl(own.value, value, is_real=targets.is_real)
         return terms | task_terms(phase, seen, batch, temperature=self.temperature)

@@ -59,14 +59,15 @@ class MiniLMv2:
         return None
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
-        (want,) = phase.reads
-        (pair,) = want.pairs
-        own, targets, terms = seen.qkv[pair.student], batch[want], dict[str, Term]()
-        heads = self.relation_heads or targets.query.shape[2]
-        for part in ("query", "key", "value"):
-            if f"minilmv2.{part}" in phase.weights:
-                ours, theirs = (in_heads(vectors, heads) for vectors in (getattr(own, part), getattr(targets, part)[0]))
-                terms[f"minilmv2.{part}"] = relation_kl(ours, theirs, is_real=targets.is_real)
+        terms: dict[str, Term] = {}
+        for want in phase.reads:
+            (pair,) = want.pairs
+            own, targets = seen.qkv[pair.student], batch[want]
+            heads = self.relation_heads or targets.query.shape[2]
+            for part in ("query", "key", "value"):
+                if f"minilmv2.{part}" in phase.weights:
+                    ours, theirs = (in_heads(vectors, heads) for vectors in (getattr(own, part), getattr(targets, part)[0]))
+                    terms[f"minilmv2.{part}"] = relation_kl(ours, theirs, is_real=targets.is_real)
         return terms | task_terms(phase, seen, batch, temperature=self.temperature)
 
     def _check_heads(self, teacher: TeacherShape, student: ModelShape) -> None:

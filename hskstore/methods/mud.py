@@ -56,10 +56,10 @@ class Mud:
         """The kept layers are those that the store's strategy gives for a student of this depth."""
         pairs = _pairs(teacher, student)
         sees = Sight(hidden=frozenset(pair.student for pair in pairs))
-        labels = self.regression_target == "gold" and student.outputs == 1
+        labelled = frozenset({"prediction"} if self.regression_target == "gold" and student.outputs == 1 else ())
         return (
             Phase("hidden", {"mud.hidden": 1.0}, schedule="constant", predicts=False, reads=(Want(HIDDEN, pairs),), sees=sees),
-            Phase("prediction", {"prediction": 1.0}, schedule="linear", predicts=True, reads_labels=labels),
+            Phase("prediction", {"prediction": 1.0}, schedule="linear", predicts=True, labelled=labelled),
         )
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:

@@ -7,7 +7,7 @@ from itertools import product
 from hskstore.config import Keep
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.features import TeacherShape
-from hskstore.methods import METHODS
+from hskstore.methods import METHODS, parts_of
 from hskstore.methods.contract import Method, Phase
 from hskstore.models.run import ModelShape
 from hskstore.store import open_store
@@ -115,7 +115,7 @@ def refusal(root: str, method: Method, depth: int, lacks: Sequence[str]) -> str:
 def making(method: Method, depth: int, lacks: Sequence[str]) -> str:
     """The command that makes a store which serves a method."""
     labels = " --label COLUMN" if "labels" in lacks else ""
-    plain = method == type(method)()
+    plain = all(part == type(part)() for part in parts_of(method))
     made = "" if plain else ", where hsk distill with the same options and --write-recipe recipe.toml makes that file"
     named = method.name if plain else "recipe.toml"
     return f"hsk extract TEACHER DATA --for {named} --student-layers {depth}{labels} --out DIR{made}"

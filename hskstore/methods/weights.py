@@ -48,7 +48,7 @@ class Weights:
 
 def weighed(phases: Iterable[Phase], weights: Weights | None, method: str) -> tuple[Phase, ...]:
     """A method's phases with these weights in place of its own, in every phase that has the term; a term of weight 0 is left
-    out, and with "gold" the need of labels.
+    out, and with it its need of labels.
 
     Raises OptionError for a term that no phase has, and where a phase would be left with none.
     """
@@ -64,6 +64,5 @@ def weighed(phases: Iterable[Phase], weights: Weights | None, method: str) -> tu
         wanted = {term: weight for term, own in phase.weights.items() if (weight := given.get(term, own))}
         if not wanted:
             raise OptionError(f"--weight {weights}: the phase {phase.name} is left without a term; {its_own}")
-        labels = phase.reads_labels and ("gold" in wanted or "gold" not in phase.weights)
-        found.append(replace(phase, weights=wanted, reads_labels=labels))
+        found.append(replace(phase, weights=wanted))
     return tuple(found)

@@ -23,12 +23,41 @@ from hskstore.config import (
     check_share,
 )
 from hskstore.errors import OptionError
-from hskstore.methods import Method, Mud, Weights, make_method, method_options
+from hskstore.methods import (
+    Method,
+    MethodNames,
+    Mud,
+    PartOptions,
+    Phasing,
+    Several,
+    Weights,
+    make_method,
+    method_options,
+    parts_of,
+    written,
+)
 from hskstore.models.widths import PruneTo
 from hskstore.options import Option, Plain, options_of, plain, refuse_unknown
 
-METHOD = Option("method", MethodName, "What is learnt, and how: hsk methods tells of each.", Mud.name)
-"""In a file and on the command line a method is its name, and its options stand among the others."""
+METHOD = Option(
+    "method",
+    MethodNames,
+    f"What is learnt, and how: {', '.join(get_args(MethodName))}, or several, mud+ckd. hsk methods tells of each.",
+    MethodNames((Mud.name,)),
+)
+"""In a file and on the command line methods are their names; their options stand among the others, those of one in `set`."""
+PHASES = Option(
+    "phases",
+    Phasing,
+    "What is learnt of the inside: beside the predictions (joint) or before (two). Default: two, if a method has two phases.",
+    None,
+)
+SET = Option(
+    "set",
+    PartOptions,
+    "METHOD.OPTION=VALUE: an option of one of several methods; a flag sets it of all. May be given several times.",
+    None,
+)
 
 
 @dataclass(frozen=True)
@@ -98,16 +127,16 @@ class Recipe:
         known = recipe_options()
         refuse_unknown(given, list(known), "a recipe")
         values: dict[str, Any] = {name: known[name].read(value) for name, value in given.items()}
-        name = values.pop(METHOD.name, METHOD.default)
+        name, phasing, by_part = (values.pop(each.name, each.default) for each in (METHOD, PHASES, SET))
         own = {option: values.pop(option) for option in method_options() if option in values}
-        return cls(method=make_method(name, own), **values)
+        return cls(method=make_method(str(name), own, by_part=by_part, phasing=phasing), **values)
 
     def as_options(self) -> dict[str, Plain]:
         """The inverse of `of`: everything that is not None."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
-        own[METHOD.name] = self.method.name
-        of_method = {each.name: getattr(self.method, each.name) for each in fields(self.method)}  # type: ignore[arg-type]
-        found = own | of_method
+        of_methods, by_part = written(parts_of(self.method))
+        phasing = self.method.phasing if isinstance(self.method, Several) else None
+        found = own | of_methods | {METHOD.name: self.method.name, PHASES.name: phasing, SET.name: by_part}
         return {name: plain(found[name]) for name in recipe_options() if found.get(name) is not None}
 
     def to_toml(self) -> str:
@@ -117,7 +146,20 @@ class Recipe:
 def recipe_options() -> dict[str, Option]:
     """Every option that a recipe can have, by name: flags of `hsk distill`, keys of a file."""
     own = options_of(Recipe)
-    return {"student": own.pop("student"), METHOD.name: METHOD} | method_options() | own
+    return {"student": own.pop("student"), METHOD.name: METHOD} | method_options() | {PHASES.name: PHASES, SET.name: SET} | own
+
+
+def overridden(file: Mapping[str, Plain], given: Mapping[str, object]) -> dict[str, object]:
+    """The options of a file with those given in place of the same ones: also of one method alone (`set`), where a flag given is
+    in place of what the file has of any method. Raises OptionError."""
+    found = {**file, **given}
+    if SET.name in file:
+        anew = PartOptions.parse(str(given[SET.name])).values if SET.name in given else ()
+        own = PartOptions.parse(str(file[SET.name])).without({*given, *(name for name, _ in anew)})
+        found.pop(SET.name)
+        if own + anew:
+            found[SET.name] = str(PartOptions(own + anew))
+    return found
 
 
 def read_recipe(path: Path) -> dict[str, Plain]:

@@ -1,7 +1,7 @@
 """A run's numbers: each phase's from the recipe, and the task's where it has none."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, TrainPrecision
@@ -47,9 +47,9 @@ class PhaseSettings:
     def described(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that stopped, as JSON. What is learnt of the teacher follows
         from the method, the student and the store."""
-        own = asdict(replace(self, phase=replace(self.phase, reads=())))
-        told = {name: own["phase"][name] for name in ("name", "weights", "schedule", "predicts")}
-        return own | {"phase": told}
+        phase = self.phase
+        told = {"name": phase.name, "weights": dict(phase.weights), "schedule": phase.schedule, "predicts": phase.predicts}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"phase": told}
 
 
 def for_task(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaults) -> Recipe:

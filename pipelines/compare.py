@@ -1,0 +1,325 @@
+"""Which method teaches best? Every method that a store serves, on one student, with the same steps and batches, and honest ties.
+
+    hsk student slice ../shared/models/minilm-l6-mrpc --layers 2,4,6 --out runs/compare/sliced
+    hsk extract ../shared/models/minilm-l6-mrpc ../shared/data/mrpc --task mrpc --student-layers 3 --out runs/compare/stores \
+        --for mud --for kd --for finetune --for pkd --for distilbert --for ckd --for minilm --for minilmv2 --for tinybert
+    python pipelines/compare.py runs/compare/stores/STORE runs/compare/sliced --test ../shared/data/mrpc/test_labeled.txt
+
+Each method has its defaults, and so has each --recipe FILE its method and weights; steps, rate and batches are the same for all.
+Where a method has two phases, two thirds of the steps are the first one's. Scores are of the store's validation rows, which also
+choose the best epoch, and of the rows of --test, together. Rows are drawn again (a paired bootstrap: all methods are scored on
+the same draws); methods whose difference from the best of their group lies on both sides of zero in 95 % of the draws are tied.
+A run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from hskstore.explore.show import describe
+from hskstore.methods import METHODS, Phase, weighed
+from hskstore.methods.serving import lacking, refusal, teacher_shape
+from hskstore.models.load import load_classifier
+from hskstore.models.run import shape_of, usual_length
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.recipe import Recipe, read_recipe
+from hskstore.stage_two.rows import reading_options, rows_from_data, rows_from_store, telling_rows
+from hskstore.stage_two.scores import predict
+from hskstore.store import Store, open_store
+from hskstore.text.dataset import label_ids, read_dataset
+from hskstore.text.metrics import compute_metrics
+from hskstore.text.tally import TokenCounts
+from hskstore.text.tasks import Task
+from hskstore.text.tokenise import tokenise
+from hskstore.text.tokenizers import load_tokenizer
+
+DRAWS = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store")
+    parser.add_argument("student", help="the folder that every run starts from")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--recipe", nargs="+", type=Path, default=[], help="recipes whose method and weights are tried as well")
+    add_arguments(parser)
+    options = parser.parse_args()
+    recipes = {name: Recipe(method=METHODS[name]()) for name in options.methods}
+    recipes |= {path.stem if path.stem not in recipes else path.name: Recipe.of(read_recipe(path)) for path in options.recipe}
+    compare(options.store, options.student, recipes, options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every comparison."""
+    parser.add_argument("--test", help="a file of labelled rows that no run has seen, laid out as the store's task is")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--lr", type=float, default=5e-5, help="the peak rate of every phase")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--top-seeds", type=int, default=3, help="of those that are tied at the top, or that decide")
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="students go here")
+    parser.add_argument("--out", type=Path, help="what was found, as NAME.json, NAME.md and NAME.svg")
+
+
+def compare(
+    root: str, student: str, recipes: Mapping[str, Recipe], options: argparse.Namespace, deciding: Collection[str] = ()
+) -> None:
+    """Train, score, print and write. More seeds get those of the recipes that decide, or, where none is named, that are tied at
+    the top."""
+    store = open_store(root)
+    contenders, unserved = served(store, student, recipes, options)
+    found: dict[str, list[Run]] = {name: [] for name in contenders}
+    for seed in range(options.seeds):
+        for name, contender in contenders.items():
+            found[name].append(learn(name, contender, store, seed, options))
+    gold = found[next(iter(found))][0].label
+    task = Task.from_json(store.plan.task)
+    top = deciding or groups(means(found), draws(task, found, gold))[0]
+    for name in top if len(top) > 1 else ():
+        found[name] += [learn(name, contenders[name], store, seed, options) for seed in range(options.seeds, options.top_seeds)]
+    result = conclude(task, found, gold, {name: each.bytes for name, each in contenders.items()})
+    text = table(result, task.metrics[0], len(gold)) + "".join(f"\nNot compared: {why}.\n" for why in unserved)
+    print(text)
+    if options.out is not None:
+        numbers = {name: getattr(options, name) for name in ("steps", "lr", "batch_size")}
+        document = {"store": store.digest, **numbers, "metric": task.metrics[0], "rows": len(gold), "methods": result}
+        options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+        options.out.with_suffix(".md").write_text(text)
+        draw(result, task.metrics[0], options.out.with_suffix(".svg"))
+
+
+# --- what is compared
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recipe without its numbers, and the bytes on disk of all that it reads of the train rows."""
+
+    recipe: Recipe
+    bytes: int
+
+
+def served(
+    store: Store, student: str, recipes: Mapping[str, Recipe], options: argparse.Namespace
+) -> tuple[dict[str, Contender], list[str]]:
+    """The recipes that a store serves for this student, by name, and why not the others."""
+    model, _ = load_classifier(student, num_labels=len(store.plan.teacher["labels"]), ignore_mismatched_sizes=True)
+    shape = shape_of(model, *telling_rows(rows_from_store(store, "validation")), name=student)
+    teacher = teacher_shape(store.plan)
+    contenders: dict[str, Contender] = {}
+    unserved: list[str] = []
+    sizes = describe(store.root).array_bytes
+    for name, recipe in recipes.items():
+        phases = weighed(recipe.method.phases(teacher, shape), recipe.weight, recipe.method.name)
+        lacks = lacking(store.plan, phases)
+        if lacks:
+            unserved.append(refusal(store.root, recipe.method, shape.layers, lacks))
+            continue
+        epochs = (200, 100) if len(phases) == 2 else (300,)  # more than any number of steps asked for
+        numbers = {"epochs": epochs, "lr": (options.lr,), "batch_size": (options.batch_size,), "max_steps": options.steps}
+        whole = replace(recipe, student=student, **numbers)
+        contenders[name] = Contender(whole, bytes_read(store, phases, sizes))
+    return contenders, unserved
+
+
+def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) -> int:
+    """On disk, of train: inputs, and of what is learnt from the layers that are read, whose shares of an array are taken as
+    equal."""
+    wanted: dict[str, set[int]] = {}
+    for want in (want for phase in phases for want in phase.reads):
+        wanted.setdefault(want.kind.name, set()).update(want.places(store.plan.features[want.kind.name]))
+    terms = {term for phase in phases for term in phase.weights}
+    total = 0.0
+    for path, size in sizes.items():
+        split, _, array = path.partition("/")
+        feature = array.partition("/")[0]
+        if split != "train":
+            continue
+        if feature in store.plan.features:
+            total += size * len(wanted.get(feature, ())) / len(store.plan.features[feature].layers)
+        elif array == "label":
+            total += size * any(phase.reads_labels for phase in phases)
+        elif array == "logits":
+            total += size * ("prediction" in terms)
+        elif array in ("input_ids", "token_type_ids", "n_tokens"):
+            total += size
+    return round(total)
+
+
+# --- one run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained student: its metric on all scored rows together, CPU seconds from reading to the saved student, its logits, and
+    the gold labels."""
+
+    score: float
+    seconds: float
+    logits: Float[np.ndarray, "row class"]
+    label: Shaped[np.ndarray, " row"]
+
+
+def learn(name: str, contender: Contender, store: Store, seed: int, options: argparse.Namespace) -> Run:
+    """Train one student, unless that was done, and score it."""
+    out = (
+        options.work
+        / f"{store.digest[:8]}-{Path(str(contender.recipe.student)).name}-{name}-{options.steps}-{options.lr:g}-{seed}"
+    )
+    spent = out / "cpu_seconds.json"
+    if not spent.exists():
+        began = time.process_time()
+        if not (out / "metrics.json").exists():
+            distill(store, replace(contender.recipe, seed=seed), out=out)
+        spent.write_text(json.dumps(round(time.process_time() - began, 1)))
+    seconds = json.loads(spent.read_text())
+    task = Task.from_json(store.plan.task)
+    logits, label = scored(str(out), store, task, options.test)
+    score = compute_metrics(task, logits, label)[task.metrics[0]]
+    print(json.dumps({"method": name, "seed": seed, "score": round(score, 4), "cpu_seconds": seconds}), flush=True)
+    return Run(score, seconds, logits, label)
+
+
+def scored(
+    folder: str, store: Store, task: Task, test: str | None
+) -> tuple[Float[np.ndarray, "row class"], Shaped[np.ndarray, " row"]]:
+    """A student's logits on the store's validation rows and those of the test file, and their gold labels."""
+    model, _ = load_classifier(folder)
+    own = load_tokenizer(folder)
+    parts = [rows_from_store(store, "validation", **reading_options(model, own, store))]
+    labels = [parts[0].label]
+    if test is not None:
+        length = usual_length(model, own, store.plan.pass_.max_length)
+        known = {"task": task.name} if task.name != "custom" else {"text": task.text, "label": task.label, "classes": task.labels}
+        data = read_dataset(test, splits=("test",), **known)
+        examples = data.splits["test"]
+        parts.append(
+            rows_from_data(
+                tokenise(examples, own, length, split="test", counts=TokenCounts(own, len(examples.text), length)),
+                own.pad_token_id,
+            )
+        )
+        labels.append(label_ids(data.task.labels, task.labels)[examples.label] if task.kind == "classes" else examples.label)
+    if any(label is None for label in labels):
+        raise SystemExit("the rows have no labels to score against: extract with --label")
+    return np.concatenate([predict(model, rows) for rows in parts]), np.concatenate(labels)
+
+
+# --- what it says
+
+
+def means(found: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    return {name: statistics.mean(run.score for run in runs) for name, runs in found.items()}
+
+
+def draws(
+    task: Task, found: Mapping[str, Sequence[Run]], gold: Shaped[np.ndarray, " row"]
+) -> dict[str, Float[np.ndarray, " draw"]]:
+    """Each method's score, mean over its seeds, on the same draws of the rows (Efron, 1979)."""
+    chosen = np.random.default_rng(0).integers(0, len(gold), (DRAWS, len(gold)))
+    metric = task.metrics[0]
+    only = replace(task, metrics=(metric,))
+    return {
+        name: np.array(
+            [statistics.mean(compute_metrics(only, run.logits[rows], gold[rows])[metric] for run in runs) for rows in chosen]
+        )
+        for name, runs in found.items()
+    }
+
+
+def groups(scores: Mapping[str, float], drawn: Mapping[str, Float[np.ndarray, " draw"]]) -> list[list[str]]:
+    """The methods, best first, in groups: in each the first one and those that cannot be told from it, which are those it is not
+    better than in 97.5 % of the draws. Who lies between two such belongs to its group as well, wherever it stands."""
+    left = sorted(scores, key=lambda name: -scores[name])
+    found: list[list[str]] = []
+    while left:
+        leader = left[0]
+        group = [name for name in left if name == leader or np.quantile(drawn[leader] - drawn[name], 0.025) <= 0]
+        found.append(group)
+        left = [name for name in left if name not in group]
+    return found
+
+
+def conclude(
+    task: Task, found: Mapping[str, Sequence[Run]], gold: Shaped[np.ndarray, " row"], sizes: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """The methods by group and score, with what each is behind the best one: the difference, and 95 % of its draws."""
+    scores, drawn = means(found), draws(task, found, gold)
+    best = max(scores, key=lambda name: scores[name])
+    rows = []
+    for letter, group in zip(map(chr, range(ord("a"), ord("z") + 1)), groups(scores, drawn), strict=False):
+        for name in group:
+            behind = drawn[best] - drawn[name]
+            rows.append(
+                {
+                    "method": name,
+                    "group": letter,
+                    "score": scores[name],
+                    "seeds": [run.score for run in found[name]],
+                    "standard_error": float(drawn[name].std(ddof=1)),
+                    "behind": scores[best] - scores[name],
+                    "behind_95": [float(np.quantile(behind, share)) for share in (0.025, 0.975)],
+                    "cpu_seconds": statistics.mean(run.seconds for run in found[name]),
+                    "bytes": sizes[name],
+                }
+            )
+    return rows
+
+
+def table(result: Sequence[Mapping[str, Any]], metric: str, rows: int) -> str:
+    lines = [
+        f"{metric} on {rows:,} rows. Methods with one letter are tied: none can be told from the first of them.",
+        "",
+        "| | method | score | seeds | one standard error | behind the best (95 % of the draws) | CPU seconds | MB read |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result:
+        seeds = " ".join(f"{score:.4f}" for score in row["seeds"])
+        low, high = row["behind_95"]
+        behind = f"{row['behind']:.4f} ({low:.4f} to {high:.4f})" if row["behind"] else ""
+        lines.append(
+            f"| {row['group']} | {row['method']} | {row['score']:.4f} | {seeds} | {row['standard_error']:.4f} | {behind} "
+            f"| {row['cpu_seconds']:.0f} | {row['bytes'] / 1e6:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
+    """Score against the bytes that were read, with one standard error over the rows."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = metric  # the same figure, the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for row in result:
+        axes.errorbar(
+            row["bytes"] / 1e6,
+            row["score"],
+            yerr=row["standard_error"],
+            fmt="o",
+            color=f"C{ord(row['group']) - ord('a')}",
+            capsize=3,
+        )
+        axes.annotate(
+            f"{row['method']} ({row['group']})", (row["bytes"] / 1e6, row["score"]), xytext=(6, 4), textcoords="offset points"
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("MB read of the store")
+    axes.set_ylabel(metric)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
