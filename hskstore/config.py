@@ -32,7 +32,7 @@ Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
 LabelKind: TypeAlias = Literal["classes", "score"]
-MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd"]
+MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd", "mgskd"]
 
 
 DEFAULT_BATCH_TOKENS = 4096

@@ -5,6 +5,7 @@ from hskstore.losses.directions import cosine_distance, normalised_mse
 from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
 from hskstore.losses.logits import hard_cross_entropy, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
 from hskstore.losses.relations import layer_angle, layer_pair, word_angle, word_pair
+from hskstore.losses.structure import angle_huber, product_mse, sample_angle_huber, span_means
 from hskstore.losses.term import Term
 from hskstore.losses.tree import Reduction, random_tree, slices_mse, student_tree, teacher_tree
 from hskstore.losses.whole_batch import whole_batch
@@ -12,6 +13,7 @@ from hskstore.losses.whole_batch import whole_batch
 __all__ = [
     "Reduction",
     "Term",
+    "angle_huber",
     "attention_kl",
     "attention_mse",
     "cosine_distance",
@@ -23,12 +25,15 @@ __all__ = [
     "layer_pair",
     "logit_mse",
     "normalised_mse",
+    "product_mse",
     "random_tree",
     "relation_kl",
     "reverse_kl",
+    "sample_angle_huber",
     "score_mse",
     "slices_mse",
     "soft_cross_entropy",
+    "span_means",
     "standardised",
     "student_tree",
     "teacher_tree",

@@ -6,14 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hskstore.losses.geometry import SAME, inner_products, inverse_root
 from hskstore.losses.term import NEVER, Term, wide
 
 Relation = Literal["cosine", "l2"]
 Edges = Literal["cut", "clamped"]
 Divisor = Literal["valid", "code"]
-
-SAME = 1e-12
-"""Of the sum of two vectors' squares. Where the square of their distance is no more, they are one: its direction is rounding."""
 
 
 def word_pair(
@@ -75,7 +73,7 @@ def word_angle(
         student, teacher = (torch.where(is_real[..., None], each, 0) for each in (student, teacher))
     else:
         counted = is_real[:, :, None].expand(-1, -1, len(first))
-    own, target = (_angles(_products(each.double()), place, wide(student)) for each in (student, teacher.detach()))
+    own, target = (_angles(inner_products(each.double()), place, wide(student)) for each in (student, teacher.detach()))
     total = 2 * torch.where(counted, own - target, 0).square().sum(dim=(1, 2, 3))
     count = 2 * counted.sum() if divisor == "valid" else len(student) * is_real.sum() * (2 * delta + 1) ** 2
     return Term(total, count.expand(len(total)))
@@ -120,7 +118,7 @@ def layer_angle(
     first, second = _twos(layers, is_real.device)
     counted = (layer[:, None] != first) & (layer[:, None] != second) & is_real[..., None, None]
     place = layer.expand(layers, -1)
-    products = (_products(_by_word(each, is_real).double()) for each in (student, teacher.detach()))
+    products = (inner_products(_by_word(each, is_real).double()) for each in (student, teacher.detach()))
     own, target = (_angles(each, place, wide(student)) for each in products)
     total = 2 * torch.where(counted, own - target, 0).square().sum()
     return Term(total, words * (layers * (layers - 1) * (layers - 2) if divisor == "valid" else layers**3))
@@ -136,33 +134,6 @@ def _twos(count: int, device: torch.device) -> tuple[Int[Tensor, " pair"], Int[T
     return first, second
 
 
-def _products(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*rows place place"]:
-    """Inner products of all with all, from which cosines, distances and angles follow without any difference of vectors.
-
-    Distances and angles want them in float64: a difference of products loses as many digits as the vectors are alike, and of
-    products of float32 numbers enough are left down to a millionth of the vectors' length.
-    """
-    products: Tensor = _Products.apply(vectors)  # type: ignore[no-untyped-call]
-    return products
-
-
-class _Products(torch.autograd.Function):
-    """The vectors stand on both sides, so that the way back is one product, where two different sides have two."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor) -> Tensor:
-        ctx.save_for_backward(vectors)
-        with torch.autocast(vectors.device.type, enabled=False):
-            return vectors @ vectors.mT
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (vectors,) = ctx.saved_tensors
-        with torch.autocast(vectors.device.type, enabled=False):
-            found: Tensor = (gradients[0] + gradients[0].mT) @ vectors
-        return found
-
-
 def _pair_loss(
     student: Float[Tensor, "*rows place own"],
     teacher: Float[Tensor, "*rows place width"],
@@ -171,7 +142,7 @@ def _pair_loss(
 ) -> Float[Tensor, "*rows place place"]:
     """What each pair costs. `counted` may lack the layers."""
     if relation == "l2":
-        own, target = (_distances(_products(each.double())) for each in (student, teacher))
+        own, target = (_distances(inner_products(each.double())) for each in (student, teacher))
         return torch.where(counted, own - target, 0).square()
     log_own, log_target = (torch.where(counted, _cosines(each), NEVER).log_softmax(dim=-1) for each in (student, teacher))
     return torch.where(counted, log_target.exp() * (log_target - log_own), 0)
@@ -179,9 +150,9 @@ def _pair_loss(
 
 def _cosines(vectors: Float[Tensor, "*rows place width"]) -> Float[Tensor, "*rows place place"]:
     """Of all with all. A vector of zeros is at a right angle to all."""
-    products = _products(vectors.to(wide(vectors)))
+    products = inner_products(vectors.to(wide(vectors)))
     squares = products.diagonal(dim1=-2, dim2=-1).double()  # the gradients of whose roots leave the range of float32
-    shrink = _inverse_root(squares, squares > 0).to(products.dtype)
+    shrink = inverse_root(squares, squares > 0).to(products.dtype)
     return products * shrink[..., None] * shrink[..., None, :]
 
 
@@ -190,7 +161,7 @@ def _distances(products: Float[Tensor, "*rows place place"]) -> Float[Tensor, "*
     squares = products.diagonal(dim1=-2, dim2=-1)
     both = squares[..., :, None] + squares[..., None, :]
     apart = both - 2 * products
-    return apart * _inverse_root(apart, apart > SAME * both)
+    return apart * inverse_root(apart, apart > SAME * both)
 
 
 def _angles(
@@ -205,7 +176,7 @@ def _angles(
     with_middle = products.gather(-1, place.expand(*products.shape[:-2], -1, -1))
     both = squares[..., place] + squares[..., None]
     apart = both - 2 * with_middle
-    shrink = _inverse_root(apart, apart > SAME * both).to(dtype)
+    shrink = inverse_root(apart, apart > SAME * both).to(dtype)
     of_two = place[:, first] * len(place) + place[:, second]
     ends = _picked(products.flatten(-2), of_two.flatten()).view(*products.shape[:-2], *of_two.shape)
     dots: Tensor = ends + _picked(squares[..., None] - with_middle, first) - _picked(with_middle, second)
@@ -215,8 +186,3 @@ def _angles(
 def _picked(values: Float[Tensor, "*rows value"], index: Int[Tensor, " picked"]) -> Float[Tensor, "*rows picked"]:
     """The values at some places, the same in every row; of a gather the way back is quick."""
     return values.gather(-1, index.expand(*values.shape[:-1], -1))
-
-
-def _inverse_root(squares: Float[Tensor, "*shape"], there: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """1 / sqrt; where there is nothing, 0 and no gradient."""
-    return torch.where(there, torch.where(there, squares, 1).rsqrt(), 0)

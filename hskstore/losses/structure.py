@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from hskstore.losses.geometry import SAME, inverse_root, products
+from hskstore.losses.geometry import SAME, inner_products, inverse_root
 from hskstore.losses.relations import Divisor
 from hskstore.losses.term import NEVER, Term, wide
 
@@ -55,7 +55,7 @@ def angle_huber(
     """
     own, target = (_in_heads(torch.where(is_real[..., None], each, 0), heads) for each in (student, teacher.detach()))
     vertex, near, counted = _salient(target, is_real, vertices, neighbours)
-    mine, theirs = (_angles(products(each.double()), vertex, near).to(wide(student)) for each in (own, target))
+    mine, theirs = (_angles(inner_products(each.double()), vertex, near).to(wide(student)) for each in (own, target))
     valid = (counted[:, :, None] & (mine != 0)) if divisor == "code" else counted[:, :, None].expand_as(mine)
     total = torch.where(valid, _huber(mine, theirs), 0).sum(dim=(1, 2, 3, 4, 5))
     return Term(total, valid.sum(dim=(1, 2, 3, 4, 5)))
@@ -76,7 +76,7 @@ def sample_angle_huber(
     every = torch.arange(batch, device=student.device)
     same = every[:, None] == every
     counted = ~(same[:, :, None] | same[:, None, :] | same[None])  # vertex, end, end
-    mine, theirs = (_angles(products(each.double()), every, every.expand(batch, -1)).to(wide(student)) for each in (own, target))
+    mine, theirs = (_angles(inner_products(each.double()), every, every.expand(batch, -1)).to(wide(student)) for each in (own, target))
     total = torch.where(counted, _huber(mine, theirs), 0).sum(dim=(1, 2, 3, 4))
     triples = batch**3 if divisor == "code" else batch * (batch - 1) * (batch - 2)
     return Term(total, torch.full_like(total, heads * triples, dtype=torch.long))

@@ -10,6 +10,7 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
+from hskstore.methods.mgskd import Mgskd
 from hskstore.methods.minilm import MiniLM
 from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
@@ -32,7 +33,8 @@ METHODS: Mapping[
     | type[MiniLMv2]
     | type[MiniLM]
     | type[TinyBert]
-    | type[Tkd],
+    | type[Tkd]
+    | type[Mgskd],
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -44,6 +46,7 @@ METHODS: Mapping[
     "minilm": MiniLM,
     "tinybert": TinyBert,
     "tkd": Tkd,
+    "mgskd": Mgskd,
 }
 
 
@@ -79,6 +82,7 @@ __all__ = [
     "Finetune",
     "Kd",
     "Method",
+    "Mgskd",
     "MethodNames",
     "MiniLM",
     "MiniLMv2",
