@@ -7,16 +7,18 @@ from hskstore.features.cls import CLS, ClsTargets
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
 from hskstore.features.hidden import HIDDEN, HiddenTargets
+from hskstore.features.pooled import POOLED, PooledTargets, mean_of_tokens
 from hskstore.features.qkv import QKV, QkvTargets
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, POOLED)}
 
 __all__ = [
     "CLS",
     "CLS_ROW",
     "HIDDEN",
     "KINDS",
+    "POOLED",
     "QKV",
     "STATES",
     "ClsRowTargets",
@@ -24,9 +26,11 @@ __all__ = [
     "FeatureRows",
     "HiddenTargets",
     "Kind",
+    "PooledTargets",
     "QkvTargets",
     "StateTargets",
     "Targets",
     "TeacherShape",
     "Want",
+    "mean_of_tokens",
 ]

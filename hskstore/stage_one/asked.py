@@ -9,7 +9,7 @@ from hskstore.errors import OptionError
 from hskstore.features import TeacherShape, Want
 from hskstore.layers import plan_strategy
 from hskstore.models.run import ModelShape
-from hskstore.store.features import Cls, ClsRow, Feature, Qkv, States
+from hskstore.store.features import Cls, ClsRow, Feature, Pooled, Qkv, States
 from hskstore.store.hidden import Hidden, plan_hidden
 
 
@@ -93,7 +93,7 @@ class Asked:
 
     def _others(self, wants: Sequence[Want[Any]], teacher: TeacherShape) -> list[Feature]:
         values = self.strategies[0].values
-        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv)}
+        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv, Pooled)}
         for want in wants:
             if want.kind.name in layers:
                 layers[want.kind.name] |= {pair.teacher for pair in want.pairs}
@@ -107,4 +107,6 @@ class Asked:
                     " without attention, such as kd"
                 )
             found.append(Qkv(tuple(sorted(own)), teacher.width, values, heads=teacher.heads))
+        if own := layers[Pooled.name]:
+            found.append(Pooled(tuple(sorted(own)), teacher.width, values))
         return found

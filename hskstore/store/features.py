@@ -154,6 +154,14 @@ class Cls(LayerVectors):
 
 
 @dataclass(frozen=True)
+class Pooled(LayerVectors):
+    """The mean of a row's real tokens, special ones among them, of some layers: [layer, width]."""
+
+    name: ClassVar = "pooled"
+    axes: ClassVar = ("layer",)
+
+
+@dataclass(frozen=True)
 class Qkv(LayerVectors):
     """Queries, keys and values of the attention of some layers, 1 to L, after rotary embedding, of every real token in the text's
     order: [layer, part, token, width], the `heads` of a vector side by side. Behind a row's last token: zeros."""
@@ -228,11 +236,12 @@ class ClsRow(OfLayers):
         return {"teacher_layers": list(self.layers), "raw": self.raw}
 
 
-OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv]] = {
+OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv] | type[Pooled]] = {
     "states": States,
     "cls": Cls,
     "cls_row": ClsRow,
     "qkv": Qkv,
+    "pooled": Pooled,
 }
 """The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
 
