@@ -81,6 +81,7 @@ class PassOptions(DataOptions, total=False):
     keep_offsets: Annotated[
         bool, Doc("Keep the text and each token's characters, so that a student with another tokenizer can learn too.")
     ]
+    spans: Annotated[str | None, Doc("A folder of hsk spans train: keep each train row's phrases and split words.")]
 
 
 class FinetuneOptions(DataOptions, total=False):

@@ -126,12 +126,16 @@ def test_the_same_set_gives_the_same_bytes_and_what_is_loaded_is_what_was_traine
         train_chunker(conll, tmp_path / "again")
 
 
-def test_phrases_of_a_text_depend_on_no_other_text(chunker: Chunker) -> None:
+def test_phrases_of_a_text_depend_on_no_other_text(chunker: Chunker, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [["Ann", "has", "seen", "the", "old", "dog", "in", "a", "film", "."], [], ["dog"], ["the", "cat", "sees", "of"]]
     together = as_sets(chunker.phrases(texts), len(texts))
     assert together == [as_sets(chunker.phrases([text]), 1)[0] for text in texts]
     assert together[0] == {(0, 1, "NP"), (1, 3, "VP"), (3, 6, "NP"), (6, 7, "PP"), (7, 9, "NP")}
     assert together[1] == set()
+    for most in (1, 4, 12):
+        monkeypatch.setattr("hskstore.text.chunker.MOST_WORDS", most)
+        assert as_sets(chunker.phrases(texts), len(texts)) == together
+    assert len(chunker.phrases([]).text) == 0
 
 
 def as_sets(phrases: Phrases, texts: int) -> list[set[tuple[int, int, str]]]:
@@ -303,11 +307,13 @@ def pieces() -> Any:
 
 @settings(max_examples=60)
 @given(columns_of_text, names, lengths)
-def test_a_span_lies_in_one_column_and_has_no_special_token(columns: tuple[list[str], ...], name: str, max_length: int) -> None:
+def test_a_span_lies_in_one_column_and_has_no_special_token(
+    chunker: Chunker, columns: tuple[list[str], ...], name: str, max_length: int
+) -> None:
     if name == "nfkc":
         columns = tuple([f"a{text}" for text in column] for column in columns)
     tokenizer = TOKENIZERS[name]()
-    rows = tokenise(Examples(columns, None), tokenizer, max_length, offsets=True, chunker=TRAINED[0])
+    rows = tokenise(Examples(columns, None), tokenizer, max_length, offsets=True, chunker=chunker)
     plain = tokenise(Examples(columns, None), tokenizer, max_length, offsets=True)
     assert rows.sha256() == plain.sha256(), "rows are the same whatever is found in them"
     assert rows.text is not None
@@ -319,14 +325,6 @@ def test_a_span_lies_in_one_column_and_has_no_special_token(columns: tuple[list[
             assert 0 <= start < end <= len(offsets) and (offsets[[start, end - 1], 0] >= 0).all()
             own = offsets[start:end][offsets[start:end, 0] >= 0]
             assert len({bool(place >= before) for place in own[:, 0].tolist()}) == 1
-
-
-TRAINED: list[Chunker] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _trained(chunker: Chunker) -> None:
-    TRAINED[:] = [chunker]
 
 
 @pytest.mark.parametrize("name", ["bytes", "bytes untrimmed"])

@@ -9,9 +9,10 @@ from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape,
 from hskstore.features.hidden import HIDDEN, HiddenTargets
 from hskstore.features.pooled import POOLED, PooledTargets, mean_of_tokens
 from hskstore.features.qkv import QKV, QkvTargets
+from hskstore.features.spans import SPANS, SpanTargets, check_spans
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, POOLED)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, POOLED, SPANS)}
 
 __all__ = [
     "CLS",
@@ -20,6 +21,7 @@ __all__ = [
     "KINDS",
     "POOLED",
     "QKV",
+    "SPANS",
     "STATES",
     "ClsRowTargets",
     "ClsTargets",
@@ -28,9 +30,11 @@ __all__ = [
     "Kind",
     "PooledTargets",
     "QkvTargets",
+    "SpanTargets",
     "StateTargets",
     "Targets",
     "TeacherShape",
     "Want",
+    "check_spans",
     "mean_of_tokens",
 ]

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int8, Shaped, UInt8
 from hskstore.config import Values
 from hskstore.store.schema import ArraySpec, Codec, array_spec
 
-Axis = Literal["layer", "part", "token", "width"]
-"""What an axis of a feature's array counts: `part` is query, key, value, `width` as many elements as a vector is stored in."""
+Axis = Literal["layer", "part", "token", "width", "span", "end"]
+"""What an axis of a feature's array counts: `part` is query, key, value, `width` as many elements as a vector is stored in, `end`
+first and last."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ CHUNKS = (OUTSIDE, *(f"{place}-{kind}" for kind in KINDS for place in "BI"))
 MOST_TAGS = 256
 MOST_BYTES = {LABELS_FILE: 2**16, WEIGHTS_FILE: 2 * BUCKETS * (MOST_TAGS + len(CHUNKS)) + 2**16}
 """Of a stranger's files."""
+
+MOST_WORDS = 2**16
+"""Of texts that are laid in memory together, unless one has more."""
 
 WORD, SHAPE, END1, END2, END3, END4, BEGIN1, BEGIN2, BEGIN3, TAG, CHUNK = range(11)
 """The attributes of a word: itself in lower case with every digit a 0, how it is written, its last and first letters; and what
@@ -88,9 +92,14 @@ class Chunker:
 
     def _said(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, Phrases]:
         """The number of each word's tag, and the phrases."""
-        words = _laid(texts)
-        tags = self.tagger.say(words)
-        return tags, phrases_of(self.chunker.say(words), words.n_words)
+        n_words = np.array([len(text) for text in texts], dtype=np.int64)
+        tags, chunks = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        run = (np.cumsum(n_words) - n_words) // MOST_WORDS  # texts of one run are laid together
+        for start, stop in pairwise([*np.flatnonzero(np.diff(run, prepend=-1)).tolist(), len(texts)]):
+            words = _laid(texts[start:stop])
+            tags.append(self.tagger.say(words))
+            chunks.append(self.chunker.say(words))
+        return np.concatenate(tags), phrases_of(np.concatenate(chunks), n_words)
 
     def files(self) -> dict[str, bytes]:
         """What is saved, by name: the same of the same training data."""
