@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from hskstore.errors import DataError, ModelError, OptionError
+from hskstore.errors import DataError, HskError, ModelError, OptionError
 from hskstore.text.chunker import CHUNKS, Chunker, Phrases, load_chunker, phrases_of, score_chunker, train_chunker
 from hskstore.text.classifier import BUCKETS
 from hskstore.text.conll import KINDS, TEST, read_conll
@@ -228,6 +228,18 @@ def test_the_commands_train_and_score_and_say_what_they_made(
     assert json.loads(capsys.readouterr().out)["lower"]["kinds"]["PP"]["f1"] > 0.99
     assert hsk("spans", "eval", tmp_path, "--conll", conll) == 2
     assert "name a folder of hsk spans train" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_leaves_nothing(conll: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(HskError, match="could not be written: No space left on device"):
+        train_chunker(conll, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ModelError, match="name a folder of hsk spans train"):
+        load_chunker(Path("a\0b"))
 
 
 @pytest.mark.real

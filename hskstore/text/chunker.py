@@ -160,6 +160,8 @@ def train_chunker(conll: Path, out: Path) -> Chunker:
         part.replace(out)
     except OSError as error:
         raise HskError(f"{error.filename or out} could not be written: {error.strerror}. Choose another --out") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return Chunker(tagger, chunker, _sha256(files))
 
 
@@ -170,8 +172,9 @@ def load_chunker(folder: Path) -> Chunker:
         try:
             with (folder / name).open("rb") as file:
                 files[name] = file.read(most + 1)
-        except OSError as error:
-            raise ModelError(f"{folder}/{name} cannot be read ({error.strerror}): name a folder of hsk spans train") from None
+        except (OSError, ValueError) as error:  # a name that no file can have
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ModelError(f"{folder}/{name} cannot be read ({why}): name a folder of hsk spans train") from None
         if len(files[name]) > most:
             raise ModelError(f"{folder}/{name} is larger than any that hsk spans train writes: train it again")
     try:
