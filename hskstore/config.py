@@ -32,7 +32,9 @@ Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
 LabelKind: TypeAlias = Literal["classes", "score"]
-MethodName: TypeAlias = Literal["mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd", "mgskd"]
+MethodName: TypeAlias = Literal[
+    "mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd", "mgskd"
+]
 
 
 DEFAULT_BATCH_TOKENS = 4096
@@ -81,6 +83,7 @@ class PassOptions(DataOptions, total=False):
     keep_offsets: Annotated[
         bool, Doc("Keep the text and each token's characters, so that a student with another tokenizer can learn too.")
     ]
+    spans: Annotated[str | None, Doc("A folder of hsk spans train: keep each train row's phrases and split words.")]
 
 
 class FinetuneOptions(DataOptions, total=False):

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import ModelError, OptionError
-from hskstore.features import KINDS, Want
+from hskstore.features import KINDS, Want, mean_of_tokens
 from hskstore.layers import LayerPair
 from hskstore.methods.contract import Phase
 from hskstore.models.observe import SEAM, QueryKeyValue, Seen, Sight, observe
@@ -35,7 +35,7 @@ from hskstore.stage_two.feed import InMemory, InWindows
 from hskstore.stage_two.rows import TrainingRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.derive import derive
-from hskstore.store.features import Cls, LayerVectors, Qkv, States
+from hskstore.store.features import Cls, LayerVectors, Pooled, Qkv, States
 from hskstore.store.objects import Objects
 from hskstore.store.shard import index_bytes, ranges_of
 from hskstore.store.vectors import ENCODINGS
@@ -57,7 +57,7 @@ LAYERS = 4
 WIDTH = 32
 EVERYTHING = 10**6
 UNIT = 64
-STORED: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (1, 2, 4), "qkv": (1, 3, 4)}
+STORED: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (1, 2, 4), "qkv": (1, 3, 4), "pooled": (0, 3, 4)}
 HEADS = 4
 EVERY_ENCODING: tuple[Values, ...] = ("f16", "f32", "q8", "q4")
 
@@ -173,6 +173,7 @@ def test_what_is_captured_is_what_eager_attention_says_of_a_padded_batch_and_of_
     lengths = mask.sum(dim=1).tolist()
     sight = KINDS["states"].sight(States(SEEN_LAYERS, WIDTH, "f32")) | KINDS["cls"].sight(Cls(SEEN_LAYERS[1:], WIDTH, "f32"))
     assert sight == Sight(hidden=frozenset(SEEN_LAYERS), first=True)
+    assert KINDS["pooled"].sight(Pooled(SEEN_LAYERS, WIDTH, "f32")) == Sight(hidden=frozenset(SEEN_LAYERS))
     model.set_attn_implementation(SEAM)
     with torch.no_grad():
         seen = observe(model, *batch, sight)
@@ -192,12 +193,17 @@ def test_what_is_captured_is_what_eager_attention_says_of_a_padded_batch_and_of_
                 assert (own - together[layer][row, :length]).abs().max() <= within * expected.abs().max()
     states = captured(States(SEEN_LAYERS, WIDTH, "f32"), seen, batch)
     cls = captured(Cls(SEEN_LAYERS[1:], WIDTH, "f32"), seen, batch)
+    pooled = captured(Pooled(SEEN_LAYERS, WIDTH, "f32"), seen, batch)
     assert states["finite"].all() and states["values"].dtype == cls["values"].dtype == np.float32
     for place, layer in enumerate(SEEN_LAYERS):
         exactly = seen.hidden[layer].float().numpy()
         for row, length in enumerate(lengths):
             np.testing.assert_array_equal(states["values"][row, place, :length], exactly[row, :length])
             assert not states["values"][row, place, length:].any(), "behind a row's last token: zeros"
+            mean = alone[row][layer][0].mean(dim=0)
+            np.testing.assert_allclose(
+                pooled["values"][row, place], mean, rtol=0, atol=max(within, 1e-6) * float(alone[row][layer].abs().max())
+            )
         if place:
             np.testing.assert_array_equal(cls["values"][:, place - 1], exactly[:, 0])
 
@@ -297,7 +303,7 @@ def test_any_vector_comes_back_within_half_a_step_and_padding_is_zero_whatever_s
     ids = torch.zeros(mask.shape, dtype=torch.int64)
     batch = ids, ids, torch.from_numpy(mask)
     seen = Seen(torch.zeros(len(lengths), 2), {1: torch.from_numpy(state), 3: torch.from_numpy(state[..., ::-1].copy())})
-    for feature in (States((1, 3), width, values), Cls((1, 3), width, values)):
+    for feature in (States((1, 3), width, values), Cls((1, 3), width, values), Pooled((1, 3), width, values)):
         found = captured(feature, seen, batch)
         assert found.pop("finite").all(), "padding is nobody's concern"
         planned = feature.arrays(longest)
@@ -308,6 +314,11 @@ def test_any_vector_comes_back_within_half_a_step_and_padding_is_zero_whatever_s
         for place, expected in enumerate((state, state[..., ::-1])):
             if feature.name == "cls":
                 assert_encoded(decoded[:, place], expected[:, 0], values)
+            elif feature.name == "pooled":
+                exact = mean_of_tokens(torch.from_numpy(expected.copy()), batch[2]).numpy()
+                assert_encoded(decoded[:, place], exact, values)
+                real = np.array([own[:n].astype(np.float64).mean(axis=0) for own, n in zip(expected, lengths, strict=True)])
+                np.testing.assert_allclose(exact, real, rtol=0, atol=1e-6 * max(1, np.abs(expected[mask]).max()))
             else:
                 assert_encoded(decoded[:, place][mask], expected[mask], values)
                 assert all(not array[:, place][~mask].any() for array in found.values())
@@ -326,11 +337,13 @@ def assert_encoded(decoded: np.ndarray, exact: np.ndarray, values: Values) -> No
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 7e4])
-@pytest.mark.parametrize("feature", [States((1, 3), 4, "q8"), Cls((1, 3), 4, "f16")], ids=lambda feature: feature.name)
+@pytest.mark.parametrize(
+    "feature", [States((1, 3), 4, "q8"), Cls((1, 3), 4, "f16"), Pooled((1, 3), 4, "f16")], ids=lambda feature: feature.name
+)
 def test_a_vector_that_is_no_number_is_told_by_its_row_and_layer(feature: LayerVectors, number: float) -> None:
     """And so is one that f16 has no number for, in an encoding that begins with f16."""
     whole, damaged = torch.ones(3, 2, 4), torch.ones(3, 2, 4)
-    damaged[1, 0, 2] = number
+    damaged[1, 0, 2] = number * 2  # of two tokens the mean is half of it
     ids = torch.zeros(3, 2, dtype=torch.int64)
     found = captured(feature, Seen(torch.zeros(3, 2), {1: whole, 3: damaged}), (ids, ids, torch.ones(3, 2, dtype=torch.bool)))
     assert found["finite"].tolist() == [[True, True], [True, False], [True, True]]
@@ -409,6 +422,13 @@ def test_a_store_has_the_teachers_vectors_as_its_encoding_rounds_them(
         assert not states[:, place][~real].any()
     for place, layer in enumerate(STORED["cls"]):
         assert_encoded(cls[:, place], said[layer][:, 0], values)
+    pooled, n_tokens = decoded(store, "pooled"), store.read_all("train/n_tokens")
+    assert pooled.shape == (ROWS, 3, WIDTH)
+    for place, layer in enumerate(STORED["pooled"]):
+        # Padding is zero. A mean may be rounded to another neighbour where it lies between two.
+        mean = said[layer].sum(axis=1, dtype=np.float64) / n_tokens[:, None]
+        step = {"f32": 1e-6, "f16": 2.0**-10, "q8": 0.6 / 127, "q4": 0.6 / 7}[values]
+        assert (np.abs(pooled[:, place] - mean) <= step * np.abs(mean).max(axis=1, keepdims=True)).all()
     inside = decoded(store, "qkv")
     assert inside.shape == (ROWS, 3, 3, real.shape[1], WIDTH)
     for place, layer in enumerate(STORED["qkv"]):
@@ -441,14 +461,15 @@ def test_no_fill_value_stands_for_data_and_a_scale_of_padding_is_zero(values: Va
 # --- cut, damaged, made again
 
 CUTS: list[tuple[str | None, dict[str, tuple[int, ...]]]] = [
-    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,)}),
+    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,), "pooled": (3,)}),
     (None, {"states": (2,)}),
     (None, {"cls": (1, 4)}),
     (None, {"qkv": (1, 4)}),
+    (None, {"pooled": (0, 4)}),
 ]
 
 
-@pytest.mark.parametrize(("keep", "layers"), CUTS, ids=["of all four", "states", "cls", "qkv"])
+@pytest.mark.parametrize(("keep", "layers"), CUTS, ids=["of all", "states", "cls", "qkv", "pooled"])
 @pytest.mark.parametrize("values", ["f16", "q8", "q4"])
 def test_a_cut_is_what_the_teacher_would_have_written(
     values: Values,
@@ -475,6 +496,7 @@ def test_a_cut_is_what_the_teacher_would_have_written(
         ({"states": (2,), "cls": (0, 1)}, "cls of teacher layers 0"),
         ({"cls": (9,)}, "cls of teacher layers 9"),
         ({"qkv": (1, 2)}, "qkv of teacher layers 2"),
+        ({"pooled": (0, 1)}, "pooled of teacher layers 1"),
     ],
 )
 def test_layers_that_a_store_lacks_are_refused_in_one_line(
@@ -534,7 +556,11 @@ def bytes_of_layers(root: Path, layers: Mapping[str, Sequence[int]]) -> dict[str
 
 
 @pytest.mark.parametrize("values", ["f16", "q8"])
-@pytest.mark.parametrize("layers", [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}, {"qkv": (3,)}], ids=["both", "cls", "qkv"])
+@pytest.mark.parametrize(
+    "layers",
+    [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}, {"qkv": (3,)}, {"pooled": (3,)}],
+    ids=["both", "cls", "qkv", "pooled"],
+)
 def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     layers: dict[str, tuple[int, ...]], values: Values, extracted: Callable[..., Path], tmp_path: Path, fetched: Fetched
 ) -> None:
@@ -549,7 +575,7 @@ def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     }
 
 
-@pytest.mark.parametrize("path", ["states/values", "cls/values", "states/scale", "qkv/values", "qkv/scale"])
+@pytest.mark.parametrize("path", ["states/values", "cls/values", "states/scale", "qkv/values", "qkv/scale", "pooled/values"])
 def test_a_flipped_byte_is_found_with_its_unit_and_just_that_unit_is_made_again(
     path: str,
     extracted: Callable[..., Path],
@@ -585,7 +611,7 @@ def test_on_the_machine_that_made_a_store_every_row_is_equal_to_the_last_bit(
 ) -> None:
     found = replay(str(extracted(values)), teacher_folder, rows=EVERYTHING)
     assert (found.rows, found.equal, found.differing) == (ROWS, ROWS, ())
-    assert found.differences == {"logits": 0.0, "hidden": 0.0, "states": 0.0, "cls": 0.0, "qkv": 0.0}
+    assert found.differences == {"logits": 0.0, "hidden": 0.0, "states": 0.0, "cls": 0.0, "qkv": 0.0, "pooled": 0.0}
 
 
 ALTERED = [3, 77, 149]
@@ -597,6 +623,10 @@ def alter_states(columns: dict[str, np.ndarray]) -> None:
 
 def alter_cls(columns: dict[str, np.ndarray]) -> None:
     columns["train/cls/values"][ALTERED, 2] *= np.float16(1.1)
+
+
+def alter_pooled(columns: dict[str, np.ndarray]) -> None:
+    columns["train/pooled/values"][ALTERED, 1] *= np.float16(1.1)
 
 
 def alter_keys(columns: dict[str, np.ndarray]) -> None:
@@ -617,6 +647,7 @@ def other_layers(columns: dict[str, np.ndarray]) -> None:
         (alter_states, "states"),
         (alter_cls, "cls"),
         (alter_keys, "qkv"),
+        (alter_pooled, "pooled"),
         (no_number_among_states, "states"),
         (other_layers, "states"),
     ],
@@ -650,7 +681,7 @@ def test_processes_make_the_store_that_one_would(teacher_folder: str, data_folde
     options: dict[str, Any] = {"keep": "1,4,0.25", "device": "cpu"}
     alone = make(teacher_folder, data_folder, tmp_path / "alone", **options)
     together = make(teacher_folder, data_folder, tmp_path / "together", engine="procs", workers=2, **options)
-    assert open_store(together).plan.features.keys() == {"hidden", "states", "cls", "qkv"}
+    assert open_store(together).plan.features.keys() == {"hidden", *STORED}
     assert open_store(together).digest == open_store(alone).digest and sealed_tree(together) == sealed_tree(alone)
 
 
@@ -701,7 +732,8 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
     wants = [want("states", *(STORED["states"][place] for place in places)) for places in (one, other)]
     of_cls = want("cls", *(STORED["cls"][place] for place in cls))
     inside = want("qkv", *(STORED["qkv"][place] for place in cls))
-    batch = rows.batch(indexes, [*wants, of_cls, inside])
+    means = want("pooled", *(STORED["pooled"][place] for place in cls))
+    batch = rows.batch(indexes, [*wants, of_cls, inside, means])
     lengths = rows.n_tokens[indexes]
     for each, places in zip(wants, (one, other), strict=True):
         targets = batch[each]
@@ -712,8 +744,11 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
         assert targets.is_real.equal(batch.attention_mask) and targets.position is None
         emptied = targets.emptied()
         assert emptied.values.shape == (len(places), 0, *targets.values.shape[2:]) and len(emptied.is_real) == 0
-    np.testing.assert_array_equal(batch[of_cls].values.numpy(), decoded_once(store, "cls")[indexes][:, cls].swapaxes(0, 1))
-    assert batch[of_cls].values.dtype == (torch.float16 if values == "f16" else torch.float32)
+    for each in (of_cls, means):
+        expected = decoded_once(store, each.kind.name)[indexes][:, cls].swapaxes(0, 1)
+        np.testing.assert_array_equal(batch[each].values.numpy(), expected)
+        assert batch[each].values.dtype == (torch.float16 if values == "f16" else torch.float32)
+        assert batch[each].emptied().values.shape == (len(cls), 0, WIDTH)
     heads = batch[inside]
     for part, found in enumerate((heads.query, heads.key, heads.value)):
         assert found.dtype == batch[of_cls].values.dtype and found.is_contiguous()
@@ -733,8 +768,8 @@ def decoded_once(store: Store, name: str) -> np.ndarray:
 @pytest.mark.parametrize("values", ["f16", "q4"])
 def test_windows_of_a_store_know_what_all_of_it_in_memory_knows(values: Values, extracted: Callable[..., Path]) -> None:
     store = open_store(extracted(values, many_units=True))
-    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2)}}
-    wants = [want("states", 4), want("cls", 2), want("states", 4, 0), want("qkv", 4), want("qkv", 4, 1)]
+    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2), "pooled": (1,)}}
+    wants = [want("states", 4), want("cls", 2), want("states", 4, 0), want("qkv", 4), want("qkv", 4, 1), want("pooled", 3)]
     ram = InMemory(rows_from_store(store, "train", **reading))
     (whole,) = ram.windows(np.random.default_rng(0), 4)
     every, source = ram.read(whole), InWindows(store, "train", reading)

@@ -19,11 +19,13 @@ from hskstore.methods import METHODS
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.asked import Asked
 from hskstore.store import open_store
-from hskstore.store.features import FEATURES
+from hskstore.store.features import FEATURES, Spans
 from hskstore.store.schema import canonical_json
+from hskstore.text.chunker import train_chunker
 from tests.conftest import hsk, make_bert, save_folder, sealed_tree, sentences, write_tsv
 from tests.store.conftest import forge
 from tests.test_features import Asks
+from tests.test_spans import write_conll
 
 Made = Callable[..., Path]
 RECIPES = {
@@ -45,6 +47,7 @@ def world(teacher_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_tsv(root / "data" / "dev.tsv", 12, seed=2)
     for name, text in RECIPES.items():
         (root / name).write_text(text)
+    train_chunker(write_conll(root / "conll"), root / "spans")
     return root
 
 
@@ -169,7 +172,8 @@ def test_whatever_a_method_wants_for_a_depth_that_was_given_is_in_one_of_the_sto
     teacher = TeacherShape(data.draw(st.integers(6, 24)), 32, heads=4)
     methods = [METHODS[name]() for name in data.draw(st.permutations(sorted(names)))]  # type: ignore[index]
     strategies = [Strategy(depth) for depth in sorted(depths)]
-    stores = Asked((), strategies, methods).by_store(teacher, most_admitted=12)
+    spans = Spans(3, "0" * 64) if "mgskd" in names else None
+    stores = Asked((), strategies, methods).by_store(teacher, most_admitted=12, spans=spans)
     for method in methods:
         for depth in depths:
             for phase in method.phases(teacher, ModelShape("it", 2, (depth, 32))):
@@ -281,7 +285,8 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "minilmv2": [],
         "minilm": [],
         "tinybert": [],
-        "tkd": [],
+        "tkd": [1],
+        "mgskd": [],
     }
     assert {name: service["lacks"] for name, service in found.items() if service["lacks"]} == {
         "mud": ["hidden of teacher layer 3"],
@@ -290,6 +295,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "minilm": ["qkv of teacher layer 4"],
         "tinybert": ["states of teacher layers 0, 2", "qkv of teacher layers 2, 4"],
         "tkd": ["states of teacher layer 2"],
+        "mgskd": ["states of teacher layers 0, 2", "pooled of teacher layer 4", "spans"],
     }
 
 
@@ -304,7 +310,7 @@ def test_the_command_that_show_names_makes_a_store_that_serves(
     lacking = {name: service for name, service in shown(store, capsys).items() if not service["students"]}
     assert lacking
     for name, service in lacking.items():
-        places = {"TEACHER": world / "teacher", "DATA": world / "data", "DIR": tmp_path / name}
+        places = {"TEACHER": world / "teacher", "DATA": world / "data", "SPANS": world / "spans", "DIR": tmp_path / name}
         words = [places.get(word, word) for word in service["command"].split()]
         assert words[:2] == ["hsk", "extract"] and hsk(*words[1:], "--task", "sst2") == 0
         (better,) = (tmp_path / name).iterdir()
@@ -385,6 +391,7 @@ def test_methods_are_listed_with_what_they_read_and_where_they_come_from(capsys:
         "minilm qkv, logits",
         "tinybert states, qkv, logits",
         "tkd states, logits, labels",
+        "mgskd states, spans, pooled, logits",
     ):
         assert part in said
     assert hsk("methods", "--json") == 0

@@ -134,7 +134,7 @@ def test_gradients_of_vectors_of_zeros_and_of_equal_ones_are_finite(vector: floa
         found = slices_mse(own, target, kept=kept)
         (gradient,) = torch.autograd.grad(found.value, own)
         assert gradient.isfinite().all() and found.value.isfinite()
-    assert float(slices_mse(own, own, kept=torch.zeros_like(kept)).value) == 0
+    assert float(slices_mse(own, own, kept=torch.zeros_like(kept)).value.detach()) == 0
 
 
 # --- the method

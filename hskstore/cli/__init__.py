@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from hskstore.cli import methods, stores, students, training
+from hskstore.cli import methods, spans, stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
@@ -47,6 +47,11 @@ student_app.command("slice")(students.student_slice)
 student_app.command("prune")(students.student_prune)
 student_app.command("show")(students.student_show)
 student_app.command("export")(students.student_export)
+spans_app = typer.Typer(
+    help="Phrases of texts, whose relations a method may teach: the chunker that finds them.", no_args_is_help=True
+)
+spans_app.command("train")(spans.spans_train)
+spans_app.command("eval")(spans.spans_eval)
 
 UNWRITABLE = (
     errno.ENOSPC,
@@ -100,6 +105,7 @@ app.command(rich_help_panel=BEFORE)(methods.methods)
 app.command(rich_help_panel=BEFORE)(plan)
 app.command(rich_help_panel=ONE)(training.finetune)
 app.command(rich_help_panel=ONE)(stores.extract)
+app.add_typer(spans_app, name="spans", rich_help_panel=ONE)
 app.command(rich_help_panel=TWO)(training.distill)
 app.command("eval", rich_help_panel=TWO)(training.evaluate)
 app.command(rich_help_panel=STORES)(stores.show)

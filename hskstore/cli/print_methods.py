@@ -31,6 +31,9 @@ def print_method(method: MethodDescription) -> None:
         terms = " + ".join(f"{weight:g} x {term}" for term, weight in phase.weights.items())
         out.print(f"phase {phase.name}, {phase.schedule} rate: {terms} (--weight {next(iter(phase.weights))}=NUMBER changes one)")
         for name, layers in phase.reads.items():
+            if not layers:
+                out.print(f"  reads {name}")
+                continue
             told = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
             out.print(f"  reads {name}; for a student of 6 layers and a teacher of 12 that of teacher {told}")
         others = [name for name in _read(phase) if name not in phase.reads]

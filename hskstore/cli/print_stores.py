@@ -43,8 +43,11 @@ def print_plan(planned: list[PlannedStore]) -> None:
 
 def _kept_of(feature: Feature) -> str:
     """A feature, its layers, and how much of them."""
+    from hskstore.store.features import Spans
     from hskstore.store.hidden import Hidden
 
+    if isinstance(feature, Spans):
+        return f"spans: {feature.most} of a row at most"
     layers = f"{feature.name} of {_layers(feature.layers)}"
     if isinstance(feature, Hidden):
         return f"{layers}: {feature.length} tokens, {feature.width} of {feature.hidden_size} units"
@@ -79,7 +82,8 @@ def print_forecast(cost: Forecast) -> None:
     table = grid("store", "teacher layers", "A^HSK planned", "of these rows", "on disk", "uncompressed")
     for store in cost.stores:
         layers = "; ".join(
-            f"{'' if name == 'hidden' else f'{name} '}{','.join(map(str, own))}" for name, own in store.teacher_layers.items()
+            f"{'' if name == 'hidden' else f'{name} '}{','.join(map(str, own))}".rstrip()
+            for name, own in store.teacher_layers.items()
         )
         units = ("", "") if store.units_of_hsk is None else (f"{store.units_of_hsk:g}", f"{store.kept_units:.3g}")
         table.add_row(store.name, layers, *units, f"about {size(store.bytes)}", size(store.decoded_bytes))
@@ -203,6 +207,11 @@ def _print_store(store: StoreDescription) -> None:
     for name, feature in store.features.items():
         if name != "hidden":
             out.print(f"{name} of teacher {_layers(feature.layers)}, {feature.values}")
+    if (spans := store.spans) is not None:
+        out.print(
+            f"spans: {spans.per_row:g} a row on average, {spans.most} at most; {100 * spans.without:.2g} % of the rows have none;"
+            f" phrases by the chunker {spans.sha256[:16]}"
+        )
     if store.separator_shares is not None:
         shares = ", ".join(f"{layer}: {100 * share:.1f} %" for layer, share in store.separator_shares.items())
         out.print(f"rows whose [CLS] attends most to a separator, by teacher layer: {shares}")

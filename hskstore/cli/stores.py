@@ -233,7 +233,7 @@ def _derive(
         result = run(store, out, keep=wanted, layers=layers, watch=watch)
     kept = [
         *([] if wanted is None else [f"keep {wanted}"]),
-        *(f"{name} of layers {', '.join(map(str, own))}" for name, own in layers.items()),
+        *(f"{name} of layers {', '.join(map(str, own))}" if own else name for name, own in layers.items()),
     ]
     _print_derived(result, "; ".join(kept) or "logits alone", as_json)
 

@@ -10,6 +10,7 @@ from hskstore.config import units_of_hsk
 from hskstore.errors import StoreError
 from hskstore.store import Plan, Store, open_store
 from hskstore.store.commit import MANIFEST, Receipt, receipts
+from hskstore.store.features import Spans
 from hskstore.store.hidden import planned_units
 from hskstore.store.layout import Unit
 from hskstore.store.places import place_of
@@ -30,11 +31,22 @@ class FeatureDescription:
 
 
 @dataclass(frozen=True)
+class SpansDescription:
+    """The spans of the train rows: how many a row has on average and at most, the share of rows that have none, and the sha256 of
+    the chunker that found the phrases."""
+
+    per_row: float
+    most: int
+    without: float
+    sha256: str
+
+
+@dataclass(frozen=True)
 class StoreDescription:
     """A sealed store. `array_bytes` are on disk. Of `hidden`, None where it is not kept: `units_of_hsk` is A^HSK as planned for a
     row, `kept_units` as measured on average, `full_units` that of all layers and tokens of the average row (section 5.1 of the
     paper). Of a store that holds attention, `separator_shares` are the shares of rows whose most attended token is a separator,
-    by teacher layer (Figures 6 and 14), of SEPARATOR_ROWS rows."""
+    by teacher layer (Figures 6 and 14), of SEPARATOR_ROWS rows. `spans` is None where there are none."""
 
     root: str
     digest: str
@@ -49,6 +61,7 @@ class StoreDescription:
     kept_units: float | None
     full_units: float | None
     separator_shares: dict[int, float] | None
+    spans: SpansDescription | None
     made: dict[str, Any]
 
 
@@ -140,7 +153,7 @@ def describe(root: str) -> StoreDescription:
         digest=store.digest,
         keep=_keep(plan),
         plan={**document.get("strategy", {}), **document["pass"], "task": _plain(plan.task["name"])},
-        features={name: FeatureDescription(list(feature.layers), feature.values) for name, feature in plan.features.items()},
+        features={name: FeatureDescription(list(feature.layers), feature.values) for name, feature in plan.said.items()},
         splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
         array_bytes=array_bytes,
         arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
@@ -149,6 +162,7 @@ def describe(root: str) -> StoreDescription:
         kept_units=units.kept,
         full_units=units.full,
         separator_shares=_separator_shares(store) if "cls_row" in plan.features else None,
+        spans=_spans(store),
         made=_provenance(plan, receipts(store.place)),
     )
 
@@ -189,6 +203,16 @@ class _Units(NamedTuple):
     planned: float | None
     kept: float | None
     full: float | None
+
+
+def _spans(store: Store) -> SpansDescription | None:
+    feature = store.plan.features.get(Spans.name)
+    if not isinstance(feature, Spans):
+        return None
+    n_spans = store.read_all("train/spans/n_spans")
+    return SpansDescription(
+        round(float(n_spans.mean()), 2), int(n_spans.max()), round(float((n_spans == 0).mean()), 4), feature.sha256
+    )
 
 
 def _separator_shares(store: Store) -> dict[int, float]:

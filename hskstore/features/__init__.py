@@ -8,10 +8,12 @@ from hskstore.features.cls import CLS, ClsTargets
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
 from hskstore.features.hidden import HIDDEN, HiddenTargets
+from hskstore.features.pooled import POOLED, PooledTargets, mean_of_tokens
 from hskstore.features.qkv import QKV, QkvTargets
+from hskstore.features.spans import SPANS, SpanTargets, check_spans
 from hskstore.features.states import STATES, StateTargets
 
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, ATTENDED)}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, ATTENDED, POOLED, SPANS)}
 
 __all__ = [
     "ATTENDED",
@@ -19,7 +21,9 @@ __all__ = [
     "CLS_ROW",
     "HIDDEN",
     "KINDS",
+    "POOLED",
     "QKV",
+    "SPANS",
     "STATES",
     "AttendedTargets",
     "ClsRowTargets",
@@ -27,9 +31,13 @@ __all__ = [
     "FeatureRows",
     "HiddenTargets",
     "Kind",
+    "PooledTargets",
     "QkvTargets",
+    "SpanTargets",
     "StateTargets",
     "Targets",
     "TeacherShape",
     "Want",
+    "check_spans",
+    "mean_of_tokens",
 ]

@@ -83,7 +83,8 @@ class Kind(Generic[T]):
 
 @dataclass(frozen=True)
 class Want(Generic[T]):
-    """Knowledge that a method learns from: a typed key, so that `batch[want]` is a T whose layers are those of `pairs`."""
+    """Knowledge that a method learns from: a typed key, so that `batch[want]` is a T whose layers are those of `pairs`. Of spans,
+    which are of no layer, there are no pairs."""
 
     kind: Kind[T]
     pairs: tuple[LayerPair, ...]

@@ -135,7 +135,7 @@ def derive_view(made: View, out: Any, *, watch: Watch = unwatched) -> Derived:
 
     Raises OptionError for a rich store whose states were quantised.
     """
-    stored = made.plan.features[States.name]
+    stored = made.plan.said[States.name]
     if stored.encoding.largest is not None:
         raise OptionError(
             f"{made.root} keeps its states as {stored.values}, from which no store can be cut that an extraction would make; a"
@@ -152,7 +152,7 @@ def derive_view(made: View, out: Any, *, watch: Watch = unwatched) -> Derived:
 def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
     """The configuration. Raises OptionError where the store lacks what it is selected from."""
     root, plan = rich.root, rich.plan
-    states, attention = plan.features.get(States.name), plan.features.get(ClsRow.name)
+    states, attention = plan.said.get(States.name), plan.said.get(ClsRow.name)
     if states is None:
         raise OptionError(f"{root} is no rich store: it holds no states to select from; make one with hsk extract --rich")
     if states.values == "f16" and strategy.values == "f32":
@@ -172,5 +172,5 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
 
 
 def _decoded(rich: Store, values: np.ndarray, scale: np.ndarray | None) -> Tensor:
-    feature = rich.plan.features[States.name]
+    feature = rich.plan.said[States.name]
     return torch.from_numpy(np.ascontiguousarray(feature.encoding.decode(values, scale, feature.width)))

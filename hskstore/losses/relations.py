@@ -1,6 +1,6 @@
 """Losses on how vectors stand to each other, in pairs and in triples: of words in a layer, of a word's layers (CKD)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int

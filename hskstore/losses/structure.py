@@ -68,15 +68,18 @@ def sample_angle_huber(
     heads: int,
     divisor: Divisor = "valid",
 ) -> Term:
-    """Huber loss on cosines of the angles at each row of a batch between any two others (Equation 7): mean over heads and triples,
-    summed over layers; the term is [layer]. Divided by the triples of different rows, or as by the public code by batch^3.
+    """Huber loss on cosines of the angles at each row of a batch between any two others (Equation 7): mean over heads and
+    triples, summed over layers; the term is [layer]. Divided by the triples of different rows, or, as by the public code, by
+    batch^3.
     """
     own, target = (_in_heads(each[:, None], heads)[:, 0] for each in (student, teacher.detach()))
     batch = student.shape[1]
     every = torch.arange(batch, device=student.device)
     same = every[:, None] == every
     counted = ~(same[:, :, None] | same[:, None, :] | same[None])  # vertex, end, end
-    mine, theirs = (_angles(inner_products(each.double()), every, every.expand(batch, -1)).to(wide(student)) for each in (own, target))
+    mine, theirs = (
+        _angles(inner_products(each.double()), every, every.expand(batch, -1)).to(wide(student)) for each in (own, target)
+    )
     total = torch.where(counted, _huber(mine, theirs), 0).sum(dim=(1, 2, 3, 4))
     triples = batch**3 if divisor == "code" else batch * (batch - 1) * (batch - 2)
     return Term(total, torch.full_like(total, heads * triples, dtype=torch.long))
@@ -86,20 +89,22 @@ def span_means(
     states: Float[Tensor, "layer batch token width"],
     start: Int[Tensor, "batch span"],
     end: Int[Tensor, "batch span"],
-) -> Float[Tensor, "layer batch span width"]:
-    """The mean of the tokens from `start` to the one before `end` (Equation 1); of a span without any, zeros."""
+    *,
+    is_real: Bool[Tensor, "batch token"],
+) -> tuple[Float[Tensor, "layer batch span width"], Bool[Tensor, "batch span"]]:
+    """The mean of the real tokens from `start` to the one before `end` (Equation 1), and which spans have one; others: zeros."""
     place = torch.arange(states.shape[2], device=states.device)
-    inside = (place >= start[..., None]) & (place < end[..., None])
-    share = inside.to(states.dtype) / inside.sum(dim=-1, keepdim=True).clamp(min=1)
+    inside = (place >= start[..., None]) & (place < end[..., None]) & is_real[:, None]
+    tokens = inside.sum(dim=-1)
+    share = inside.to(states.dtype) / tokens.clamp(min=1)[..., None]
     with torch.autocast(states.device.type, enabled=False):
-        return share @ states
+        return share @ torch.where(is_real[..., None], states, 0), tokens > 0
 
 
-def _in_heads(
-    vectors: Float[Tensor, "layer batch item width"], heads: int
-) -> Float[Tensor, "layer batch head item size"]:
+def _in_heads(vectors: Float[Tensor, "layer batch item width"], heads: int) -> Float[Tensor, "layer batch head item size"]:
     """In float32, or what is finer."""
-    return vectors.to(wide(vectors)).view(*vectors.shape[:3], heads, -1).transpose(2, 3)
+    size = vectors.shape[-1] // heads
+    return vectors.to(wide(vectors)).view(*vectors.shape[:-1], heads, size).transpose(2, 3)
 
 
 def _salient(
@@ -107,8 +112,8 @@ def _salient(
 ) -> tuple[
     Int[Tensor, "layer batch 1 vertex"], Int[Tensor, "layer batch 1 vertex near"], Bool[Tensor, "layer batch vertex near near"]
 ]:
-    """Equation 5: the items that all attend to most, for each of them those that it attends to most, itself apart; and which triples
-    are of three different real items."""
+    """Equation 5: the items that all attend to most, for each of them those that it attends to most, itself apart; and which
+    triples are of three different real items."""
     items = is_real.shape[1]
     with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
         scores = (teacher @ teacher.mT * teacher.shape[-1] ** -0.5).masked_fill(~is_real[:, None, None], NEVER)

@@ -75,7 +75,8 @@ def slices_mse(
     """
     slices = kept.shape[2]
     own, target = (
-        normalize(each.to(wide(each)).view(*each.shape[:3], slices, -1), dim=-1) for each in (student, teacher.detach())
+        normalize(each.to(wide(each)).view(*each.shape[:3], slices, each.shape[-1] // slices), dim=-1)
+        for each in (student, teacher.detach())
     )
     counted = kept.transpose(2, 3)
     total = torch.where(counted, (own - target).square().sum(dim=-1), 0).sum(dim=(1, 2, 3))

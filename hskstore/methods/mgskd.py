@@ -1,12 +1,14 @@
-"""Multi-granularity structural distillation (Liu et al., ACL 2022): how tokens and spans stand to each other below, and texts above."""
+"""Multi-granularity structural distillation (Liu et al., ACL 2022): how tokens, spans and texts stand to each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Annotated, Any, ClassVar, get_args
 
 import torch
 from annotated_doc import Doc
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from hskstore.config import MethodName, Projection, check_choice, check_count, check_positive
 from hskstore.errors import OptionError
@@ -20,6 +22,9 @@ from hskstore.methods.kd import prediction_terms
 from hskstore.methods.projection import projected, projection_of
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import ModelShape
+
+HEADS = 64
+"""Of section 4.2."""
 
 WEIGHTS = {
     "mgskd.token_pair": 1.0,
@@ -35,14 +40,14 @@ WEIGHTS = {
 class Mgskd:
     """Structure first, at a constant rate (Equation 8); then the teacher's predictions at a decaying one (Equation 9).
 
-    The student's layers below `boundary`, counted from the embeddings, learn how the tokens of a row, and its spans, stand to each
-    other: products by twos, angles by threes (Equation 6). Those from it on learn how the rows of a batch do, by angles alone
-    (Equation 7), for which the store holds one vector of a row. Student layer l learns from teacher layer round(l L / L').
+    The student's layers below `boundary`, counted from the embeddings, learn how the tokens of a row, and its spans, stand to
+    each other: products by twos, angles by threes (Equation 6). Those from it on learn how the rows of a batch do, by angles
+    alone (Equation 7), for which the store holds one vector of a row. Student layer l learns from teacher layer round(l L / L').
 
     Vectors are cut into relation heads, which must divide the teacher's width; as in the public code a run of coordinates is a
-    head, which the paper projects. Where widths differ, a Linear projects the student's. Of a row with two spans pairs are learnt,
-    with three angles too. The public code leaves out rows of less than three spans, leaves angles of exactly zero out of its
-    means, and counts the triples of samples that are none (--divisor code).
+    head, which the paper projects. Where widths differ, a Linear projects the student's. Of a row with two spans pairs are
+    learnt, with three angles too. The public code leaves out rows of less than three spans, leaves angles of exactly zero out of
+    its means, and counts the triples of samples that are none (--divisor code).
     """
 
     name: ClassVar[MethodName] = "mgskd"
@@ -50,8 +55,15 @@ class Mgskd:
         "Liu et al., Multi-Granularity Structural Knowledge Distillation for Language Model Compression, ACL 2022, section 3"
     )
     temperature: Annotated[float, Doc("Of the soft labels.")] = 1.0
-    boundary: Annotated[int, Doc("Layers, the embeddings among them, that learn of tokens and spans; those above learn of texts.")] = 2
-    relation_heads: Annotated[int, Doc("Parts of a vector that are related each, by twos, and of whole texts by threes.")] = 64
+    boundary: Annotated[
+        int, Doc("Layers, the embeddings among them, that learn of tokens and spans; those above learn of texts.")
+    ] = 2
+    relation_heads: Annotated[
+        int | None,
+        Doc(
+            "Parts of a vector that are related each, by twos; of texts by threes. Default: 64, or what of it divides the width."
+        ),
+    ] = None
     angle_heads: Annotated[int, Doc("The same, of tokens and spans by threes.")] = 1
     vertices: Annotated[int, Doc("Most salient tokens, or spans, of a row, at which angles are measured (k1).")] = 20
     neighbours: Annotated[int, Doc("Of each of them, between any two of which they are (k2).")] = 20
@@ -71,7 +83,7 @@ class Mgskd:
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
         """Structure, then predictions. Raises OptionError for heads that do not divide the teacher's width."""
         for option, heads in (("--relation-heads", self.relation_heads), ("--angle-heads", self.angle_heads)):
-            if teacher.width % heads:
+            if heads is not None and teacher.width % heads:
                 raise OptionError(f"{option} {heads} does not divide the teacher's width of {teacher.width}: choose another")
         below, above = self._pairs(teacher, student)
         reads: tuple[Want[Any], ...] = ()
@@ -79,9 +91,7 @@ class Mgskd:
             reads += (Want(STATES, below), Want(SPANS, ()))
         if above:
             reads += (Want(POOLED, above),)
-        weights = {
-            term: weight for term, weight in WEIGHTS.items() if (above if term == "mgskd.sample_angle" else below)
-        }
+        weights = {term: weight for term, weight in WEIGHTS.items() if (above if term == "mgskd.sample_angle" else below)}
         sees = Sight(hidden=frozenset(pair.student for pair in (*below, *above)))
         return (
             Phase("structure", weights, schedule="constant", predicts=False, reads=reads, sees=sees),
@@ -106,29 +116,32 @@ class Mgskd:
             states = wants[STATES.name]
             found: StateTargets = batch[states]
             own = torch.stack(
-                [
-                    projected(aids, found.at_tokens(seen.hidden[pair.student]), pair.student)
-                    for pair in states.pairs
-                ]
+                [projected(aids, found.at_tokens(seen.hidden[pair.student]), pair.student) for pair in states.pairs]
             )
             target = found.values.to(own.dtype)
             terms |= self._items("token", of_tokens, own, target, found.is_real)
             if of_spans:
                 spans = batch[wants[SPANS.name]]
-                counted = spans.is_span
-                if self.divisor == "code":
-                    counted = counted & (counted.sum(dim=1, keepdim=True) >= 3)
-                mine, theirs = (span_means(each, spans.start, spans.end) for each in (own, target))
+                (mine, there), (theirs, _) = (
+                    span_means(each, spans.start, spans.end, is_real=found.is_real) for each in (own, target)
+                )
+                counted = spans.is_span & there
+                counted = counted & (counted.sum(dim=1, keepdim=True) >= (3 if self.divisor == "code" else 2))
                 terms |= self._items("span", of_spans, mine, theirs, counted)
         return terms
 
     def _items(
-        self, items: str, wanted: set[str], own: Any, target: Any, is_real: Any
+        self,
+        items: str,
+        wanted: set[str],
+        own: Float[Tensor, "layer batch item width"],
+        target: Float[Tensor, "layer batch item width"],
+        is_real: Bool[Tensor, "batch item"],
     ) -> dict[str, Term]:
-        """The terms of tokens, or of spans, [layer, batch, item, width]."""
+        """The terms of tokens, or of spans."""
         terms: dict[str, Term] = {}
         if f"mgskd.{items}_pair" in wanted:
-            terms[f"mgskd.{items}_pair"] = product_mse(own, target, is_real=is_real, heads=self.relation_heads)
+            terms[f"mgskd.{items}_pair"] = product_mse(own, target, is_real=is_real, heads=self._heads(own.shape[-1]))
         if f"mgskd.{items}_angle" in wanted:
             terms[f"mgskd.{items}_angle"] = angle_huber(
                 own,
@@ -152,7 +165,11 @@ class Mgskd:
         )
         target = batch[want].values.to(own.dtype).transpose(0, 1)
         mine, theirs = (whole_batch(each).transpose(0, 1) for each in (own, target))
-        return sample_angle_huber(mine, theirs, heads=self.relation_heads, divisor=self.divisor)
+        return sample_angle_huber(mine, theirs, heads=self._heads(mine.shape[-1]), divisor=self.divisor)
+
+    def _heads(self, width: int) -> int:
+        """Of the paper's 64 as many as divide the width, unless others were asked for."""
+        return self.relation_heads or gcd(HEADS, width)
 
     def _pairs(self, teacher: TeacherShape, student: ModelShape) -> tuple[tuple[LayerPair, ...], tuple[LayerPair, ...]]:
         """Student layers below the boundary and from it on, with their teachers."""

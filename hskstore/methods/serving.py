@@ -11,7 +11,7 @@ from hskstore.methods import METHODS, parts_of
 from hskstore.methods.contract import Method, Phase
 from hskstore.models.run import ModelShape
 from hskstore.store import open_store
-from hskstore.store.features import FEATURES, OF_LAYERS, Attended, Qkv
+from hskstore.store.features import FEATURES, LISTED, Attended, Qkv, Spans
 from hskstore.store.hidden import Hidden
 from hskstore.store.plan import Plan
 
@@ -47,7 +47,7 @@ def lacking(plan: Plan, phases: Iterable[Phase]) -> list[str]:
     """What a store lacks of what some phases read, in words: "cls of teacher layers 2, 4", "labels"."""
     phases = list(phases)
     found = [
-        f"{name} of teacher layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+        f"{name} of teacher layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" if layers else name
         for name, layers in _absent(plan, phases).items()
     ]
     if any(phase.reads_labels for phase in phases) and "train/label" not in plan.arrays:
@@ -56,13 +56,14 @@ def lacking(plan: Plan, phases: Iterable[Phase]) -> list[str]:
 
 
 def _absent(plan: Plan, phases: Sequence[Phase]) -> dict[str, list[int]]:
-    """The teacher layers that a store has not of each feature that some phases read."""
+    """The teacher layers that a store has not of each feature that some phases read; of spans that are not there none."""
     found: dict[str, list[int]] = {}
     for name in FEATURES:
         stored = plan.features.get(name)
-        wanted = {pair.teacher for phase in phases for want in phase.reads if want.kind.name == name for pair in want.pairs}
+        wants = [want for phase in phases for want in phase.reads if want.kind.name == name]
+        wanted = {pair.teacher for want in wants for pair in want.pairs}
         absent = sorted(wanted - set(() if stored is None else stored.layers))
-        if absent:
+        if absent or (wants and stored is None):
             found[name] = absent
     return found
 
@@ -104,7 +105,7 @@ def to_cut(
             layers.setdefault(want.kind.name, set()).update(pair.teacher for pair in want.pairs)
     if keep is None and "hidden" in layers and plan.hidden is not None:
         keep = plan.hidden.keep
-    return keep, {name: sorted(layers[name]) for name in OF_LAYERS if name in layers}
+    return keep, {name: sorted(layers[name]) for name in LISTED if name in layers}
 
 
 def refusal(root: str, method: Method, depth: int, lacks: Sequence[str]) -> str:
@@ -115,10 +116,11 @@ def refusal(root: str, method: Method, depth: int, lacks: Sequence[str]) -> str:
 def making(method: Method, depth: int, lacks: Sequence[str]) -> str:
     """The command that makes a store which serves a method."""
     labels = " --label COLUMN" if "labels" in lacks else ""
+    spans = " --spans SPANS" if Spans.name in lacks else ""
     plain = all(part == type(part)() for part in parts_of(method))
     made = "" if plain else ", where hsk distill with the same options and --write-recipe recipe.toml makes that file"
     named = method.name if plain else "recipe.toml"
-    return f"hsk extract TEACHER DATA --for {named} --student-layers {depth}{labels} --out DIR{made}"
+    return f"hsk extract TEACHER DATA --for {named} --student-layers {depth}{labels}{spans} --out DIR{made}"
 
 
 def _phases(plan: Plan, method: Method, teacher: TeacherShape, depth: int) -> tuple[Phase, ...] | None:

@@ -9,7 +9,7 @@ from hskstore.errors import OptionError
 from hskstore.features import TeacherShape, Want
 from hskstore.layers import plan_strategy
 from hskstore.models.run import ModelShape
-from hskstore.store.features import Attended, Cls, ClsRow, Feature, Qkv, States
+from hskstore.store.features import Attended, Cls, ClsRow, Feature, Pooled, Qkv, Spans, States
 from hskstore.store.hidden import Hidden, plan_hidden
 
 
@@ -43,13 +43,16 @@ class Asked:
         if not self.keeps and not self.methods and not self.rich:
             raise OptionError("say what to keep: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or --rich")
 
-    def by_store(self, teacher: TeacherShape, *, most_admitted: int, raw_scores: bool = True) -> dict[str, list[Feature]]:
+    def by_store(
+        self, teacher: TeacherShape, *, most_admitted: int, raw_scores: bool = True, spans: Spans | None = None
+    ) -> dict[str, list[Feature]]:
         """The features of each store, by its folder.
 
         A store each for every configuration of `hidden`; several student depths get the depth in front: "s3-d1-l9-w0.1". What
         methods read otherwise lies together in one store that bears their names, "distilbert+pkd"; so does `hidden`, where it has
         one configuration alone. All of it is besides the store "rich". `most_admitted` is the most tokens of a train row that a
-        rank may choose among; `raw_scores` says whether the teacher shows those of its attention. Raises OptionError.
+        rank may choose among; `raw_scores` says whether the teacher shows those of its attention. `spans`, if they are found, are
+        in every store. Raises OptionError.
         """
         rich: dict[str, list[Feature]] = {}
         if self.rich:
@@ -61,7 +64,14 @@ class Asked:
                     " ranked: choose a --max-length within its window"
                 )
             rich["rich"] = [states, ClsRow(layers, raw_scores, teacher.ranking)]
-        return rich | self._asked(teacher, most_admitted)
+        found = [] if spans is None else [spans]
+        return {name: [*features, *found] for name, features in (rich | self._asked(teacher, most_admitted)).items()}
+
+    def reading_spans(self, teacher: TeacherShape) -> list[str]:
+        """The methods that read spans, by name."""
+        return sorted(
+            {one.name for one in self.methods if any(want.kind.name == Spans.name for want in self._wants(one, teacher))}
+        )
 
     def _asked(self, teacher: TeacherShape, most_admitted: int) -> dict[str, list[Feature]]:
         wants = [(method.name, want) for method in self.methods for want in self._wants(method, teacher)]
@@ -93,7 +103,7 @@ class Asked:
 
     def _others(self, wants: Sequence[Want[Any]], teacher: TeacherShape) -> list[Feature]:
         values = self.strategies[0].values
-        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv, Attended)}
+        layers: Mapping[str, set[int]] = {kind.name: set() for kind in (States, Cls, Qkv, Attended, Pooled)}
         for want in wants:
             if want.kind.name in layers:
                 layers[want.kind.name] |= {pair.teacher for pair in want.pairs}
@@ -110,4 +120,6 @@ class Asked:
                 found.append(Qkv(tuple(sorted(own)), teacher.width, values, heads=teacher.heads))
             if own := layers[Attended.name]:
                 found.append(Attended(tuple(sorted(own)), teacher.heads))
+        if own := layers[Pooled.name]:
+            found.append(Pooled(tuple(sorted(own)), teacher.width, values))
         return found

@@ -225,7 +225,7 @@ def _store(
     files: Mapping[str, bytes],
     sample: SampledRows | None,
 ) -> StoreForecast:
-    counts = {each: vectors(feature, ready.rows["train"], ready.rows_by_admitted) for each, feature in plan.features.items()}
+    counts = {each: vectors(feature, ready.rows["train"], ready.rows_by_admitted) for each, feature in plan.said.items()}
     outputs = output_sizes(plan, counts, sample)
     arrays = {
         path: outputs[path] if path in outputs else replace(inputs[path], decoded=decoded_bytes(spec))

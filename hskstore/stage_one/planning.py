@@ -22,10 +22,12 @@ from hskstore.stage_one.asked import Asked
 from hskstore.stage_one.facts import TeacherFacts, facts_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import probe, sight_of
+from hskstore.store.features import Spans
 from hskstore.store.layout import KeptText, SplitRows
 from hskstore.store.masks import is_admitted
 from hskstore.store.plan import Pass, Plan, make_plan
 from hskstore.store.schema import block_rows
+from hskstore.text.chunker import load_chunker
 from hskstore.text.dataset import fit_labels, read_dataset
 from hskstore.text.rows import Rows
 from hskstore.text.tally import TextFacts, TokenCounts, check_begins_with_special, warn_of_text
@@ -70,6 +72,7 @@ def prepare(
     precision: Precision = "fp32",
     seed: int = 0,
     keep_offsets: bool = False,
+    spans: str | None = None,
     watch: Watch = unwatched,
 ) -> Prepared:
     """Load the teacher, read and tokenise the data into `folder`, plan the stores: what `extract` does first.
@@ -85,8 +88,11 @@ def prepare(
         raise OptionError("one pass has one strategy; only the student's layers may differ")
     if device.type == "cpu" and not computes_in(precision, device):
         log.warning("this processor has no %s of its own and emulates it slowly; fp32 will be faster", precision)
+    chunker = None if spans is None else load_chunker(Path(spans))
     loaded = load_teacher(teacher, device=device, precision=precision)
     facts = facts_of(loaded)
+    if chunker is None and (reading := asked.reading_spans(_shape(facts))):
+        raise OptionError(f"--for {', '.join(reading)} reads spans: name with --spans a folder of hsk spans train")
     classes = facts.label_names if len(facts.label_names) > 1 else ()
     dataset = read_dataset(data, task=task, text=text, label=label, kind=kind, validation=validation, classes=classes)
     dataset = fit_labels(dataset, facts.label_names, teacher)
@@ -96,7 +102,15 @@ def prepare(
         facts = facts_of(loaded)  # so that the tokenizer that is stored gives them too
     counts = {name: TokenCounts(loaded.tokenizer, len(split.text), length) for name, split in dataset.splits.items()}
     rows = stored_rows(
-        dataset.splits, loaded.tokenizer, length, seed=seed, offsets=keep_offsets, folder=folder, watch=watch, counts=counts
+        dataset.splits,
+        loaded.tokenizer,
+        length,
+        seed=seed,
+        offsets=keep_offsets,
+        folder=folder,
+        watch=watch,
+        counts=counts,
+        chunker=chunker,
     )
     text_facts = {name: one.facts() for name, one in counts.items()}
     warn_of_text(text_facts)
@@ -107,7 +121,18 @@ def prepare(
     if asked.rich:
         probe(loaded, Sight(cls_row=frozenset({1})), rows["train"])  # whether it shows raw scores is planned
     most_admitted = len(rows_by_admitted) - 1
-    plans = make_plans(asked, pass_, dataset.task, facts, rows, most_admitted=most_admitted, raw_scores=not loaded.eager)
+    found = rows["train"].spans
+    of_rows = None if chunker is None or found is None else Spans(max(1, found.most), chunker.sha256)
+    plans = make_plans(
+        asked,
+        pass_,
+        dataset.task,
+        facts,
+        rows,
+        most_admitted=most_admitted,
+        raw_scores=not loaded.eager,
+        spans=of_rows,
+    )
     _tell_ranking(teacher, facts, rows["train"].longest, plans)
     if needed := _need_cls(plans):
         check_begins_with_special(loaded.tokenizer, teacher, dataset.splits["train"].text, ", ".join(needed))
@@ -143,6 +168,7 @@ def make_plans(
     *,
     most_admitted: int,
     raw_scores: bool = True,
+    spans: Spans | None = None,
 ) -> dict[str, Plan]:
     """One plan per store, by the store's folder; see `Asked.by_store`."""
     label = rows["train"].label
@@ -156,10 +182,13 @@ def make_plans(
         labels=None if label is None else str(label.dtype),
         text=_kept_text(rows),
     )
-    ranking = teacher.ranking(rows["train"].longest)
-    shape = TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"], ranking=ranking, heads=teacher.heads)
-    stores = asked.by_store(shape, most_admitted=most_admitted, raw_scores=raw_scores)
+    shape = _shape(teacher, ranking=teacher.ranking(rows["train"].longest))
+    stores = asked.by_store(shape, most_admitted=most_admitted, raw_scores=raw_scores, spans=spans)
     return {name: plan_one(features) for name, features in stores.items()}
+
+
+def _shape(teacher: TeacherFacts, ranking: tuple[int, ...] | None = None) -> TeacherShape:
+    return TeacherShape(teacher.planned["layers"], teacher.planned["hidden_size"], ranking=ranking, heads=teacher.heads)
 
 
 def _kept_text(rows: Mapping[str, Rows]) -> KeptText | None:

@@ -93,7 +93,7 @@ def _judged(plan: Plan, compared: Sequence["_Compared"], rows: np.ndarray) -> Re
     """What was compared of some train rows."""
     whole = _joined(compared)
     allowed = TOLERANCE[plan.pass_.precision]
-    tolerances = {"logits": allowed} | {name: allowed + feature.encoding.step for name, feature in plan.features.items()}
+    tolerances = {"logits": allowed} | {name: allowed + feature.encoding.step for name, feature in plan.said.items()}
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
     good = (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
     for name, differences in whole.differences.items():
@@ -159,16 +159,17 @@ def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
 
 
 def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
-    """Of what is the teacher's word; the other arrays are its inputs. A batch's arrays may be shorter along their tokens."""
+    """Of what is the teacher's word; the other arrays are its inputs, or found in them. A batch's arrays may be shorter along
+    their tokens."""
     rows = len(stored["train/logits"])
-    said = ["train/logits", *(path for path in stored if path.split("/")[1] in plan.features)]
+    said = ["train/logits", *(path for path in stored if path.split("/")[1] in plan.said)]
     stored = {path: stored[path][tuple(slice(size) for size in again[path].shape)] for path in said}
     equal = np.ones(rows, dtype=bool)
     for path in said:
         equal &= (again[path] == stored[path]).reshape(rows, -1).all(axis=1)
     differences = {"logits": _relative(stored["train/logits"] - again["train/logits"], stored["train/logits"])}
     tokens, coordinates = np.ones(rows), np.ones(rows)
-    for name, feature in plan.features.items():
+    for name, feature in plan.said.items():
         if isinstance(feature, Hidden):
             differences[name], tokens, coordinates = _compare_hidden(feature, stored, again)
         elif isinstance(feature, LayerVectors):

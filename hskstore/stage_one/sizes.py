@@ -15,7 +15,7 @@ from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
-from hskstore.store.features import Attended, ClsRow, Feature, OfLayers
+from hskstore.store.features import Attended, ClsRow, OfLayers, Said, Spans
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
@@ -70,7 +70,7 @@ class SampledRows:
         order = np.argsort(np.concatenate(batches), kind="stable")
         arrays = {}
         for path, spec in plan.arrays_of("train").items():
-            if path == "train/n_tokens" or path.endswith("/logits") or path.split("/")[1] in plan.features:
+            if path == "train/n_tokens" or path.endswith("/logits") or path.split("/")[1] in plan.said:
                 arrays[path] = np.concatenate([_widened(found[path], spec) for found in columns])[order]
         return cls(arrays)
 
@@ -78,7 +78,7 @@ class SampledRows:
     def rows(self) -> int:
         return len(self.columns["train/logits"])
 
-    def vectors(self, feature: Feature) -> int:
+    def vectors(self, feature: Said) -> int:
         """How many vectors of a feature are in the sample, in all its layers."""
         if isinstance(feature, Hidden):
             return int(self.columns["train/hidden/n_kept"].sum())
@@ -91,14 +91,14 @@ def kept_tokens(keep: Keep, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
     return sum(rows * min(resolve(keep.length, count), count) for count, rows in counted if rows)
 
 
-def vectors(feature: Feature, rows: Rows, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
+def vectors(feature: Said, rows: Rows, rows_by_admitted: Int[np.ndarray, " count"]) -> int:
     """How many vectors, or numbers of a token's, a feature keeps of the train `rows`, in all its layers."""
     if isinstance(feature, Hidden):
         return kept_tokens(feature.keep, rows_by_admitted) * len(feature.layers)
     return _whole_vectors(feature, len(rows), len(rows.input_ids))
 
 
-def _whole_vectors(feature: Feature, rows: int, tokens: int) -> int:
+def _whole_vectors(feature: Said, rows: int, tokens: int) -> int:
     """Of a feature that has them of every row, or of every token."""
     assert isinstance(feature, OfLayers)
     return math.prod(feature.shape(1)) * (tokens if "token" in feature.axes else rows)
@@ -108,8 +108,10 @@ def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.nd
     """Bytes before compression of the rows' own tokens, by part: each feature, and "inputs", which are everything else."""
     train = rows["train"]
     found = {
-        name: vectors(feature, train, rows_by_admitted) * _vector_bytes(plan, feature) for name, feature in plan.features.items()
+        name: vectors(feature, train, rows_by_admitted) * _vector_bytes(plan, feature) for name, feature in plan.said.items()
     }
+    if train.spans is not None:
+        found[Spans.name] = train.spans.tokens.nbytes + train.spans.n_spans.nbytes
     inputs = sum(5 * len(split.input_ids) + len(split) * (20 + 4 * len(plan.teacher["labels"])) for split in rows.values())
     inputs += sum(
         split.text.offsets.nbytes + split.text.utf8.nbytes + split.text.n_bytes.nbytes for split in rows.values() if split.text
@@ -117,7 +119,7 @@ def most_bytes(plan: Plan, rows: Mapping[str, Rows], rows_by_admitted: Int[np.nd
     return found | {"inputs": inputs}
 
 
-def _vector_bytes(plan: Plan, feature: Feature) -> int:
+def _vector_bytes(plan: Plan, feature: Said) -> int:
     """Of one vector with its mask, position and scale, before compression."""
     arrays = feature.arrays(plan.splits["train"].longest)
     if isinstance(feature, ClsRow):
@@ -130,7 +132,7 @@ def _vector_bytes(plan: Plan, feature: Feature) -> int:
 
 
 def input_sizes(plan: Plan, rows: Mapping[str, Rows]) -> dict[str, ArraySize]:
-    """Of the arrays that are known before the teacher runs, which all stores of a pass have alike."""
+    """Of the arrays that are known before the teacher runs, spans too, which all stores of a pass have alike."""
     found: dict[str, ArraySize] = {}
     for split, every in rows.items():
         some = every.take(np.arange(min(SAMPLED_ROWS, len(every))))
@@ -155,9 +157,9 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
     for path, spec in plan.arrays.items():
         if path.endswith("/logits"):
             found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
-        elif path.split("/")[1] in plan.features:
+        elif path.split("/")[1] in plan.said:
             _, name, array = path.split("/")
-            feature, rows = plan.features[name], plan.splits["train"].rows
+            feature, rows = plan.said[name], plan.splits["train"].rows
             if sample is None:
                 per_row = len(feature.layers) * N_KEPT_BYTES
                 on_disk = rows * per_row if array == "n_kept" else counts[name] * ruled_vector_bytes(feature)[array]
@@ -171,7 +173,7 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
     return found
 
 
-def ruled_vector_bytes(feature: Feature) -> dict[str, float]:
+def ruled_vector_bytes(feature: Said) -> dict[str, float]:
     """Bytes on disk of one kept vector by the rule: its values, mask, position and scale."""
     if isinstance(feature, Attended):
         return {"token": POSITION_BYTES}

@@ -24,7 +24,7 @@ from hskstore.features import KINDS
 from hskstore.models.observe import NOTHING, Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.stage_one.teacher import Teacher
-from hskstore.store.features import Feature
+from hskstore.store.features import Said
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.vectors import ENCODINGS
@@ -156,7 +156,7 @@ class _Landing:
         found: dict[int, dict[str, np.ndarray]] = {index: dict(inputs) for index in self.plans}
         for (index, name, array), column in arrays.items():
             if array == "finite":
-                _check_finite(column, self.rows.row_id, self.plans[index].features[name])
+                _check_finite(column, self.rows.row_id, self.plans[index].said[name])
             else:
                 found[index][f"{self.split}/{name}/{array}"] = column
         return list(found.values())
@@ -234,7 +234,7 @@ def _check_logits(logits: np.ndarray, split: str, row_ids: np.ndarray) -> None:
         )
 
 
-def _check_finite(finite: np.ndarray, row_ids: np.ndarray, feature: Feature) -> None:
+def _check_finite(finite: np.ndarray, row_ids: np.ndarray, feature: Said) -> None:
     """`finite` [batch, layer]. Raises ModelError where a kept vector is not, naming the row and the layer."""
     if finite.all():
         return
@@ -262,4 +262,6 @@ def input_columns(
     if rows.text is not None:
         columns["n_bytes"] = rows.text.n_bytes
         columns["text"], columns["offsets"] = rows.text.padded(rows.n_tokens)
+    if rows.spans is not None:
+        columns["spans/tokens"], columns["spans/n_spans"] = rows.spans.padded(), rows.spans.n_spans
     return columns

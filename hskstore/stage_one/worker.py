@@ -170,7 +170,7 @@ class UnitWorker:
                     for place, row in zip(at.tolist(), inside.tolist(), strict=True):
                         laid[place] = column[row]
                 else:
-                    # A batch may be shorter along the axis of tokens, or bytes.
+                    # A batch may be shorter along the axis of tokens, bytes or spans.
                     laid[(at, *(slice(size) for size in column.shape[1:]))] = column[inside]
 
     def _commit(self, index: int, split: str, unit: int, laid: Laid, seconds: float) -> None:
@@ -210,13 +210,13 @@ def recruit(
 
 
 def _empty_unit(plan: Plan, split: str, unit: int) -> Laid:
-    """Room for one unit: arrays of what goes into the teacher, padded as rows that are shorter stay; of what is kept of it a list
-    of rows, which stay in the batches that they come from until they are encoded, for to lay padding takes longer than that."""
+    """Room for one unit: arrays of what is known before the teacher runs, padded as shorter rows stay; of what it says a list of
+    rows, which stay in the batches that they come from until they are encoded, for to lay padding takes longer than that."""
     pads = {f"{split}/input_ids": plan.tokenizer["pad_token_id"], f"{split}/offsets": -1}
     empty: Laid = {}
     for path, spec in plan.arrays_of(split).items():
         shape = (len(spec.rows(unit)), *spec.shape[1:])
-        if path.split("/")[1] in plan.features:
+        if path.split("/")[1] in plan.said:
             empty[path] = [np.empty(0)] * shape[0]
             continue
         pad = pads.get(path, 0)

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int, Integer, Shaped
 from torch import nn
 
-from hskstore.features import FeatureRows, Want
+from hskstore.features import FeatureRows, Want, check_spans
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch
 from hskstore.models.run import Inputs, check_tokens, usual_length
 from hskstore.models.token_types import give_types
 from hskstore.stage_two.retokenise import placed_tokens, refuse_without_text, retokenise
 from hskstore.store import Store
-from hskstore.store.features import States
+from hskstore.store.features import Spans, States
 from hskstore.store.hidden import Hidden
 from hskstore.text.rows import Rows
 from hskstore.text.tasks import Task
@@ -85,7 +85,8 @@ def rows_from_store(
 ) -> TrainingRows:
     """A split of a store in memory, or those `units` of it, in that order.
 
-    Of each feature in `places` those stored layers alone are read, lowest first; of no other feature anything.
+    Of each feature in `places` those stored layers alone are read, lowest first; of spans, which have none, all; of no other
+    feature anything.
     With `tokenizer`, a student's that is not the teacher's, the kept text is tokenised anew, cut to `max_length` (or where the
     teacher's rows were), and a token's vector stays where the student has a token of the very same characters.
 
@@ -103,9 +104,11 @@ def rows_from_store(
     for unit in units:
         rows = slice(done, done + store.plan.splits[split].rows_of(unit))
         for name in held:
-            arrays[name][rows] = store.read(f"{split}/{name}", unit, places.get(name.partition("/")[0]))
+            arrays[name][rows] = store.read(f"{split}/{name}", unit, places.get(name.partition("/")[0]) or None)
         done = rows.stop
         watch(f"read {split}", done, total)
+    if Spans.name in places:
+        check_spans(arrays[f"{Spans.name}/tokens"], arrays[f"{Spans.name}/n_spans"], arrays["n_tokens"], store.root)
     aligned = None
     if tokenizer is not None:
         length = max_length or min(store.plan.pass_.max_length, tokenizer.model_max_length)
@@ -173,5 +176,6 @@ def _held(store: Store, split: str, places: Places) -> dict[str, tuple[tuple[int
     held = {name: (spec.shape[1:], np.dtype(spec.dtype)) for name, spec in specs.items()}
     for feature, chosen in places.items():
         for name, array in plan.features[feature].arrays(plan.splits[split].longest).items():
-            held[f"{feature}/{name}"] = (len(chosen), *array.shape[1:]), np.dtype(array.dtype)
+            shape = (len(chosen), *array.shape[1:]) if chosen else array.shape
+            held[f"{feature}/{name}"] = shape, np.dtype(array.dtype)
     return held

@@ -130,13 +130,13 @@ def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, meth
 
 
 def places_of(store: Store, phases: Sequence[Phase]) -> dict[str, tuple[int, ...]]:
-    """Where the teacher layers that the phases read lie in the store's features, lowest first."""
-    wants = _wants(phases)
-    found = {
-        name: {place for want in wants if want.kind.name == name for place in want.places(store.plan.features[name])}
-        for name in FEATURES
-    }
-    return {name: tuple(sorted(places)) for name, places in found.items() if places}
+    """Where the teacher layers that the phases read lie in the store's features, lowest first; of spans, if they are read, ()."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name in FEATURES:
+        wants = [want for want in _wants(phases) if want.kind.name == name]
+        if wants:
+            found[name] = tuple(sorted({place for want in wants for place in want.places(store.plan.features[name])}))
+    return found
 
 
 def uneven_pairs(student: Student) -> tuple[LayerPair, ...]:

@@ -23,7 +23,7 @@ from hskstore.errors import OptionError, StoreError
 from hskstore.layers import LayerPair
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
 from hskstore.store.encode import encode_unit
-from hskstore.store.features import OF_LAYERS, Feature, OfLayers
+from hskstore.store.features import LISTED, Feature, OfLayers, Spans
 from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import is_admitted, static_mask
@@ -70,7 +70,7 @@ def derive(
     watch: Watch = unwatched,
 ) -> Derived:
     """Cut the configuration `keep` of `hidden`, and teacher `layers` of other features by their names, out of the sealed store
-    `source` and seal them at `out`; stopped, it goes on. A feature that is not asked for is left out.
+    `source` and seal them at `out`; stopped, it goes on. A feature that is not asked for is left out; spans are of no layers, ().
 
     Of layers that are not kept nothing is fetched. Where `out` is sealed already, what is damaged of it is cut again: of a
     folder every byte is checked, elsewhere presence and sizes. Raises OptionError where what is asked for is not nested in
@@ -188,13 +188,17 @@ def _narrow(asked: Hidden, seed: int, values: np.ndarray, mask: np.ndarray) -> t
 def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int]]) -> _Cut:
     """The plan that an extraction asked for this would have made. Raises OptionError where it is not nested in the store's."""
     old = store.plan
-    strange = sorted(layers.keys() - OF_LAYERS.keys())
+    strange = sorted(layers.keys() - LISTED.keys())
     if strange:
-        raise OptionError(f"{', '.join(strange)} is no feature whose layers can be chosen: choose from {', '.join(OF_LAYERS)}")
+        raise OptionError(f"{', '.join(strange)} is no feature whose layers can be chosen: choose from {', '.join(LISTED)}")
     hidden, n_kept = (None, None) if keep is None else _cut_of_hidden(store, keep)
-    others = [_fewer_layers(store, name, layers[name]) for name in OF_LAYERS if name in layers]
+    others = [_fewer_layers(store, name, layers[name]) for name in LISTED if name in layers]
     features: list[Feature] = [*([] if hidden is None else [hidden]), *others]
-    places = {each.name: old.features[each.name].places([LayerPair(0, layer) for layer in each.layers]) for each in others}
+    places = {
+        each.name: old.features[each.name].places([LayerPair(0, layer) for layer in each.layers])
+        for each in others
+        if each.layers
+    }
     if hidden is not None and old.hidden is not None:
         places["hidden"] = tuple(old.hidden.pairs.index(pair) for pair in hidden.pairs)
     return _Cut(store, planned_anew(old, features), places, n_kept)
@@ -204,9 +208,11 @@ def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> Any:
     """A stored feature of these teacher layers alone. Raises OptionError where the store has not all of them."""
     stored = store.plan.features.get(name)
     lacking = sorted(set(layers) - set(() if stored is None else stored.layers))
+    if isinstance(stored, Spans) and not layers:
+        return stored
     if not isinstance(stored, OfLayers) or lacking:
-        numbers = ", ".join(map(str, lacking))
-        raise OptionError(f"{store.root} holds no {name} of teacher layers {numbers}: they cannot be cut from it")
+        of = f" of teacher layers {', '.join(map(str, lacking))}" if lacking else ""
+        raise OptionError(f"{store.root} holds no {name}{of}: they cannot be cut from it")
     return replace(stored, layers=tuple(sorted(set(layers))))
 
 

@@ -1,9 +1,10 @@
 """What a store can hold of a teacher's knowledge: a closed set of features, each a value that stands in the plan.
 
 A feature names teacher layers. Which student layer learns from which belongs to the method, so that one store teaches students
-of any depth.
+of any depth. Spans alone are of no layer: they are found in the text.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self, get_args
@@ -12,6 +13,8 @@ from hskstore.config import Values, check_choice
 from hskstore.layers import LayerPair
 from hskstore.store.hidden import Hidden
 from hskstore.store.vectors import ENCODINGS, Array, Axis, Encoding
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 PARTS = 3
 """Of what an attention is made of: query, key and value, in this order."""
@@ -28,21 +31,8 @@ class Feature(Protocol):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The teacher layers, as they lie in the arrays. Layer 0 is the embedding output."""
+        """The teacher layers, as they lie in the arrays. Layer 0 is the embedding output. Of spans there are none."""
         ...
-
-    @property
-    def width(self) -> int:
-        """Coordinates of a stored vector."""
-        ...
-
-    @property
-    def values(self) -> str:
-        """The name of its encoding."""
-        ...
-
-    @property
-    def encoding(self) -> Encoding: ...
 
     def arrays(self, longest: int) -> Mapping[str, Array]:
         """By name, for rows of at most `longest` tokens."""
@@ -154,6 +144,14 @@ class Cls(LayerVectors):
     """The vector of the first token, [CLS], of some layers: [layer, width]."""
 
     name: ClassVar = "cls"
+    axes: ClassVar = ("layer",)
+
+
+@dataclass(frozen=True)
+class Pooled(LayerVectors):
+    """The mean of a row's real tokens, special ones among them, of some layers: [layer, width]."""
+
+    name: ClassVar = "pooled"
     axes: ClassVar = ("layer",)
 
 
@@ -278,14 +276,66 @@ class Attended(OfLayers):
         return {"teacher_layers": list(self.layers), "heads": self.heads}
 
 
-OF_LAYERS: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv] | type[Attended]] = {
+@dataclass(frozen=True)
+class Spans:
+    """The spans of a row, at most `most`, as their first token and the one behind their last, in that order: [span, end], with
+    n_spans of them. Behind the last: zeros. `sha256` is that of the chunker that found the phrases among them."""
+
+    name: ClassVar = "spans"
+    layers: ClassVar[tuple[int, ...]] = ()
+    most: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError("spans were found by a chunker of no sha256")
+
+    def arrays(self, longest: int) -> dict[str, Array]:
+        return {
+            "tokens": Array(("span", "end"), (self.most, 2), "int32", -1),
+            "n_spans": Array((), (), "int32", -1),
+        }
+
+    def row_bytes(self, longest: int) -> int:
+        """Of a row in the largest array, by which units are cut."""
+        return self.arrays(longest)["tokens"].row_bytes
+
+    def places(self, pairs: Sequence[LayerPair]) -> tuple[int, ...]:
+        """Of no layers none. Raises KeyError for a layer."""
+        if pairs:
+            raise KeyError(pairs[0].teacher)
+        return ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"most": self.most, "sha256": self.sha256}
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(document["most"], document["sha256"])
+
+    def sizes(self) -> list[object]:
+        return [self.most]
+
+    def numbers(self) -> list[object]:
+        return []
+
+    def attributes(self) -> dict[str, object]:
+        return {"sha256": self.sha256}
+
+
+Said = Hidden | LayerVectors | ClsRow | Attended
+"""A feature that the teacher says."""
+
+LISTED: Mapping[str, type[States] | type[Cls] | type[ClsRow] | type[Qkv] | type[Attended] | type[Pooled] | type[Spans]] = {
     "states": States,
     "cls": Cls,
     "cls_row": ClsRow,
     "qkv": Qkv,
     "attended": Attended,
+    "pooled": Pooled,
+    "spans": Spans,
 }
 """The features that a plan lists under "features". `hidden`, which format 1 has, stands at the plan's own top."""
 
-FEATURES: tuple[str, ...] = (Hidden.name, *OF_LAYERS)
+FEATURES: tuple[str, ...] = (Hidden.name, *LISTED)
 """Every feature, in the order in which plans, batches and tables have them."""

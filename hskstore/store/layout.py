@@ -27,8 +27,8 @@ INPUTS = ("input_ids", "token_type_ids", "n_tokens", "row_id", "logits", "label"
 TEXT = ("text", "n_bytes", "offsets")
 HIDDEN = ("values", "mask", "token", "n_kept", "scale")
 KNOWN_ARRAYS = frozenset(INPUTS) | frozenset(TEXT) | {f"hidden/{name}" for name in HIDDEN}
-KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in ("states", "cls", "qkv") for name in ("values", "scale")}
-KNOWN_ARRAYS |= {"cls_row/probability", "cls_row/raw", "attended/token"}
+KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in ("states", "cls", "qkv", "pooled") for name in ("values", "scale")}
+KNOWN_ARRAYS |= {"cls_row/probability", "cls_row/raw", "attended/token", "spans/tokens", "spans/n_spans"}
 """What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
 
 LABELS = ("int64", "float32")

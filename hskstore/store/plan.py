@@ -8,7 +8,7 @@ from typing import Any
 
 from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
-from hskstore.store.features import OF_LAYERS, Feature, LayerVectors
+from hskstore.store.features import LISTED, Feature, LayerVectors, Said
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
 from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, MAX_LAYERS, ArraySpec, canonical_json, hierarchy, known_fields
@@ -53,6 +53,11 @@ class Plan:
         return found if isinstance(found, Hidden) else None
 
     @property
+    def said(self) -> dict[str, Said]:
+        """The features that the teacher says."""
+        return {name: feature for name, feature in self.features.items() if isinstance(feature, Said)}
+
+    @property
     def version(self) -> int:
         """Of the format: the least whose readers read the store rightly. Those of 1 know `hidden`, and need it."""
         return 1 if self.hidden is not None else 2
@@ -77,7 +82,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """What a plan of format 1 did not have is named only where it is there, so that every other plan stays the bytes that it
         was."""
-        listed = {name: feature.as_json() for name, feature in self.features.items() if name in OF_LAYERS}
+        listed = {name: feature.as_json() for name, feature in self.features.items() if name in LISTED}
         document = {
             "format": "hskstore",
             "version": self.version,
@@ -124,7 +129,7 @@ class Plan:
         """The inverse of `as_json`, which believes what it reads."""
         features: dict[str, Feature] = {"hidden": Hidden.of_json(document)} if "hidden" in document else {}
         listed = document.get("features", {})
-        features |= {name: kind.of_json(listed[name]) for name, kind in OF_LAYERS.items() if name in listed}
+        features |= {name: kind.of_json(listed[name]) for name, kind in LISTED.items() if name in listed}
         return cls(
             features=features,
             pass_=known_fields(Pass, document["pass"]),

@@ -129,7 +129,7 @@ class Store:
             raise StoreError(f"{self.root}: {split} has rows 0 to {rows.rows - 1}, not {index}")
         unit, offset = divmod(index, rows.unit_rows)
         found = {path.removeprefix(split + "/"): self.read(path, unit)[offset] for path in self.plan.arrays_of(split)}
-        for name, feature in self.plan.features.items() if split == "train" else ():
+        for name, feature in self.plan.said.items() if split == "train" else ():
             if f"{name}/values" not in found:
                 continue
             values = feature.encoding.decode(found[f"{name}/values"], found.get(f"{name}/scale"), feature.width)

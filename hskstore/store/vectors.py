@@ -13,9 +13,9 @@ from jaxtyping import Float, Int8, Shaped, UInt8
 from hskstore.config import Values
 from hskstore.store.schema import ArraySpec, Codec, array_spec
 
-Axis = Literal["layer", "part", "head", "token", "choice", "width"]
+Axis = Literal["layer", "part", "head", "token", "choice", "width", "span", "end"]
 """What an axis of a feature's array counts: `part` is query, key, value, `choice` the tokens that one attends to, `width` as many
-elements as a vector is stored in."""
+elements as a vector is stored in, `end` first and last."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,37 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """The spans of N rows, those of row i at `bounds[i]:bounds[i + 1]`, in the order of their tokens: `tokens` [total, 2] int32
+    are a span's first token in its row and the one behind its last."""
+
+    bounds: Int64[np.ndarray, " bound"]
+    tokens: Int32[np.ndarray, "span 2"]
+
+    @property
+    def most(self) -> int:
+        """Of a row; 0 where there are no spans."""
+        return _longest(self.bounds)
+
+    @property
+    def n_spans(self) -> Int32[np.ndarray, " row"]:
+        return np.diff(self.bounds).astype(np.int32)
+
+    def padded(self) -> Int32[np.ndarray, "row span 2"]:
+        """`tokens` as wide as the row that has most of them, the rest 0."""
+        n_spans = self.n_spans
+        found = np.zeros((len(n_spans), int(n_spans.max(initial=0)), 2), dtype=np.int32)
+        found[np.arange(found.shape[1]) < n_spans[:, None]] = self.tokens
+        return found
+
+
+@dataclass(frozen=True)
 class Rows:
     """One split of N rows, tokenised; ragged, so that a million rows stay small. The arrays may be mapped from files.
 
     `input_ids` [total] int32 and `token_type_ids` [total] uint8 hold row i at `bounds[i]:bounds[i + 1]`; `bounds` is
     [N + 1] int64; `label` [N] or None; `row_id` [N] int64 is the row's number, from 0, in the split it was made from; `text`
-    is None where only the tokens were asked for.
+    is None where only the tokens were asked for, and so are `spans`.
     """
 
     input_ids: Int32[np.ndarray, " token"]
@@ -94,6 +119,7 @@ class Rows:
     label: Shaped[np.ndarray, " row"] | None
     row_id: Int64[np.ndarray, " row"]
     text: Text | None = None
+    spans: Spans | None = None
 
     @classmethod
     def of_padded(
@@ -130,6 +156,10 @@ class Rows:
             of_bytes = text.bounds[start : stop + 1]
             utf8 = text.utf8[of_bytes[0] : of_bytes[-1]]
             text = Text(utf8, of_bytes - of_bytes[0], text.n_bytes[start:stop], text.offsets[tokens])
+        spans = self.spans
+        if spans is not None:
+            of_spans = spans.bounds[start : stop + 1]
+            spans = Spans(of_spans - of_spans[0], spans.tokens[of_spans[0] : of_spans[-1]])
         return Rows(
             input_ids=self.input_ids[tokens],
             token_type_ids=self.token_type_ids[tokens],
@@ -137,6 +167,7 @@ class Rows:
             label=None if self.label is None else self.label[start:stop],
             row_id=self.row_id[start:stop],
             text=text,
+            spans=spans,
         )
 
     def take(self, index: ArrayLike) -> Rows:
@@ -151,6 +182,11 @@ class Rows:
             n_bytes = text.n_bytes[positions]
             of_bytes, byte = gather(text.bounds[:-1][positions], n_bytes.sum(axis=1, dtype=np.int64))
             text = Text(text.utf8[byte], of_bytes, n_bytes, text.offsets[token])
+        spans = self.spans
+        if spans is not None:
+            first = spans.bounds[:-1][positions]
+            of_spans, span = gather(first, spans.bounds[1:][positions] - first)
+            spans = Spans(of_spans, spans.tokens[span])
         return Rows(
             input_ids=self.input_ids[token],
             token_type_ids=self.token_type_ids[token],
@@ -158,12 +194,13 @@ class Rows:
             label=None if self.label is None else self.label[positions],
             row_id=self.row_id[positions],
             text=text,
+            spans=spans,
         )
 
     def reordered(self, index: Int64[np.ndarray, " row"], folder: Path | None = None) -> Rows:
         """As `take`, but block by block, and into the files of `folder` if there is one."""
         columns = None if self.text is None else self.text.n_bytes.shape[1]
-        growing = GrowingRows(folder, None if self.label is None else self.label.dtype, columns)
+        growing = GrowingRows(folder, None if self.label is None else self.label.dtype, columns, self.spans is not None)
         for start in range(0, len(index), _BLOCK_ROWS):
             positions = index[start : start + _BLOCK_ROWS]
             sizes = self.bounds[1:][positions] - self.bounds[:-1][positions]
@@ -192,9 +229,9 @@ class Rows:
         return input_ids, token_type_ids
 
     def sha256(self) -> str:
-        """Hex digest of all arrays with their names, dtypes and shapes."""
+        """Hex digest of all arrays with their names, dtypes and shapes; of all but the spans, which are found in them."""
         digest = hashlib.sha256()
-        for name, array in self.arrays().items():
+        for name, array in replace(self, spans=None).arrays().items():
             name = "offsets" if name == "bounds" else name  # as it was called when the first stores were planned
             if array is None:
                 digest.update(f"{name} none\n".encode())
@@ -204,24 +241,28 @@ class Rows:
         return digest.hexdigest()
 
     def arrays(self) -> dict[str, Shaped[np.ndarray, "_ ..."] | None]:
-        """All of them by name, those of the text as "text.utf8" and the like."""
-        arrays: dict[str, NDArray[Any] | None] = {name: array for name, array in vars(self).items() if name != "text"}
-        if self.text is not None:
-            arrays |= {f"text.{name}": array for name, array in vars(self.text).items()}
+        """All of them by name, those of the text as "text.utf8" and the like, and so those of the spans."""
+        parts = {"text": self.text, "spans": self.spans}
+        arrays: dict[str, NDArray[Any] | None] = {name: array for name, array in vars(self).items() if name not in parts}
+        for part, own in parts.items():
+            arrays |= {} if own is None else {f"{part}.{name}": array for name, array in vars(own).items()}
         return arrays
 
 
 def _of_arrays(arrays: Mapping[str, NDArray[Any] | None]) -> Rows:
     """The inverse of `Rows.arrays`."""
-    own = {name: array for name, array in arrays.items() if not name.startswith("text.")}
-    text = {name.removeprefix("text."): array for name, array in arrays.items() if name.startswith("text.")}
-    return Rows(**own, text=Text(**text) if text else None)  # type: ignore[arg-type]
+    own = {name: array for name, array in arrays.items() if "." not in name}
+    text, spans = (
+        {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
+        for part in ("text.", "spans.")
+    )
+    return Rows(**own, text=Text(**text) if text else None, spans=Spans(**spans) if spans else None)  # type: ignore[arg-type]
 
 
 class GrowingRows:
     """Rows as they come, some after the other: in the files of a folder, else in memory."""
 
-    def __init__(self, folder: Path | None, label: np.dtype[Any] | None, text_columns: int | None) -> None:
+    def __init__(self, folder: Path | None, label: np.dtype[Any] | None, text_columns: int | None, spans: bool = False) -> None:
         """`label` is its dtype, if there are labels; `text_columns` how many there are, if the text is kept."""
         kinds: dict[str, tuple[Any, tuple[int, ...]]] = {
             "input_ids": (np.int32, ()),
@@ -237,13 +278,15 @@ class GrowingRows:
                 "text.n_bytes": (np.int32, (text_columns,)),
                 "text.offsets": (np.int32, (2,)),
             }
+        if spans:
+            kinds |= {"spans.bounds": (np.int64, ()), "spans.tokens": (np.int32, (2,))}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._arrays = {
             name: None if dtype is None else ArrayFile(dtype, shape, None if folder is None else folder / name)
             for name, (dtype, shape) in kinds.items()
         }
-        self._ends = {name: 0 for name in ("bounds", "text.bounds") if name in kinds}
+        self._ends = {name: 0 for name in ("bounds", "text.bounds", "spans.bounds") if name in kinds}
         for name in self._ends:
             self._append(name, np.zeros(1, dtype=np.int64))
 

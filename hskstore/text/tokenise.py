@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hskstore.errors import DataError, ModelError, OptionError
+from hskstore.text.chunker import Chunker
 from hskstore.text.dataset import Examples
 from hskstore.text.rows import GrowingRows, Rows, Text, save_index
+from hskstore.text.spans import find_spans
 from hskstore.text.tally import TokenCounts
 from hskstore.text.tokenizers import Tokenizer, encode
 from hskstore.watch import Watch, unwatched
@@ -37,22 +39,26 @@ def tokenise(
     watch: Watch = unwatched,
     folder: Path | None = None,
     counts: TokenCounts | None = None,
+    chunker: Chunker | None = None,
 ) -> Rows:
     """Token ids by a Hugging Face fast tokenizer, special tokens included, each row cut to `max_length`.
 
     `offsets` keeps the text and where each token stands in it. `split` is what the watch is told. The arrays are mapped from
-    files, of their names in `folder`, else without a name. `counts` are told of every row.
+    files, of their names in `folder`, else without a name. `counts` are told of every row. With a `chunker` rows have spans.
 
     Raises OptionError for a `max_length` that the tokenizer cannot keep, ModelError if it pads or does not cut, and DataError for
     a row that has no token at all, for characters that are none, and where there is no room for the files.
     """
     _check_max_length(tokenizer, max_length, len(examples.text))
     growing = GrowingRows(
-        folder, None if examples.label is None else examples.label.dtype, len(examples.text) if offsets else None
+        folder,
+        None if examples.label is None else examples.label.dtype,
+        len(examples.text) if offsets else None,
+        chunker is not None,
     )
     for start in range(0, len(examples), _TOKENISE_BATCH):
         with _no_garbage():
-            rows = _tokenised(examples, start, tokenizer, max_length, offsets, counts, split)
+            rows = _tokenised(examples, start, tokenizer, max_length, offsets, counts, split, chunker)
         growing.append(rows)
         watch(f"tokenise {split}", start + len(rows), len(examples))
     return growing.done()
@@ -68,17 +74,26 @@ def stored_rows(
     folder: Path | None = None,
     watch: Watch = unwatched,
     counts: Mapping[str, TokenCounts] = MappingProxyType({}),
+    chunker: Chunker | None = None,
 ) -> dict[str, Rows]:
     """Every split tokenised, in stored order: train permuted once, so that a run of it is already a random sample.
 
     The rows are mapped from files: of `folder`, from where `open_rows` gives them to any other process, else without a name.
-    `counts`, by split, are told of every row. Raises as `tokenise` does.
+    `counts`, by split, are told of every row. With a `chunker` the rows of train have their spans. Raises as `tokenise` does.
     """
     rows: dict[str, Rows] = {}
     for name, examples in splits.items():
         own = folder and folder / (name if name != "train" else _UNORDERED)
         rows[name] = tokenise(
-            examples, tokenizer, max_length, offsets=offsets, split=name, watch=watch, folder=own, counts=counts.get(name)
+            examples,
+            tokenizer,
+            max_length,
+            offsets=offsets,
+            split=name,
+            watch=watch,
+            folder=own,
+            counts=counts.get(name),
+            chunker=chunker if name == "train" else None,
         )
     order = np.random.default_rng(seed).permutation(len(rows["train"]))
     rows["train"] = rows["train"].reordered(order, folder and folder / "train")
@@ -97,7 +112,14 @@ def _check_max_length(tokenizer: Any, max_length: int, columns: int) -> None:
 
 
 def _tokenised(
-    examples: Examples, start: int, tokenizer: Any, max_length: int, offsets: bool, counts: TokenCounts | None, split: str
+    examples: Examples,
+    start: int,
+    tokenizer: Any,
+    max_length: int,
+    offsets: bool,
+    counts: TokenCounts | None,
+    split: str,
+    chunker: Chunker | None,
 ) -> Rows:
     """A batch of rows, from the one at `start`."""
     batch = [list(column[start : start + _TOKENISE_BATCH]) for column in examples.text]
@@ -105,7 +127,7 @@ def _tokenised(
     # Explicit: a tokenizer.json may have padding and truncation of its own switched on.
     options = {"truncation": True, "max_length": max_length, "return_attention_mask": True}
     try:
-        encoded = encode(tokenizer, *batch, **options, return_offsets_mapping=offsets)
+        encoded = encode(tokenizer, *batch, **options, return_offsets_mapping=offsets or chunker is not None)
     except ModelError:
         _check_characters(batch, start)
         raise
@@ -122,6 +144,13 @@ def _tokenised(
     if counts is not None:
         full = (each for each, length in zip(encoded.encodings, lengths, strict=True) if length == max_length)
         counts.add(input_ids, lengths, sum(bool(each.overflowing) for each in full))
+    text, spans = None, None
+    if offsets or chunker is not None:
+        text = Text.joined([_text(batch, np.array(lengths), encoded)])
+    if text is not None and chunker is not None:
+        numbers = ([-1 if word is None else word for word in row.word_ids] for row in encoded.encodings)
+        word = np.fromiter(chain.from_iterable(numbers), dtype=np.int64, count=total)
+        spans = find_spans(text, np.array(lengths, dtype=np.int32), word, chunker, tokenizer.name_or_path)
     return Rows(
         input_ids=input_ids,
         token_type_ids=(
@@ -132,7 +161,8 @@ def _tokenised(
         bounds=np.cumsum([0, *lengths]),
         label=None if examples.label is None else examples.label[start:stop],
         row_id=np.arange(start, stop),
-        text=Text.joined([_text(batch, np.array(lengths), encoded)]) if offsets else None,
+        text=text if offsets else None,
+        spans=spans,
     )
 
 

@@ -19,7 +19,7 @@ from hskstore.store.verify import verify
 from tests.store.conftest import damage, flipped, forge, whole
 
 SPEC = {"shape": [20, 4], "dtype": "bfloat16", "shard": 8, "chunk": 8, "codec": "wavelets", "fill": 0, "rotation": "hadamard"}
-CLS = [f"train/pooled/values/c/{unit}/0" for unit in range(3)]
+CLS = [f"train/later/values/c/{unit}/0" for unit in range(3)]
 """A feature that this version has never heard of."""
 
 
@@ -33,9 +33,9 @@ def later_plan(plan: Plan) -> dict[str, Any]:
     document["splits"]["train"] |= {"language": "en"}
     document["arrays"]["train/input_ids"] |= {"order": "C"}
     document["arrays"] |= {
-        "train/pooled/values": SPEC,
+        "train/later/values": SPEC,
         "train/hidden/basis": {"codec": "later"},
-        "validation/pooled/values": SPEC,
+        "validation/later/values": SPEC,
     }
     return document
 
@@ -44,9 +44,9 @@ def later_documents(plan: Plan) -> dict[str, bytes]:
     root = json.loads(plan.documents()["zarr.json"])
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"layers": [6]}}
     array = {"zarr_format": 3, "node_type": "array", "data_type": "bfloat16", "codecs": [{"name": "wavelets"}]}
-    root["consolidated_metadata"]["metadata"] |= {"train/cls": group, "train/pooled/values": array}
+    root["consolidated_metadata"]["metadata"] |= {"train/cls": group, "train/later/values": array}
     root["attributes"]["hskstore"] |= {"written_by": "hskstore 9"}
-    documents = {"zarr.json": root, "train/pooled/zarr.json": group, "train/pooled/values/zarr.json": array}
+    documents = {"zarr.json": root, "train/later/zarr.json": group, "train/later/values/zarr.json": array}
     return {key: canonical_json(document) for key, document in documents.items()}
 
 
@@ -67,7 +67,7 @@ def later(plan, sealed) -> Path:
 def test_what_is_known_of_a_later_store_is_read(plan, later):
     store = open_store(later)
     assert store.plan == plan, "what is not known is passed over"
-    assert not store.has("train/pooled/values")
+    assert not store.has("train/later/values")
     for path in plan.arrays:
         assert store.read_all(path).tobytes() == whole(plan, path).tobytes()
     assert store.row("train", 11).keys() == {path.removeprefix("train/") for path in plan.arrays_of("train")}
@@ -76,14 +76,14 @@ def test_what_is_known_of_a_later_store_is_read(plan, later):
 
 def test_what_is_not_known_is_counted_and_kept_under_the_digest(plan, later, sealed_once):
     store = open_store(later)
-    assert store.sizes().keys() >= {*CLS, "CITATION.cff", "train/pooled/zarr.json"}
+    assert store.sizes().keys() >= {*CLS, "CITATION.cff", "train/later/zarr.json"}
     assert store.digest != open_store(sealed_once).digest
     assert store.file(CLS[0]) == f"something else: {CLS[0]}".encode()
 
 
 def test_a_later_store_is_verified_whole_what_is_not_known_included(later):
     assert verify(str(later), deep=True).problems == ()
-    for key in (CLS[1], "train/pooled/zarr.json", "CITATION.cff"):
+    for key in (CLS[1], "train/later/zarr.json", "CITATION.cff"):
         before = (later / key).read_bytes()
         damage(later / key, flipped)
         assert [problem.key for problem in verify(str(later), deep=True).problems] == [key]

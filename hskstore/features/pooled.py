@@ -1,0 +1,57 @@
+"""The feature `pooled`: the mean of a row's real tokens, of some teacher layers"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hskstore.features.contract import FeatureRows, Kind
+from hskstore.features.pack import are_finite, encode, round_values
+from hskstore.models.observe import Seen, Sight
+from hskstore.models.run import Inputs
+from hskstore.store.features import Pooled
+from hskstore.store.plan import Plan
+from hskstore.text.rows import Rows
+
+
+@dataclass(frozen=True)
+class PooledTargets:
+    """The means of the teacher's vectors of a batch's rows: f16 where the store's are, else float32."""
+
+    values: Float[Tensor, "layer batch width"]
+
+    def emptied(self) -> "PooledTargets":
+        """The same without its rows."""
+        return PooledTargets(self.values[:, :0])
+
+
+def mean_of_tokens(
+    state: Float[Tensor, "batch token width"], is_real: Bool[Tensor, "batch token"]
+) -> Float[Tensor, "batch width"]:
+    """The mean of each row's real tokens, [CLS] and [SEP] among them, in float32 at least (Liu et al., 2022, section 3.1)."""
+    wide = torch.promote_types(state.dtype, torch.float32)
+    total = state.masked_fill(~is_real[..., None], 0).sum(dim=1, dtype=wide)
+    return total / is_real.sum(dim=1, keepdim=True)
+
+
+def _sight(feature: Pooled) -> Sight:
+    return Sight(hidden=frozenset(feature.layers))
+
+
+def _capture(feature: Pooled, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+    _, _, attention_mask = batch
+    means = (mean_of_tokens(seen.hidden[layer], attention_mask) for layer in feature.layers)
+    rounded = torch.stack([round_values(mean, feature.values) for mean in means], dim=1)
+    return encode(rounded, feature.values) | {"finite": are_finite(rounded)}
+
+
+def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence[int], n_tokens: np.ndarray) -> PooledTargets:
+    stored = {name: own.chosen(name, rows, places) for name in own.arrays}
+    values = own.feature.encoding.decode(stored["values"], stored.get("scale"), own.feature.hidden_size)
+    return PooledTargets(torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1))))
+
+
+POOLED: Kind[PooledTargets] = Kind("pooled", _sight, _capture, _targets)
