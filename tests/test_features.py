@@ -1,5 +1,5 @@
-"""States, [CLS] vectors, and queries, keys and values, from the teacher's layer to a batch: captured, encoded, cut, checked,
-replayed and read."""
+"""States, [CLS] vectors, queries, keys and values, and most attended tokens, from the teacher's layer to a batch: captured,
+encoded, cut, checked, replayed and read."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.errors import ModelError, OptionError
+from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.features import KINDS, Want, mean_of_tokens
 from hskstore.layers import LayerPair
 from hskstore.methods.contract import Phase
@@ -35,8 +35,10 @@ from hskstore.stage_two.feed import InMemory, InWindows
 from hskstore.stage_two.rows import TrainingRows, rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.derive import derive
-from hskstore.store.features import Cls, LayerVectors, Pooled, Qkv, States
+from hskstore.store.features import MOST_ATTENDED, Attended, Cls, LayerVectors, Pooled, Qkv, States
 from hskstore.store.objects import Objects
+from hskstore.store.plan import Plan, planned_anew
+from hskstore.store.schema import canonical_json
 from hskstore.store.shard import index_bytes, ranges_of
 from hskstore.store.vectors import ENCODINGS
 from hskstore.store.verify import verify
@@ -49,15 +51,21 @@ from tests.test_derive import flip
 from tests.test_forecast import real_sizes
 from tests.test_offsets import SCRAPS, byte_level
 from tests.test_replay import reseal
+from tests.test_teacher import DECODERS, SIZES, padded_batch
 from tests.test_teacher import FAMILIES as SEEN_FAMILIES
-from tests.test_teacher import SIZES, padded_batch
 
 ROWS = 150
 LAYERS = 4
 WIDTH = 32
 EVERYTHING = 10**6
 UNIT = 64
-STORED: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (1, 2, 4), "qkv": (1, 3, 4), "pooled": (0, 3, 4)}
+STORED: dict[str, tuple[int, ...]] = {
+    "states": (0, 2, 4),
+    "cls": (1, 2, 4),
+    "qkv": (1, 3, 4),
+    "attended": (1, 3, 4),
+    "pooled": (0, 3, 4),
+}
 HEADS = 4
 EVERY_ENCODING: tuple[Values, ...] = ("f16", "f32", "q8", "q4")
 
@@ -210,13 +218,14 @@ def test_what_is_captured_is_what_eager_attention_says_of_a_padded_batch_and_of_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_queries_keys_and_values_are_those_of_eager_attention(family: str) -> None:
-    """Its own maps are softmax(q k' / sqrt(size)) of what is seen in its layers, local ones within their window, and its contexts
-    the values that they weigh: float64, each row alone and beside others."""
+    """Its own maps are softmax(q k' / sqrt(size)) of what is seen in its layers, local ones within their window, its contexts the
+    values that they weigh, and what a token attends to most the largest of a map: float64, each row alone and beside others."""
     torch.manual_seed(0)
     model = FAMILIES[family]().eval().double()
     batch = ids, _, mask = padded_batch()
-    sight = KINDS["qkv"].sight(Qkv((1, 2, 3), WIDTH, "f32", heads=HEADS))
-    assert sight == Sight(qkv=frozenset({1, 2, 3}))
+    every = frozenset({1, 2, 3})
+    sight = KINDS["qkv"].sight(Qkv((1, 2, 3), WIDTH, "f32", heads=HEADS)) | KINDS["attended"].sight(Attended((1, 2, 3), HEADS))
+    assert sight == Sight(qkv=every, attended=every, choices=MOST_ATTENDED)
     exact = 1e-9 if family != "modernbert" else 1e-6  # whose eager softmax is in float32 whatever the model is in
     with torch.no_grad():
         model.set_attn_implementation(SEAM)
@@ -239,9 +248,31 @@ def test_queries_keys_and_values_are_those_of_eager_attention(family: str) -> No
                 if family == "modernbert" and layer == 2:
                     place = torch.arange(length)
                     scores.masked_fill_((place[:, None] - place).abs() > 2, -torch.inf)
+                most = expected.topk(min(MOST_ATTENDED, length))
+                chosen = torch.nn.functional.pad(
+                    most.indices.masked_fill(most.values == 0, -1), (0, MOST_ATTENDED - most.indices.shape[-1]), value=-1
+                )
+                assert alone.attended[layer].equal(chosen)
+                assert seen.attended[layer][row : row + 1, :, :length].equal(chosen)
                 torch.testing.assert_close(scores.softmax(dim=-1), expected, atol=exact, rtol=0, check_dtype=False)
                 context = (expected.double() @ own.value).transpose(1, 2).flatten(2)
                 torch.testing.assert_close(contexts[layer - 1], context, atol=exact, rtol=exact, check_dtype=False)
+
+
+def test_what_reads_from_left_to_right_attends_to_no_token_that_is_still_to_come() -> None:
+    """Of rows without padding SDPA is given no mask."""
+    torch.manual_seed(0)
+    model = DECODERS["gpt2"]().eval()
+    ids, mask = torch.randint(4, 60, (3, 7)), torch.ones(3, 7, dtype=torch.bool)
+    model.set_attn_implementation(SEAM)
+    with torch.no_grad():
+        found = observe(model, ids, ids * 0, mask, Sight(attended=frozenset({1, 2}), choices=MOST_ATTENDED)).attended
+        model.set_attn_implementation("eager")
+        maps = model(input_ids=ids, output_attentions=True).attentions
+    for layer, own in found.items():
+        most = maps[layer - 1].topk(MOST_ATTENDED)
+        assert own.equal(most.indices.masked_fill(most.values == 0, -1)) and (own[:, :, 0, 1:] == -1).all()
+    assert found.keys() == {1, 2}
 
 
 @contextmanager
@@ -286,6 +317,30 @@ def test_a_plan_whose_heads_do_not_make_up_a_vector_is_none(heads: Any) -> None:
     for damage in ({"heads": heads}, {"layers": [0, 1]}):
         with pytest.raises(ValueError, match=r"heads|from 1 on"):
             Qkv.of_json(document | damage)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"heads": 0}, {"heads": 4.0}, {"heads": True}, {"heads": None}, {"heads": 3}, {"layers": [0]}]
+)
+def test_a_plan_whose_attended_tokens_are_of_no_heads_or_of_the_embeddings_is_none(
+    damage: dict[str, Any], extracted: Callable[..., Path]
+) -> None:
+    plan = open_store(extracted("f16")).plan
+    document = plan.as_json()
+    assert document["features"]["attended"] == {"layers": [1, 3, 4], "heads": HEADS}
+    assert Plan.from_bytes(canonical_json(document), "it").features["attended"] == Attended((1, 3, 4), HEADS)
+    document["features"]["attended"] |= damage
+    with pytest.raises(StoreError, match="cannot be read as a plan"):
+        Plan.from_bytes(canonical_json(document), "it")
+
+
+def test_a_plan_of_attention_in_heads_that_no_teacher_has_is_none(extracted: Callable[..., Path]) -> None:
+    plan = open_store(extracted("f16")).plan
+    for heads in ([3], [HEADS, 2]):
+        own = {number: Qkv((1,), WIDTH, heads=number) for number in heads[1:]}
+        strange = planned_anew(plan, [Attended((1, 4), heads[0]), *own.values()])
+        with pytest.raises(StoreError, match="attention is of heads that the teacher cannot have"):
+            Plan.from_bytes(strange.to_bytes(), "it")
 
 
 ORDINARY = st.floats(-60000, 60000, width=32)
@@ -435,6 +490,18 @@ def test_a_store_has_the_teachers_vectors_as_its_encoding_rounds_them(
         for part in range(3):
             assert_encoded(inside[:, place, part][real], said[INSIDE + 3 * layer + part][real], values)
             assert not inside[:, place, part][~real].any()
+    attended = store.read_all("train/attended/token")
+    assert attended.shape == (ROWS, 3, HEADS, real.shape[1], MOST_ATTENDED)
+    for place, layer in enumerate(STORED["attended"]):
+        query, key = (
+            torch.from_numpy(said[INSIDE + 3 * layer + part]).view(ROWS, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+            for part in (0, 1)
+        )
+        most = (query @ key.mT).masked_fill(~torch.from_numpy(real)[:, None, None], -torch.inf).topk(MOST_ATTENDED)
+        chosen = most.indices.masked_fill(most.values == -torch.inf, -1).transpose(1, 2).numpy()
+        own = attended[:, place].swapaxes(1, 2)
+        np.testing.assert_array_equal(own[real], chosen[real])
+        assert not own[~real].any()
     for row in (0, 13, ROWS - 1):
         own = store.row("train", row)
         assert own["states/values"].dtype == own["cls/values"].dtype == np.float32
@@ -461,7 +528,7 @@ def test_no_fill_value_stands_for_data_and_a_scale_of_padding_is_zero(values: Va
 # --- cut, damaged, made again
 
 CUTS: list[tuple[str | None, dict[str, tuple[int, ...]]]] = [
-    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,), "pooled": (3,)}),
+    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,), "attended": (1, 4), "pooled": (3,)}),
     (None, {"states": (2,)}),
     (None, {"cls": (1, 4)}),
     (None, {"qkv": (1, 4)}),
@@ -496,6 +563,7 @@ def test_a_cut_is_what_the_teacher_would_have_written(
         ({"states": (2,), "cls": (0, 1)}, "cls of teacher layers 0"),
         ({"cls": (9,)}, "cls of teacher layers 9"),
         ({"qkv": (1, 2)}, "qkv of teacher layers 2"),
+        ({"attended": (1, 2)}, "attended of teacher layers 2"),
         ({"pooled": (0, 1)}, "pooled of teacher layers 1"),
     ],
 )
@@ -558,8 +626,8 @@ def bytes_of_layers(root: Path, layers: Mapping[str, Sequence[int]]) -> dict[str
 @pytest.mark.parametrize("values", ["f16", "q8"])
 @pytest.mark.parametrize(
     "layers",
-    [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}, {"qkv": (3,)}, {"pooled": (3,)}],
-    ids=["both", "cls", "qkv", "pooled"],
+    [{"states": (2,), "cls": (1, 4)}, {"cls": (2,)}, {"qkv": (3,)}, {"attended": (3,)}, {"pooled": (3,)}],
+    ids=["both", "cls", "qkv", "attended", "pooled"],
 )
 def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     layers: dict[str, tuple[int, ...]], values: Values, extracted: Callable[..., Path], tmp_path: Path, fetched: Fetched
@@ -569,13 +637,16 @@ def test_of_layers_and_features_that_are_not_wanted_no_byte_is_fetched(
     fetched.parts.clear()
     derive(wide, tmp_path / "cut", layers=layers)
     assert fetched.parts == bytes_of_layers(wide, layers)
-    assert len(fetched.parts) == 3 * len(layers) * (2 if values == "q8" else 1), "three units of values, and of scales"
+    arrays = [array for name in layers for array in open_store(wide).plan.features[name].arrays(1)]
+    assert len(fetched.parts) == 3 * len(arrays), "three units of values, and of scales"
     assert not {f"{wide}/{path}/c/" for path in open_store(wide).plan.arrays if path.split("/")[1] in (*STORED, "hidden")} & {
         key[: key.index("/c/") + 3] for key in fetched.whole if "/c/" in key
     }
 
 
-@pytest.mark.parametrize("path", ["states/values", "cls/values", "states/scale", "qkv/values", "qkv/scale", "pooled/values"])
+@pytest.mark.parametrize(
+    "path", ["states/values", "cls/values", "states/scale", "qkv/values", "qkv/scale", "attended/token", "pooled/values"]
+)
 def test_a_flipped_byte_is_found_with_its_unit_and_just_that_unit_is_made_again(
     path: str,
     extracted: Callable[..., Path],
@@ -612,6 +683,7 @@ def test_on_the_machine_that_made_a_store_every_row_is_equal_to_the_last_bit(
     found = replay(str(extracted(values)), teacher_folder, rows=EVERYTHING)
     assert (found.rows, found.equal, found.differing) == (ROWS, ROWS, ())
     assert found.differences == {"logits": 0.0, "hidden": 0.0, "states": 0.0, "cls": 0.0, "qkv": 0.0, "pooled": 0.0}
+    assert found.tolerances.keys() == found.differences.keys() and found.same_tokens == 1
 
 
 ALTERED = [3, 77, 149]
@@ -660,6 +732,29 @@ def test_rows_that_were_altered_are_named_however_well_the_store_is_sealed(
     found = replay(str(own), teacher_folder, rows=EVERYTHING)
     assert sorted(found.differing) == ALTERED and found.equal == ROWS - len(ALTERED)
     assert not found.differences.pop(of) <= found.tolerances[of] and set(found.differences.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("layers", "differing", "same"), [((0,), [], 2 / 3), ((0, 2), ALTERED, 1 / 3)])
+def test_attended_tokens_that_were_altered_are_counted_and_rows_of_which_most_were_are_named(
+    layers: tuple[int, ...],
+    differing: list[int],
+    same: float,
+    extracted: Callable[..., Path],
+    teacher_folder: str,
+    tmp_path: Path,
+) -> None:
+    """Of three layers; in whatever order they are stored; padding counts nowhere."""
+    own = Path(shutil.copytree(extracted("f16"), tmp_path / "own"))
+
+    def forget(columns: dict[str, np.ndarray]) -> None:
+        columns["train/attended/token"] = columns["train/attended/token"][..., ::-1].copy()
+        for layer in layers:
+            columns["train/attended/token"][ALTERED, layer] = -1
+
+    reseal(own, forget)
+    found = replay(str(own), teacher_folder, rows=EVERYTHING)
+    assert sorted(found.differing) == differing and set(found.differences.values()) == {0.0}
+    assert found.same_tokens == pytest.approx(1 - len(ALTERED) / ROWS * (1 - same), abs=1e-6)
 
 
 def test_a_scale_that_was_altered_is_found(extracted: Callable[..., Path], teacher_folder: str, tmp_path: Path) -> None:
@@ -733,7 +828,8 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
     of_cls = want("cls", *(STORED["cls"][place] for place in cls))
     inside = want("qkv", *(STORED["qkv"][place] for place in cls))
     means = want("pooled", *(STORED["pooled"][place] for place in cls))
-    batch = rows.batch(indexes, [*wants, of_cls, inside, means])
+    looked_at = want("attended", *(STORED["attended"][place] for place in cls))
+    batch = rows.batch(indexes, [*wants, of_cls, inside, means, looked_at])
     lengths = rows.n_tokens[indexes]
     for each, places in zip(wants, (one, other), strict=True):
         targets = batch[each]
@@ -749,6 +845,9 @@ def test_a_batch_has_of_each_want_its_own_layers_in_the_order_of_its_pairs(
         np.testing.assert_array_equal(batch[each].values.numpy(), expected)
         assert batch[each].values.dtype == (torch.float16 if values == "f16" else torch.float32)
         assert batch[each].emptied().values.shape == (len(cls), 0, WIDTH)
+    attended = store.read_all("train/attended/token")[indexes][:, cls, :, : lengths.max()].swapaxes(0, 1)
+    np.testing.assert_array_equal(batch[looked_at].token.numpy(), attended)
+    assert batch[looked_at].emptied().token.shape == (len(cls), 0, *attended.shape[2:])
     heads = batch[inside]
     for part, found in enumerate((heads.query, heads.key, heads.value)):
         assert found.dtype == batch[of_cls].values.dtype and found.is_contiguous()
@@ -768,8 +867,9 @@ def decoded_once(store: Store, name: str) -> np.ndarray:
 @pytest.mark.parametrize("values", ["f16", "q4"])
 def test_windows_of_a_store_know_what_all_of_it_in_memory_knows(values: Values, extracted: Callable[..., Path]) -> None:
     store = open_store(extracted(values, many_units=True))
-    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2), "pooled": (1,)}}
-    wants = [want("states", 4), want("cls", 2), want("states", 4, 0), want("qkv", 4), want("qkv", 4, 1), want("pooled", 3)]
+    reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2), "attended": (0, 2), "pooled": (1,)}}
+    wants = [want("states", 4), want("cls", 2), want("states", 4, 0), want("qkv", 4), want("qkv", 4, 1)]
+    wants += [want("attended", 4, 1), want("pooled", 3)]
     ram = InMemory(rows_from_store(store, "train", **reading))
     (whole,) = ram.windows(np.random.default_rng(0), 4)
     every, source = ram.read(whole), InWindows(store, "train", reading)
@@ -889,6 +989,7 @@ def test_with_a_rate_the_teacher_never_runs_and_decoded_bytes_are_exact(
     assert told.time.seconds == 760 / 19 and told.trial is None
     ruled = told.stores[0].arrays
     assert {path: array.decoded for path, array in ruled.items()} == {path: array.decoded for path, array in measured.items()}
+    store = open_store(extracted("q8"))
     for name in STORED:
-        for array in ("values", "scale"):
+        for array in store.plan.features[name].arrays(1):
             assert not ruled[f"train/{name}/{array}"].measured and ruled[f"train/{name}/{array}"].on_disk > 0

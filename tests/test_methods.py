@@ -28,7 +28,7 @@ from hskstore.losses import (
     word_angle,
     word_pair,
 )
-from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, Several, parts_of, weighed
+from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, Several, Tkd, parts_of, weighed
 from hskstore.methods.batch import Batch
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
@@ -43,19 +43,26 @@ from hskstore.stage_two.rows import rows_from_store
 from hskstore.stage_two.student import places_of
 from hskstore.store import Store, open_store
 from hskstore.watch import unwatched
-from tests.conftest import make_bert, save_folder, sentences
+from tests.conftest import WORDS, make_bert, save_folder, sentences
+from tests.test_offsets import byte_level
 from tests.test_processes import launch, way_moved
+from tests.test_spans import conll, spans_folder
 
-EVERY: list[Method] = [*(kind() for kind in METHODS.values()), Pkd(patient_layers="last"), Several((Mud(), Ckd()))]
-ALONE = [method for method in EVERY if not isinstance(method, Several)]
+__all__ = ["conll", "spans_folder"]
+
+OTHERS: list[Method] = [Pkd(patient_layers="last"), Tkd(tree="student+teacher", all_tokens=True)]
+DEFAULTS: list[Method] = [kind() for kind in METHODS.values()]
+ALONE = [*DEFAULTS, *OTHERS]
+EVERY = [*ALONE, Several((Mud(), Ckd()))]
 INSIDE = [method for method in EVERY if method.name not in ("kd", "finetune")]
-ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm", "tinybert")]
+ATTENTIVE = [method for method in EVERY if method.name in ("minilmv2", "minilm", "tinybert", "tkd")]
 PROJECTED = [method for method in EVERY if hasattr(method, "projection")]
 TASKS = ("classes", "scores")
 LAYERS, WIDTH = 4, 32
 
 by_name = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
 each_alone = pytest.mark.parametrize("method", ALONE, ids=lambda method: method.name)
+each_default = pytest.mark.parametrize("method", DEFAULTS, ids=lambda method: method.name)
 
 
 def write_pairs(path: Path, task: str) -> str:
@@ -67,7 +74,7 @@ def write_pairs(path: Path, task: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(spans_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of both tasks: a teacher without dropout, stores of all that any method reads for students of 2 and of 4 layers, in f32 and
     whole, and a narrower student of 2 layers."""
     place = tmp_path_factory.mktemp("methods")
@@ -87,6 +94,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 label="label",
                 validation="0.2",
                 max_length=64,
+                spans=str(spans_folder),
+                keep_offsets=depth == 2,
             )
         save_folder(make_bert(layers=2, hidden=16, labels=outputs, seed=1, **still), place / task / "student")
         (place / task / "teacher").rename(place / task / "away")
@@ -146,9 +155,12 @@ def test_it_runs_end_to_end_from_a_store_of_pairs_whose_teacher_is_gone(
     assert found.scores["validation"].rows == 24
     kept = set(load_file(tmp_path / "run" / "model.safetensors"))
     assert kept == set(load_file(place / task / "student" / "model.safetensors")), "what helped is dropped"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert all(f"- kept of its {name}: of layers" in card for name in ("states", "cls", "qkv", "attended", "pooled"))
+    assert "- kept of its rows: spans, whose phrases were found by the chunker" in card
 
 
-@by_name
+@pytest.mark.parametrize("method", [*DEFAULTS, EVERY[-1]], ids=lambda method: method.name)
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(method: Method, place: Path, tmp_path: Path) -> None:
     learn(place, method, tmp_path / "whole")
     stopped = False
@@ -173,24 +185,25 @@ from tests.test_methods import EVERY, learn
 
 place, out = map(Path, sys.argv[1:])
 for index, method in enumerate(EVERY):
-    learn(place, method, out / str(index))
+    learn(place, method, out / str(index), batch_size=(19,))
 """
 
 
 @pytest.mark.long
 def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> None:
+    """Of 96 rows in batches of 19 the last one has a row for one of them alone."""
     (tmp_path / "program.py").write_text(PROGRAM)
     launch(tmp_path / "program.py", place, tmp_path / "two", of=2)
     start = load_file(place / "classes" / "student" / "model.safetensors")
     for index, method in enumerate(EVERY):
-        learn(place, method, tmp_path / "one" / str(index))
+        learn(place, method, tmp_path / "one" / str(index), batch_size=(19,))
         one, two = (load_file(tmp_path / each / str(index) / "model.safetensors") for each in ("one", "two"))
         # A key's bias has no gradient but for rounding, which Adam blows up.
         moved = [{name: each[name] for name in each if not name.endswith("key.bias")} for each in (start, one, two)]
         assert way_moved(*moved) < 1e-3, method
 
 
-@each_alone
+@each_default
 def test_a_student_can_get_narrower_while_it_learns(method: Method, place: Path, tmp_path: Path) -> None:
     """But in heads whose attention it learns."""
     if method in ATTENTIVE:
@@ -203,6 +216,24 @@ def test_a_student_can_get_narrower_while_it_learns(method: Method, place: Path,
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config["heads_per_layer"]) == {2} and set(config["ffn_per_layer"]) == {32}
     assert found.scores["validation"].rows == 24
+
+
+@pytest.mark.long
+@each_default
+def test_a_student_of_another_tokenizer_learns_where_its_tokens_are_the_teachers_or_is_refused(
+    method: Method, place: Path, tmp_path: Path
+) -> None:
+    words = byte_level(trim=True, texts=(" ".join(WORDS[:12]),))  # the other words it cuts
+    student = make_bert(layers=2, hidden=16, seed=1)
+    student.resize_token_embeddings(len(words))
+    recipe = Recipe(save_folder(student, tmp_path / "own", words), method, max_steps=2, batch_size=(15,), precision="fp32")
+    if method.name in ("minilmv2", "minilm", "tinybert"):
+        with pytest.raises(ModelError, match=rf"own has another tokenizer .* attention .* the method {method.name} learns"):
+            distill(store_of(place), recipe, out=tmp_path / "run")
+        return
+    found = distill(store_of(place), recipe, out=tmp_path / "run")
+    losses = {name: value for phase in found.phases for name, value in phase.losses.items()}
+    assert all(np.isfinite(value) and value > 0 for value in losses.values()) and found.scores["validation"].rows == 24
 
 
 class Shut(nn.Module):
@@ -237,7 +268,7 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
     bare = derive(store_of(place).root, tmp_path / "bare").root
     recipe = Recipe(str(place / "classes" / "student"), method, max_steps=4, batch_size=(15,), precision="fp32")
     if method in INSIDE:
-        named = "recipe.toml" if method == Pkd(patient_layers="last") else method.name
+        named = "recipe.toml" if method in OTHERS else method.name
         with pytest.raises(StoreError) as refused:
             distill(bare, recipe, out=tmp_path / "run")
         assert f"{method.name} reads: hsk extract TEACHER DATA --for {named} --student-layers 2 " in str(refused.value)
@@ -248,7 +279,7 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
 @each_alone
 def test_another_width_goes_through_a_projection_shared_or_one_a_layer_if_there_is_one(method: Method) -> None:
     teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
-    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert"))
+    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert", "tkd", "mgskd"))
     if method in PROJECTED:
         counts = {}
         for kind in ("shared", "per-layer"):
@@ -509,5 +540,5 @@ def test_every_method_says_what_it_is_and_where_it_comes_from() -> None:
 
 
 def test_a_store_of_everything_is_read_by_all(place: Path) -> None:
-    assert store_of(place).plan.features.keys() == {"hidden", "states", "cls", "qkv"}
+    assert store_of(place).plan.features.keys() == {"hidden", "states", "cls", "qkv", "attended", "pooled", "spans"}
     assert Path(store_of(place).root).name == "+".join(sorted(METHODS))

@@ -1,6 +1,7 @@
 """Trees of tokens, and the method that learns them: by hand, by slow loops of Algorithm 1, in degenerate rows, and refused."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from hskstore.methods.tkd import TreePhase
 from hskstore.models.load import load_classifier
 from hskstore.models.observe import QueryKeyValue, Seen, Sight, observe, showing
 from hskstore.models.run import ModelShape
+from hskstore.models.widths import PruneTo
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import open_store
 from hskstore.store.features import MOST_ATTENDED
-from tests.conftest import make_bert, save_folder, write_tsv
+from tests.conftest import hsk, make_bert, save_folder, write_tsv
 
 IS_REAL = torch.arange(6) < torch.tensor([6, 4, 1])[:, None]
 LAYERS, HEADS = 3, 2
@@ -273,6 +275,26 @@ def test_every_tree_is_learnt(tree: str, place: Path, tmp_path: Path) -> None:
     (phase,) = distill(place / "store" / "tkd", recipe, out=tmp_path / "out").phases
     assert phase.losses.keys() == {"tkd.cls", "tkd.all" if tree == "none" else "tkd.tree", "prediction", "gold"}
     assert all(0 < value < math.inf for value in phase.losses.values())
+
+
+def test_a_student_whose_heads_go_has_no_tree_of_its_own_but_the_teachers(place: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 8, "batch_size": (12,), "precision": "fp32", "prune_to": PruneTo(heads=2)}
+    for tree in ("student", "random", "student+teacher"):
+        with pytest.raises(
+            OptionError, match="--prune-to 2,all,all: the method tkd learns the attention of the heads that would"
+        ):
+            distill(place / "store" / "tkd", Recipe(str(place / "student"), Tkd(tree=tree), **options), out=tmp_path / "none")
+    recipe = Recipe(str(place / "student"), Tkd(tree="teacher"), **options)
+    (phase,) = distill(place / "store" / "tkd", recipe, out=tmp_path / "out").phases
+    assert 0 < phase.losses["tkd.tree"] < math.inf
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["heads_per_layer"] == [2, 2]
+
+
+def test_show_says_of_which_layers_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hsk("show", place / "store" / "tkd") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "attended of teacher layers 2, 4, int16" in told and "train/attended/token 60x2x4x15x4 int16" in told
+    assert "serves tkd: students of 1, 2 layers" in told
 
 
 def test_a_copy_of_the_teacher_has_nothing_to_learn_but_its_predictions(place: Path, tmp_path: Path) -> None:

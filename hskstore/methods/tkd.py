@@ -46,7 +46,8 @@ class Tkd:
 
     At every step a tree grows in each head, from [CLS] at the student's last layer down to its first (Algorithm 1), from the
     student's own attention, the teacher's (what each of its tokens attends to most lies in the store), or at random; of several,
-    such as student+teacher, the losses are added. Student layer l learns from teacher layer round(l L / L'). A head's tree
+    such as student+teacher, the losses are added. A random tree is drawn by each process for its own rows, so that several
+    processes learn other ones than one process does. Student layer l learns from teacher layer round(l L / L'). A head's tree
     chooses among the slices of vectors that stand where its own stand; where the teacher has more heads, slice j goes with
     student head floor(j H' / H). Where the store does not tell the teacher's heads, slices are as many as the student's.
 

@@ -225,16 +225,16 @@ def _attention(
     capture: _Capture | None = getattr(_active, "capture", None)
     if capture is not None:
         capture.calls += 1
-        if capture.calls in capture.sight.rows:
-            mask = attention_mask
+        mask = attention_mask
+        if capture.calls in capture.sight.rows | capture.sight.attended:
             causal = options.get("is_causal")
             if mask is None and (getattr(module, "is_causal", True) if causal is None else causal):  # as SDPA decides
                 mask = _left_to_right(query)
-            with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
+        with torch.autocast(query.device.type, enabled=False):  # a rank in half precision would tie by the dozen
+            if capture.calls in capture.sight.rows:
                 capture.note(_first_row(query, key, mask, options.get("scaling")))
-        if capture.calls in capture.sight.attended:
-            with torch.autocast(query.device.type, enabled=False):
-                capture.attended[capture.calls] = _most_attended(query, key, attention_mask, capture.sight.choices)
+            if capture.calls in capture.sight.attended:
+                capture.attended[capture.calls] = _most_attended(query, key, mask, capture.sight.choices)
         if capture.calls in capture.sight.qkv:
             capture.keep(query, key, value, options.get("scaling"))
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

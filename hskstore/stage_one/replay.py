@@ -35,7 +35,8 @@ class Replayed:
     tolerance.
 
     `same_tokens` is the share of the tokens chosen by attention that were chosen again. `differences`, of "logits" and of each
-    feature, are the largest seen, relative to the largest number of their row; `tolerances` are what is allowed of each.
+    feature that has numbers, are the largest seen, relative to the largest number of their row; `tolerances` are what is allowed
+    of each.
     """
 
     rows: int
@@ -93,7 +94,8 @@ def _judged(plan: Plan, compared: Sequence["_Compared"], rows: np.ndarray) -> Re
     """What was compared of some train rows."""
     whole = _joined(compared)
     allowed = TOLERANCE[plan.pass_.precision]
-    tolerances = {"logits": allowed} | {name: allowed + feature.encoding.step for name, feature in plan.said.items()}
+    steps = {name: feature.encoding.step for name, feature in plan.said.items() if not isinstance(feature, Attended)}
+    tolerances = {"logits": allowed} | {name: allowed + step for name, step in steps.items()}
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
     good = (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
     for name, differences in whole.differences.items():
@@ -163,6 +165,7 @@ def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
     their tokens."""
     rows = len(stored["train/logits"])
     said = ["train/logits", *(path for path in stored if path.split("/")[1] in plan.said)]
+    n_tokens = stored["train/n_tokens"]
     stored = {path: stored[path][tuple(slice(size) for size in again[path].shape)] for path in said}
     equal = np.ones(rows, dtype=bool)
     for path in said:
@@ -176,15 +179,24 @@ def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
             old, new = (_vectors(feature, columns) for columns in (stored, again))
             differences[name] = _relative(old - new, old).max(axis=1)
         elif isinstance(feature, Attended):
-            differences[name] = np.zeros(rows)  # near ties may be ordered otherwise elsewhere, but not most of them
-            same = [columns[f"train/{name}/token"].reshape(rows, -1) for columns in (stored, again)]
-            tokens = np.minimum(tokens, (same[0] == same[1]).mean(axis=1))
+            path = f"train/{name}/token"
+            tokens = np.minimum(tokens, _same_attended(stored[path], again[path], n_tokens))
         elif isinstance(feature, ClsRow):
             arrays = [f"train/{name}/{array}" for array in feature.arrays(1)]
             differences[name] = np.max(
                 [_relative(stored[path] - again[path], stored[path]).max(axis=1) for path in arrays], axis=0
             )
     return _Compared(equal, differences, tokens, coordinates)
+
+
+def _same_attended(stored: np.ndarray, again: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:
+    """Per row: the share of the tokens that its tokens attend to most [row, layer, head, token, choice] which are stored, in
+    whatever order: near ties may be ordered otherwise elsewhere."""
+    is_real = np.arange(again.shape[3]) < n_tokens[:, None]
+    chosen = (again >= 0) & is_real[:, None, None, :, None]
+    same = chosen & (again[..., :, None] == stored[..., None, :]).any(axis=-1)
+    found: np.ndarray = same.sum(axis=(1, 2, 3, 4)) / chosen.sum(axis=(1, 2, 3, 4)).clip(min=1)
+    return found
 
 
 def _vectors(feature: LayerVectors, columns: Columns) -> np.ndarray:

@@ -17,7 +17,8 @@ from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
 from hskstore.stage_two.student import Student
 from hskstore.store import Plan, Store
-from hskstore.store.features import LayerVectors
+from hskstore.store.features import Spans
+from hskstore.store.hidden import Hidden
 from hskstore.text.tokenizers import TYPES, name_types, tokenizer_from_files
 
 MODULE_CARD = """
@@ -104,9 +105,11 @@ def _kept(plan: Plan) -> str:
     """A line for each feature of the store."""
     lines = [
         f"- kept of its {name}: of layers {', '.join(map(str, feature.layers))}, {feature.values}"
-        for name, feature in plan.features.items()
-        if isinstance(feature, LayerVectors)
+        for name, feature in plan.said.items()
+        if name != Hidden.name
     ]
+    if isinstance(spans := plan.features.get(Spans.name), Spans):
+        lines.append(f"- kept of its rows: spans, whose phrases were found by the chunker {_code(spans.sha256)}")
     if plan.hidden is not None:
         own = plan.hidden
         lines.insert(0, f"- kept of its hidden states: depth, length, width = {own.keep}, {own.strategy.values}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
-from hskstore.store.features import LISTED, Feature, LayerVectors, Said
+from hskstore.store.features import LISTED, Attended, Feature, LayerVectors, Qkv, Said
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
 from hskstore.store.schema import BLOCK_ROWS, FORMAT_VERSION, MAX_LAYERS, ArraySpec, canonical_json, hierarchy, known_fields
@@ -168,6 +168,9 @@ class Plan:
         vectors = [each for each in self.features.values() if isinstance(each, Hidden | LayerVectors)]
         if any(each.hidden_size != self.teacher["hidden_size"] for each in vectors):
             raise ValueError("a feature is of another width than the teacher")
+        heads = {each.heads for each in self.features.values() if isinstance(each, Qkv | Attended)}
+        if len(heads) > 1 or any(self.teacher["hidden_size"] % number for number in heads):
+            raise ValueError("attention is of heads that the teacher cannot have")
 
     def _check_names(self) -> None:
         """Raise ValueError, TypeError or KeyError unless what is said of the store is text, and splits name folders."""

@@ -16,7 +16,9 @@ from hskstore.config import Keep, Strategy, Values
 from hskstore.methods import METHODS
 from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
+from hskstore.text.chunker import train_chunker
 from tests.conftest import make_bert, save_folder, write_tsv
+from tests.test_spans import write_conll
 
 GOLDEN = Path(__file__).parent
 STORES: dict[str, dict[str, tuple[Values, bool, tuple[str, ...]]]] = {
@@ -35,10 +37,15 @@ STORES: dict[str, dict[str, tuple[Values, bool, tuple[str, ...]]]] = {
         "logits": ("f16", False, ("kd",)),
         "rich": ("f16", False, ("rich",)),
         "qkv": ("q8", False, ("minilmv2",)),
+        "attended": ("q4", False, ("tkd",)),
+        "mgskd": ("q8", False, ("mgskd",)),
     },
 }
 """By version and folder: how vectors are stored, whether the text is kept, and the methods whose wants are; none: `hidden`.
 "rich" is no method: all that `--rich` keeps."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"tkd": {"tree": "teacher"}}
+"""Of methods, where they are not the defaults."""
 
 ROWS = [("train", 0), ("train", 511), ("train", 512), ("train", 519), ("validation", 6)]
 
@@ -61,6 +68,7 @@ def make(folder: Path, stores: dict[str, tuple[Values, bool, tuple[str, ...]]]) 
         Path(scratch, "data").mkdir()
         write_tsv(Path(scratch, "data", "train.tsv"), 520, seed=1)
         write_tsv(Path(scratch, "data", "dev.tsv"), 7, seed=2)
+        train_chunker(write_conll(Path(scratch, "conll")), Path(scratch, "spans"))
         for name in sorted(stores.keys() - expected.keys()):
             values, text, methods = stores[name]
             (made,) = extract(
@@ -69,10 +77,11 @@ def make(folder: Path, stores: dict[str, tuple[Values, bool, tuple[str, ...]]]) 
                 task="sst2",
                 out=Path(scratch, name),
                 keeps=[] if methods and "mud" not in methods else [Keep(2, 3, 0.25)],
-                methods=[METHODS[each]() for each in methods if each != "rich"],
+                methods=[METHODS[each](**OPTIONS.get(each, {})) for each in methods if each != "rich"],
                 rich="rich" in methods,
                 strategies=[Strategy(2, values=values)],
                 keep_offsets=text,
+                spans=f"{scratch}/spans" if "mgskd" in methods else None,
             )
             shutil.copytree(made.root, folder / name)
             store = open_store(folder / name)
