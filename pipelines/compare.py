@@ -158,7 +158,7 @@ def served(
 
 def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) -> int:
     """On disk, of train: inputs, and of what is learnt from the layers that are read, whose shares of an array are taken as
-    equal."""
+    equal; spans, which have none, whole."""
     wanted: dict[str, set[int]] = {}
     for want in (want for phase in phases for want in phase.reads):
         wanted.setdefault(want.kind.name, set()).update(want.places(store.plan.features[want.kind.name]))
@@ -170,7 +170,8 @@ def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) 
         if split != "train":
             continue
         if feature in store.plan.features:
-            total += size * len(wanted.get(feature, ())) / len(store.plan.features[feature].layers)
+            layers = store.plan.features[feature].layers
+            total += size * (len(wanted.get(feature, ())) / len(layers) if layers else feature in wanted)
         elif array == "label":
             total += size * any(phase.reads_labels for phase in phases)
         elif array == "logits":
