@@ -1,15 +1,15 @@
 r"""What a step of each method costs beside the student alone, in CPU time and in memory, and where it goes.
 
     python benchmarks/methods.py ../shared/models/minilm-l6-mrpc ../shared/data/mrpc --task mrpc \
-        --out benchmarks/results/methods_cpu_DATE.md
+        --conll ../shared/data/conll2000 --out benchmarks/results/methods_cpu_DATE.md
 
-One store of what all methods read, of the first `--rows` of the data; a student of half the teacher's layers, cut out of it;
-fp32.
+One store of what all methods read, of the first `--rows` of the data, with the spans that a chunker trained on `--conll` finds;
+a student of half the teacher's layers, cut out of it; fp32.
 
 Time: whole steps as the trainer does them, each phase of each method in turn on the same batches of 32, and CPU seconds of the
 process. A ratio is of one round, to kd, which is the student alone: its forward, one loss on its logits, its backward, the
 optimiser. Batches are made outside the step, where training has a thread beside. Where it goes: the same steps once more, with
-the way back cut where the student ends and the losses begin.
+the way back cut where the student ends and the losses begin; and what growing tkd's trees takes, which is among its losses.
 
 Memory: rows of 128 tokens, none of them padding (the texts repeated). Of each phase a process of its own makes and takes two
 batches of 32; what its resident memory grew to, above what it was with the student and the rows at hand. Of this the weights'
@@ -38,7 +38,8 @@ from records import first_rows
 from torch import Tensor
 
 from hskstore.config import Strategy
-from hskstore.methods import METHODS, Weights
+from hskstore.losses import student_tree
+from hskstore.methods import METHODS, Tkd, Weights
 from hskstore.models.observe import QueryKeyValue, Seen, showing
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two import processes
@@ -53,6 +54,7 @@ from hskstore.stage_two.student import fit_student
 from hskstore.stage_two.trainer import CLIP_NORM, PhaseLoop, Run, sum_terms
 from hskstore.store import open_store
 from hskstore.students import slice_teacher
+from hskstore.text.chunker import train_chunker
 from hskstore.text.tasks import Task
 from hskstore.watch import unwatched
 
@@ -62,8 +64,9 @@ WITHOUT_ANGLES = Weights((("ckd.word_angle", 0.0), ("ckd.layer_angle", 0.0)))
 VARIANTS = {name: (name, None) for name in METHODS} | {"ckd without angles": ("ckd", WITHOUT_ANGLES)}
 """What is measured: a method, and weights that are not its own."""
 
-TARGETS = {"ckd": 2.0}
+TARGETS = {"ckd": 2.0, "tkd": 1.3, "mgskd, structure": 2.0}
 TARGET = 1.5
+TARGET_GROWING = 0.05
 TARGET_MEMORY = 2 * 2**30
 PARTS = ("making the batch", "seeing", "losses", "losses back", "student back", "optimiser")
 MEMORY_STEPS = 2
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("data", type=Path, help="a folder with train.tsv and dev.tsv")
     parser.add_argument("--task", required=True)
+    parser.add_argument("--conll", type=Path, required=True, help="CoNLL-2000, from which a chunker is trained")
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--steps", type=int, default=4, help="of a round, a batch each")
     parser.add_argument("--rounds", type=int, default=3)
@@ -89,24 +93,32 @@ def main() -> None:
         place = Path(scratch)
         student = slice_teacher(str(options.teacher), "every:2", place / "student").folder
         data = first_rows(options.data, options.rows, place / "data")
-        store = stored(options, data, place / "store")
+        train_chunker(options.conll, place / "spans")
+        store = stored(options, data, place, "store")
         names = dict.fromkeys((ALONE, *options.only))
         cases = [case for name in names for case in cases_of(name, store, student)]
         rounds, parts = times(cases, options)
-        long = stored(options, repeated(data, place / "long", BATCH_SIZE), place / "long_store")
+        long = stored(options, repeated(data, place / "long", BATCH_SIZE), place, "long_store")
         grown = {case.name: memory_elsewhere(case.name, long, student, options) for case in cases}
-        text = report(options, cases, rounds, parts, grown)
+        growing = {case.name: growing_of(case, options.steps) for case in cases if isinstance(case.loop.run.method, Tkd)}
+        text = report(options, cases, rounds, parts, grown, growing)
     print(text)
     if options.out is not None:
         options.out.write_text(text)
 
 
-def stored(options: argparse.Namespace, data: Path, out: Path) -> str:
+def stored(options: argparse.Namespace, data: Path, place: Path, name: str) -> str:
     """A store of what all methods read, for a student of half the teacher's layers."""
     layers = json.loads((options.teacher / "config.json").read_text())["num_hidden_layers"]
     methods = [kind() for kind in METHODS.values()]
     (made,) = extract(
-        str(options.teacher), str(data), out=out, task=options.task, methods=methods, strategies=[Strategy(layers // 2)]
+        str(options.teacher),
+        str(data),
+        out=place / name,
+        task=options.task,
+        methods=methods,
+        strategies=[Strategy(layers // 2)],
+        spans=str(place / "spans"),
     )
     return made.root
 
@@ -223,6 +235,21 @@ def parts_of(case: Case, steps: int) -> Counter[str]:
     return spent
 
 
+def growing_of(case: Case, steps: int) -> float:
+    """CPU seconds in which the trees of so many batches grow, in every head of every layer."""
+    run, phase = case.loop.run, case.loop.settings.phase
+    assert isinstance(run.method, Tkd)
+    spent = 0.0
+    for step in case.batches(steps):
+        with torch.no_grad(), showing(run.learner.student, phase.sees):
+            inside = run.learner(step.batch, phase).qkv
+        query, key = ([getattr(inside[layer], part) for layer in sorted(inside)] for part in ("query", "key"))
+        now = time.process_time()
+        student_tree(query, key, is_real=step.batch.attention_mask, children=run.method.children)
+        spent += time.process_time() - now
+    return spent
+
+
 def cut(seen: Seen) -> tuple[Seen, list[tuple[Tensor, Tensor]]]:
     """The same, from which no gradient goes on into the student; and each of its tensors with what stands for it."""
     ends: list[tuple[Tensor, Tensor]] = []
@@ -238,7 +265,8 @@ def cut(seen: Seen) -> tuple[Seen, list[tuple[Tensor, Tensor]]]:
 
 def memory_elsewhere(case: str, store: str, student: str, options: argparse.Namespace) -> dict[str, int]:
     """`memory` of a process of its own."""
-    command = [sys.executable, __file__, str(options.teacher), str(options.data), "--task", options.task]
+    command = [sys.executable, __file__, str(options.teacher), str(options.data)]
+    command += ["--task", options.task, "--conll", str(options.conll)]
     done = subprocess.run([*command, "--memory-of", case, store, student], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -271,6 +299,7 @@ def report(
     rounds: list[dict[str, tuple[float, float]]],
     parts: dict[str, Counter[str]],
     grown: dict[str, dict[str, int]],
+    growing: dict[str, float],
 ) -> str:
     steps = [step.batch.input_ids.shape[1] for step in cases[0].batches(options.steps)]
     lines = ["# What a step of each method costs", "", f"`python {' '.join(sys.argv)}`", ""]
@@ -296,6 +325,11 @@ def report(
             f" {most}: {'met' if statistics.median(ratios) <= most else 'missed'} | {took / 2**20:.0f} MiB |"
             f" {TARGET_MEMORY / 2**30:.0f} GiB: {'met' if took < TARGET_MEMORY else 'missed'} |"
         )
+    for name, seconds in growing.items():
+        share = seconds / statistics.median(spent[name][0] for spent in rounds)
+        met = "met" if share <= TARGET_GROWING else "missed"
+        lines += ["", f"Growing the trees of {name}: {per_step * seconds:.1f} CPU ms, {share:.1%} of a step (target"]
+        lines[-1] += f" {TARGET_GROWING:.0%}: {met})."
     optimiser = grown[ALONE]["optimiser"] / 2**20
     lines += ["", f"Of the memory {optimiser:.0f} MiB are gradients and moments of the weights, whatever the method.", ""]
     lines += ["Where the CPU ms of a step go (one round more; the batch is made beside the step):", ""]

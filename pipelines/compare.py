@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import reading_options, rows_from_data, rows_from_store, telling_rows
 from hskstore.stage_two.scores import predict
 from hskstore.store import Store, open_store
+from hskstore.students import slice_teacher
 from hskstore.text.dataset import label_ids, read_dataset
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tally import TokenCounts
@@ -67,6 +69,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-seeds", type=int, default=3, help="of those that are tied at the top, or that decide")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="students go here")
     parser.add_argument("--out", type=Path, help="what was found, as NAME.json, NAME.md and NAME.svg")
+
+
+def add_table_arguments(parser: argparse.ArgumentParser, rows: Collection[str]) -> None:
+    """Those of a paper's table in small."""
+    parser.add_argument("teacher")
+    parser.add_argument("data", type=Path, help="a folder with train.tsv and dev.tsv")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--rows", type=int, default=5000, help="of train")
+    parser.add_argument("--layers", default="2,4,6", help="the teacher's layers that make the student")
+    parser.add_argument("--only", nargs="+", choices=rows, default=list(rows), help="some of the table's rows")
+    add_arguments(parser)
+
+
+def small(options: argparse.Namespace) -> tuple[str, str, int]:
+    """The first rows of train and all of dev in a folder, the student that is made of the teacher's layers, and its depth."""
+    data, student = options.work / "data", options.work / "student"
+    data.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train.tsv", options.rows + 1), ("dev.tsv", None)):
+        with (options.data / name).open(encoding="utf-8") as source, (data / name).open("w", encoding="utf-8") as out:
+            out.writelines(islice(source, rows))
+    layers = tuple(int(layer) for layer in options.layers.split(","))
+    if not (student / "config.json").exists():
+        slice_teacher(options.teacher, layers, student)
+    return str(data), str(student), len(layers)
 
 
 def compare(
@@ -132,7 +158,7 @@ def served(
 
 def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) -> int:
     """On disk, of train: inputs, and of what is learnt from the layers that are read, whose shares of an array are taken as
-    equal."""
+    equal; spans, which have none, whole."""
     wanted: dict[str, set[int]] = {}
     for want in (want for phase in phases for want in phase.reads):
         wanted.setdefault(want.kind.name, set()).update(want.places(store.plan.features[want.kind.name]))
@@ -144,7 +170,8 @@ def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) 
         if split != "train":
             continue
         if feature in store.plan.features:
-            total += size * len(wanted.get(feature, ())) / len(store.plan.features[feature].layers)
+            layers = store.plan.features[feature].layers
+            total += size * (len(wanted.get(feature, ())) / len(layers) if layers else feature in wanted)
         elif array == "label":
             total += size * any(phase.reads_labels for phase in phases)
         elif array == "logits":

@@ -10,16 +10,13 @@ compared: pipelines/compare.py.
 """
 
 import argparse
-from itertools import islice
-from pathlib import Path
 
-from compare import add_arguments, compare
+from compare import add_table_arguments, compare, small
 
 from hskstore.config import Strategy
 from hskstore.methods import Finetune, Kd, Pkd, Tkd
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.recipe import Recipe
-from hskstore.students import slice_teacher
 
 PLAIN = Tkd()
 ROWS = {
@@ -42,33 +39,19 @@ DECIDING = ("tkd", "all", "teacher-tkd", "all-tkd")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher")
-    parser.add_argument("data", type=Path, help="a folder with train.tsv and dev.tsv")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--rows", type=int, default=5000, help="of train")
-    parser.add_argument("--layers", default="2,4,6", help="the teacher's layers that make the student")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="some of the table's rows")
-    add_arguments(parser)
+    add_table_arguments(parser, ROWS)
     options = parser.parse_args()
-
-    data, student = options.work / "data", options.work / "student"
-    data.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train.tsv", options.rows + 1), ("dev.tsv", None)):
-        with (options.data / name).open(encoding="utf-8") as source, (data / name).open("w", encoding="utf-8") as out:
-            out.writelines(islice(source, rows))
-    layers = tuple(int(layer) for layer in options.layers.split(","))
-    if not (student / "config.json").exists():
-        slice_teacher(options.teacher, layers, student)
+    data, student, depth = small(options)
     (store,) = extract(
         options.teacher,
-        str(data),
+        data,
         task=options.task,
         methods=[Pkd(), Tkd(tree="teacher")],
-        strategies=[Strategy(len(layers))],
+        strategies=[Strategy(depth)],
         out=options.work / "stores",
     )
     recipes = {name: Recipe(method=ROWS[name]) for name in options.only}
-    compare(store.root, str(student), recipes, options, [name for name in DECIDING if name in recipes])
+    compare(store.root, student, recipes, options, [name for name in DECIDING if name in recipes])
 
 
 if __name__ == "__main__":

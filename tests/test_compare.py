@@ -4,17 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hskstore.config import Strategy
 from hskstore.explore.show import describe
-from hskstore.methods import Ckd, Kd, Pkd
+from hskstore.features import TeacherShape
+from hskstore.methods import Ckd, Kd, Mgskd, Pkd
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
+from hskstore.store.features import Pooled, Spans, States
 from hskstore.text.tasks import TASKS
 from tests.conftest import make_bert, save_folder, write_tsv
 
@@ -82,6 +85,15 @@ def test_the_bytes_of_a_method_are_those_of_the_layers_that_it_reads(place: Path
 
 
 @pytest.mark.long
+def test_spans_are_read_whole_by_whoever_reads_them() -> None:
+    features = {"spans": Spans(3, "0" * 64), "states": States((0, 2), 64, "f16"), "pooled": Pooled((4,), 64, "f16")}
+    store = SimpleNamespace(plan=SimpleNamespace(features=features))
+    teacher, student = TeacherShape(4, 64), ModelShape("it", 2, (2, 64))
+    sizes = {"train/spans/tokens": 90, "train/spans/n_spans": 10}
+    found = [compare.bytes_read(store, method.phases(teacher, student), sizes) for method in (Mgskd(), Kd())]
+    assert found == [100, 0]
+
+
 def test_methods_are_compared_and_a_second_call_trains_nothing(place: Path, tmp_path: Path) -> None:
     (root,) = (place / "store").iterdir()
     recipe = tmp_path / "soft.toml"

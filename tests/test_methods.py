@@ -528,6 +528,23 @@ def test_the_ablation_of_ckd_leaves_out_what_the_papers_table_4_does() -> None:
     assert found["ckd-without-both"] == predictions
 
 
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        ("ckd-delta-3", {"delta": 3}),
+        ("mgskd-heads-16", {"relation_heads": 16}),
+        ("mgskd-k-10", {"vertices": 10, "neighbours": 10}),
+        ("mgskd-boundary-3", {"boundary": 3}),
+        ("tkd-all", {"all_tokens": True, "weight": "tkd.tree=100,tkd.cls=1000,tkd.all=1000"}),
+    ],
+)
+def test_one_row_of_a_papers_table_differs_from_the_methods_recipe_in_what_it_is_named_for(
+    row: str, changed: dict[str, object]
+) -> None:
+    found = {path.stem: read_recipe(path) for path in RECIPES}
+    assert found[row] == found[row.partition("-")[0]] | changed
+
+
 def test_mud_asks_for_its_own_configuration_where_nothing_is_stored_yet() -> None:
     phase, _ = Mud().phases(TeacherShape(12, 8), ModelShape("it", 2, (6, 8)))
     (want,) = phase.reads

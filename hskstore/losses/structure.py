@@ -24,14 +24,14 @@ def product_mse(
     mean over rows, heads and pairs, summed over layers; the term is [layer].
 
     No product of two items is kept: with D = S - T the sum of squares of S S' - T T' is <D'D, S'S + T'T> + 2 tr(D'T D'S), of
-    matrices as large as a head.
+    matrices as large as a head, which all follow from those of D and T.
     """
-    own, target = (_in_heads(torch.where(is_real[..., None], each, 0), heads) for each in (student, teacher.detach()))
-    apart = own - target
-    with torch.autocast(own.device.type, enabled=False):
-        both = own.mT @ own + target.mT @ target
-        crossed = (apart.mT @ target) * (apart.mT @ own).mT
-        total = ((apart.mT @ apart) * both + 2 * crossed).sum(dim=(1, 2, 3, 4)) / own.shape[-1]
+    own, target = (_in_heads(torch.where(is_real[..., None], each, 0), heads).mT for each in (student, teacher.detach()))
+    size = own.shape[3]
+    products = inner_products(torch.cat([own - target, target], dim=3))
+    of_apart, crossed, of_target = products[..., :size, :size], products[..., :size, size:], products[..., size:, size:]
+    of_own = of_apart + crossed + crossed.mT + of_target
+    total = (of_apart * (of_own + of_target) + 2 * crossed * (of_apart + crossed).mT).sum(dim=(1, 2, 3, 4)) / size
     count = heads * is_real.sum(dim=1).square().sum()
     return Term(total, count.expand(len(total)))
 
@@ -71,15 +71,15 @@ def sample_angle_huber(
     """Huber loss on cosines of the angles at each row of a batch between any two others (Equation 7): mean over heads and
     triples, summed over layers; the term is [layer]. Divided by the triples of different rows, or, as by the public code, by
     batch^3.
+
+    Memory is that of heads x batch^3 angles, and of width x batch^2 numbers in float64.
     """
     own, target = (_in_heads(each[:, None], heads)[:, 0] for each in (student, teacher.detach()))
     batch = student.shape[1]
     every = torch.arange(batch, device=student.device)
     same = every[:, None] == every
     counted = ~(same[:, :, None] | same[:, None, :] | same[None])  # vertex, end, end
-    mine, theirs = (
-        _angles(inner_products(each.double()), every, every.expand(batch, -1)).to(wide(student)) for each in (own, target)
-    )
+    mine, theirs = (inner_products(_directions(each)) for each in (own, target))
     total = torch.where(counted, _huber(mine, theirs), 0).sum(dim=(1, 2, 3, 4))
     triples = batch**3 if divisor == "code" else batch * (batch - 1) * (batch - 2)
     return Term(total, torch.full_like(total, heads * triples, dtype=torch.long))
@@ -149,6 +149,17 @@ def _angles(
     between = inner.flatten(-2).gather(-1, of_two.flatten(-3)).view(of_two.shape)
     dots: Tensor = between - with_middle[..., :, None] - with_middle[..., None, :] + middle[..., None]
     return dots * shrink[..., :, None] * shrink[..., None, :]
+
+
+def _directions(vectors: Float[Tensor, "*rows item size"]) -> Float[Tensor, "*rows item item size"]:
+    """From each item to each, at length 1; 0 to itself and to one that is the same. In float64 differences of float32 numbers
+    are exact."""
+    fine = vectors.double()
+    apart = fine[..., None, :, :] - fine[..., :, None, :]
+    squares = fine.square().sum(dim=-1)
+    distance = apart.square().sum(dim=-1)
+    there = distance > SAME * (squares[..., :, None] + squares[..., None, :])
+    return (apart * inverse_root(distance, there)[..., None]).to(vectors.dtype)
 
 
 def _huber(student: Float[Tensor, "*shape"], teacher: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
