@@ -25,6 +25,7 @@ from hskstore.methods import (
     Finetune,
     Kd,
     Method,
+    Mgskd,
     MiniLM,
     MiniLMv2,
     Mud,
@@ -32,6 +33,7 @@ from hskstore.methods import (
     Phase,
     Several,
     TinyBert,
+    Tkd,
     Weights,
     make_method,
     weighed,
@@ -55,13 +57,16 @@ from hskstore.text.tasks import TASKS
 from tests.conftest import hsk, make_bert, save_folder
 from tests.test_methods import LAYERS, WIDTH, learn, store_of, write_pairs
 from tests.test_recipe import METHOD_VALUES
+from tests.test_spans import conll, spans_folder
+
+__all__ = ["conll", "spans_folder"]
 
 TEACHER, STUDENT = TeacherShape(LAYERS, WIDTH, heads=4), ModelShape("it", 2, (2, 16))
 SCORED = ModelShape("it", 1, (2, 16))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(spans_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of all that any method reads for students of 2 layers, and a narrower student."""
     place = tmp_path_factory.mktemp("together")
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -76,6 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label="label",
         validation="0.2",
         max_length=64,
+        spans=str(spans_folder),
     )
     save_folder(make_bert(layers=2, hidden=16, seed=1, **still), place / "classes" / "student")
     return place
@@ -114,6 +120,7 @@ TOGETHER: list[tuple[Method, ...]] = [
     (TinyBert(), Finetune(), DistilBert()),
     (MiniLM(temperature=2.0), MiniLMv2(relation_heads=2), Pkd()),
     (Kd(temperature=2.0), Ckd()),
+    (Mgskd(), Tkd()),
     (Pkd(),),
     (TinyBert(),),
 ]
