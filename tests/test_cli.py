@@ -454,6 +454,6 @@ def test_help_groups_the_commands_by_the_story(capsys: pytest.CaptureFixture[str
     told = re.findall(r"^(?:╭─ (\w+ ?\w*)|│ ([a-z]+) )", capsys.readouterr().out, flags=re.MULTILINE)
     assert [panel.upper() or command for panel, command in told] == [
         *("OPTIONS ", "BEFORE ANY", "demo", "methods", "plan"),
-        *("STAGE ONE", "finetune", "extract", "STAGE TWO", "distill", "eval"),
+        *("STAGE ONE", "finetune", "extract", "spans", "STAGE TWO", "distill", "eval"),
         *("STORES", "show", "verify", "derive", "push", "pull", "STUDENTS", "student"),
     ]

@@ -84,7 +84,6 @@ def test_the_bytes_of_a_method_are_those_of_the_layers_that_it_reads(place: Path
     assert read(Ckd()) == read(Kd(alpha=0.5)) + sizes["train/states/values"]
 
 
-@pytest.mark.long
 def test_spans_are_read_whole_by_whoever_reads_them() -> None:
     features = {"spans": Spans(3, "0" * 64), "states": States((0, 2), 64, "f16"), "pooled": Pooled((4,), 64, "f16")}
     store = SimpleNamespace(plan=SimpleNamespace(features=features))
@@ -94,6 +93,7 @@ def test_spans_are_read_whole_by_whoever_reads_them() -> None:
     assert found == [100, 0]
 
 
+@pytest.mark.long
 def test_methods_are_compared_and_a_second_call_trains_nothing(place: Path, tmp_path: Path) -> None:
     (root,) = (place / "store").iterdir()
     recipe = tmp_path / "soft.toml"

@@ -60,7 +60,8 @@ def test_an_error_is_told_in_one_line_with_its_place() -> None:
 
 @dataclass
 class Scribe:
-    """Writes `folder/job`. "broken" jobs raise an error, "mistake" ones a user's, "fatal" ones kill their process."""
+    """Writes `folder/job`. "broken" jobs raise an error, "mistake" ones a user's, "fatal" ones kill their process; "meeting" ones
+    wait until another process has a job too."""
 
     folder: Path
     on_rows: object
@@ -83,6 +84,8 @@ class Scribe:
             file.write(f"{job} {os.getpid()} {threading.active_count()}\n")
         if job.startswith("slow"):
             assert not self.stopping.wait(60), "stopped"
+        if job.startswith("meeting"):
+            assert any(self.meets() or self.stopping.wait(0.05) for _ in range(1200)), "alone"
         if job.startswith("broken"):
             raise RuntimeError(f"no luck with {job}")
         if job.startswith("mistake"):
@@ -93,6 +96,9 @@ class Scribe:
             os.kill(os.getpid(), signal.SIGKILL)
         (self.folder / job).touch()
         self.on_rows(1)  # type: ignore[operator]
+
+    def meets(self) -> bool:
+        return len({line.split()[1] for line in (self.folder / "runs").read_text().splitlines()}) > 1
 
 
 def scribe(folder: Path, on_rows: object) -> Scribe:
@@ -154,6 +160,12 @@ def test_a_worker_that_cannot_be_made_is_told_in_its_own_words(engine: str, tmp_
 def test_no_jobs_are_no_work(engine: str, tmp_path: Path) -> None:
     ENGINES[engine]([], partial(scribe, tmp_path), lambda rows: None)
     assert done(tmp_path) == set()
+
+
+def test_several_processes_have_a_part_in_the_jobs(tmp_path: Path) -> None:
+    jobs = [f"meeting{number}" for number in range(6)]  # more than one process has under way
+    ENGINES["procs"](jobs, partial(scribe, tmp_path), lambda rows: None)
+    assert done(tmp_path) == set(jobs)
 
 
 def test_a_process_that_dies_is_replaced_and_its_jobs_are_done(tmp_path: Path) -> None:

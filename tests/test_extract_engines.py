@@ -81,8 +81,6 @@ def test_processes_make_the_store_that_one_would(
     )
     assert_same(made, alone)
     assert seen[-1] == (1760, 1760)
-    makers = {receipt.attempt for store in made for receipt in receipts(Objects(store.root)).values()}
-    assert len(makers) > 1, "several had a part in it"
 
 
 def test_shuffled_ranks_make_the_store_that_one_would_and_the_last_seals_it(
