@@ -338,9 +338,14 @@ def draw(result: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
             capsize=3,
         )
         axes.annotate(
-            f"{row['method']} ({row['group']})", (row["bytes"] / 1e6, row["score"]), xytext=(6, 4), textcoords="offset points"
+            f"{row['method']} ({row['group']})",
+            (row["bytes"] / 1e6, row["score"]),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
         )
     axes.set_xscale("log")
+    axes.margins(x=0.2)
     axes.set_xlabel("MB read of the store")
     axes.set_ylabel(metric)
     figure.tight_layout()
