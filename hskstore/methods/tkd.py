@@ -74,8 +74,8 @@ class Tkd:
         check_positive("--temperature", self.temperature)
         check_share("--alpha", self.alpha)
         if self.tree != "none":
-            for name in self.trees:
-                check_choice("--tree", name, get_args(Tree))
+            if not set(self.trees) <= set(get_args(Tree)):
+                raise OptionError(f"--tree {self.tree}: choose student, teacher or random, several joined by +, or none")
             if len(set(self.trees)) != len(self.trees):
                 raise OptionError(f"--tree {self.tree}: name each once")
         check_count("--children", self.children)
