@@ -104,6 +104,7 @@ def run_two(place: Path, out: Path, *, stop: list[Any] | None = None) -> list[st
     return launch(place / "program.py", *words, of=2)
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns_and_stop_and_go_on_together(place: Path, tmp_path: Path) -> None:
     alone = (str(place / "stores" / "d1-l3-w8"), str(place / "student"))
     distill_a_little(*alone, str(tmp_path / "one"))
