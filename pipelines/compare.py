@@ -1,4 +1,4 @@
-"""Which method teaches best? Every method that a store serves, on one student, with the same steps and batches, and honest ties.
+r"""Which method teaches best? Every method that a store serves, on one student, with the same steps and batches, and honest ties.
 
     hsk student slice ../shared/models/minilm-l6-mrpc --layers 2,4,6 --out runs/compare/sliced
     hsk extract ../shared/models/minilm-l6-mrpc ../shared/data/mrpc --task mrpc --student-layers 3 --out runs/compare/stores \
@@ -201,18 +201,19 @@ def learn(name: str, contender: Contender, store: Store, seed: int, options: arg
         options.work
         / f"{store.digest[:8]}-{Path(str(contender.recipe.student)).name}-{name}-{options.steps}-{options.lr:g}-{seed}"
     )
-    spent = out / "cpu_seconds.json"
-    if not spent.exists():
+    recipe, noted = replace(contender.recipe, seed=seed), out / "compared.json"
+    if not noted.exists():
         began = time.process_time()
-        if not (out / "metrics.json").exists():
-            distill(store, replace(contender.recipe, seed=seed), out=out)
-        spent.write_text(json.dumps(round(time.process_time() - began, 1)))
-    seconds = json.loads(spent.read_text())
+        distill(store, recipe, out=out)
+        noted.write_text(json.dumps({"recipe": recipe.to_toml(), "cpu_seconds": round(time.process_time() - began, 1)}))
+    known = json.loads(noted.read_text())
+    if known["recipe"] != recipe.to_toml():
+        raise SystemExit(f"{out} was learnt by another recipe of that name: choose another --work, or delete it")
     task = Task.from_json(store.plan.task)
     logits, label = scored(str(out), store, task, options.test)
     score = compute_metrics(task, logits, label)[task.metrics[0]]
-    print(json.dumps({"method": name, "seed": seed, "score": round(score, 4), "cpu_seconds": seconds}), flush=True)
-    return Run(score, seconds, logits, label)
+    print(json.dumps({"method": name, "seed": seed, "score": round(score, 4), "cpu_seconds": known["cpu_seconds"]}), flush=True)
+    return Run(score, known["cpu_seconds"], logits, label)
 
 
 def scored(
@@ -264,7 +265,7 @@ def draws(
 
 def groups(scores: Mapping[str, float], drawn: Mapping[str, Float[np.ndarray, " draw"]]) -> list[list[str]]:
     """The methods, best first, in groups: in each the first one and those that cannot be told from it, which are those it is not
-    better than in 97.5 % of the draws. Who lies between two such belongs to its group as well, wherever it stands."""
+    better than in 97.5 % of the draws."""
     left = sorted(scores, key=lambda name: -scores[name])
     found: list[list[str]] = []
     while left:
@@ -282,13 +283,13 @@ def conclude(
     scores, drawn = means(found), draws(task, found, gold)
     best = max(scores, key=lambda name: scores[name])
     rows = []
-    for letter, group in zip(map(chr, range(ord("a"), ord("z") + 1)), groups(scores, drawn), strict=False):
+    for place, group in enumerate(groups(scores, drawn)):
         for name in group:
             behind = drawn[best] - drawn[name]
             rows.append(
                 {
                     "method": name,
-                    "group": letter,
+                    "group": chr(ord("a") + place),
                     "score": scores[name],
                     "seeds": [run.score for run in found[name]],
                     "standard_error": float(drawn[name].std(ddof=1)),

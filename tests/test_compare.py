@@ -120,3 +120,6 @@ def test_methods_are_compared_and_a_second_call_trains_nothing(place: Path, tmp_
         assert "Not compared" in ran.stdout and "tinybert" in ran.stdout and (tmp_path / "it.svg").stat().st_size > 1000
         before, trained = trained, {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
         assert len(trained) >= 6 and (trained == before) is again
+    recipe.write_text('method = "kd"\ntemperature = 5.0\n')
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert ran.returncode == 1 and "was learnt by another recipe of that name" in ran.stderr

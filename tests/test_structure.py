@@ -11,7 +11,7 @@ import torch
 
 from hskstore.errors import OptionError
 from hskstore.features import POOLED, SPANS, STATES, SpanTargets, TeacherShape
-from hskstore.features.pooled import PooledTargets
+from hskstore.features.of_rows import RowTargets
 from hskstore.features.states import StateTargets
 from hskstore.losses import Term, angle_huber, product_mse, sample_angle_huber, span_means
 from hskstore.methods import Mgskd
@@ -198,7 +198,7 @@ def made(**options: Any) -> tuple[Mgskd, Any, Seen, Batch]:
         torch.tensor([[2, 3, 5], [2, 3, 0], [1, 0, 0], [0, 0, 0]]),
         torch.tensor([[True, True, True], [True, True, False], [True, False, False], [False, False, False]]),
     )
-    known: dict[str, Any] = {STATES.name: states, SPANS.name: spans, POOLED.name: PooledTargets(normal(1, 4, 8, seed=4))}
+    known: dict[str, Any] = {STATES.name: states, SPANS.name: spans, POOLED.name: RowTargets(normal(1, 4, 8, seed=4))}
     hidden = {layer: normal(4, 5, 8, seed=10 + layer) for layer in range(3)}
     ids = torch.zeros(4, 5, dtype=torch.long)
     mask = IS_REAL.clone()

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hskstore.features.attended import ATTENDED, AttendedTargets
-from hskstore.features.cls import CLS, ClsTargets
+from hskstore.features.cls import CLS
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
 from hskstore.features.hidden import HIDDEN, HiddenTargets
-from hskstore.features.pooled import POOLED, PooledTargets, mean_of_tokens
+from hskstore.features.of_rows import RowTargets
+from hskstore.features.pooled import POOLED, mean_of_tokens
 from hskstore.features.qkv import QKV, QkvTargets
 from hskstore.features.spans import SPANS, SpanTargets, check_spans
 from hskstore.features.states import STATES, StateTargets
@@ -27,12 +28,11 @@ __all__ = [
     "STATES",
     "AttendedTargets",
     "ClsRowTargets",
-    "ClsTargets",
     "FeatureRows",
     "HiddenTargets",
     "Kind",
-    "PooledTargets",
     "QkvTargets",
+    "RowTargets",
     "SpanTargets",
     "StateTargets",
     "Targets",

@@ -1,31 +1,17 @@
-"""The feature `pooled`: the mean of a row's real tokens, of some teacher layers"""
+"""The feature `pooled`: the mean of a row's real tokens, of some teacher layers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hskstore.features.contract import FeatureRows, Kind
+from hskstore.features.contract import Kind
+from hskstore.features.of_rows import RowTargets, row_targets
 from hskstore.features.pack import are_finite, encode, round_values
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import Pooled
 from hskstore.store.plan import Plan
 from hskstore.text.rows import Rows
-
-
-@dataclass(frozen=True)
-class PooledTargets:
-    """The means of the teacher's vectors of a batch's rows: f16 where the store's are, else float32."""
-
-    values: Float[Tensor, "layer batch width"]
-
-    def emptied(self) -> "PooledTargets":
-        """The same without its rows."""
-        return PooledTargets(self.values[:, :0])
 
 
 def mean_of_tokens(
@@ -48,10 +34,4 @@ def _capture(feature: Pooled, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     return encode(rounded, feature.values) | {"finite": are_finite(rounded)}
 
 
-def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence[int], n_tokens: np.ndarray) -> PooledTargets:
-    stored = {name: own.chosen(name, rows, places) for name in own.arrays}
-    values = own.feature.encoding.decode(stored["values"], stored.get("scale"), own.feature.hidden_size)
-    return PooledTargets(torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1))))
-
-
-POOLED: Kind[PooledTargets] = Kind("pooled", _sight, _capture, _targets)
+POOLED: Kind[RowTargets] = Kind("pooled", _sight, _capture, row_targets)

@@ -1,4 +1,4 @@
-"""The feature `spans`: phrases and split words of a row, as tokens; found in the text, before the teacher runs"""
+"""The feature `spans`: phrases and split words of a row, as tokens; found in the text, before the teacher runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

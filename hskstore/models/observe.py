@@ -109,14 +109,12 @@ def observe(
     With `eager` the rows of the attention are read from the maps that the model itself gives, and there are no raw ones. A map is
     of every token by every token; what some families give beside their windows or blocks is none.
     """
-    capture = None if eager else _Capture(sight)
-    with _noting(capture):
+    capture = _Capture(sight)
+    with _noting(None if eager else capture):
         output = run_model(
             model, input_ids, token_type_ids, attention_mask, hidden=bool(sight.hidden), attentions=eager and bool(sight.cls_row)
         )
     states = output.hidden_states or ()
-    if capture is None:
-        capture = _Capture(sight)
     rows = capture.rows
     if output.attentions is not None:
         maps = {layer: each for layer, each in enumerate(output.attentions, 1) if layer in sight.cls_row}
