@@ -23,7 +23,7 @@ Rank: TypeAlias = Literal["attention", "attention-with-sep", "left", "random"]
 RankLayer: TypeAlias = Literal["aligned", "same"]
 Score: TypeAlias = Literal["probability", "raw"]
 Mask: TypeAlias = Literal["magnitude", "uniform", "random"]
-Values: TypeAlias = Literal["f16", "f32", "q8", "q4"]
+Values: TypeAlias = Literal["f16", "f32", "q8", "q4", "rq4", "rq8", "rq16", "rq32"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Engine: TypeAlias = Literal["inline", "procs", "static", "ray"]
 TrainPrecision: TypeAlias = Literal["auto", "fp32", "bf16"]
@@ -179,7 +179,9 @@ class Strategy:
     rank_layer: Annotated[RankLayer, Doc("Attention of the aligned layer (L_top = last), or the same as g.")] = "aligned"
     score: Annotated[Score, Doc("Attention probability, or raw score before softmax.")] = "probability"
     mask: Annotated[Mask, Doc("Coordinates of a vector by magnitude, uniform or random.")] = "magnitude"
-    values: Annotated[Values, Doc("Stored as f16, f32, q8 (int8) or q4 (4 bits).")] = "f16"
+    values: Annotated[
+        Values, Doc("Stored as f16, f32, q8 (int8), q4 (4 bits), or rq4 to rq32: codes of 4, 8, 16, 32 bytes a vector.")
+    ] = "f16"
 
     @property
     def ranks_separators(self) -> bool:

@@ -165,7 +165,9 @@ SEEN_LAYERS = (0, 2, 3)
 def captured(feature: LayerVectors, seen: Seen, batch: Inputs) -> dict[str, np.ndarray]:
     """What is kept of a batch; neither plan nor rows have a say in it."""
     unasked: Any = None
-    return {name: found.numpy() for name, found in KINDS[feature.name].capture(feature, unasked, seen, batch, unasked).items()}
+    return {
+        name: found.numpy() for name, found in KINDS[feature.name].capture(feature, unasked, seen, batch, unasked, None).items()
+    }
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["float64", "float32"])
@@ -302,7 +304,7 @@ def test_queries_keys_and_values_are_packed_with_their_heads_side_by_side_and_pa
         name: (np.dtype(array.dtype), array.shape) for name, array in planned.items()
     }
     assert planned["values"].axes == ("layer", "part", "token", "width")
-    decoded = feature.encoding.decode(found["values"], found.get("scale"), 8)
+    decoded = feature.encoding.decode(found, 8)
     for place, layer in enumerate((1, 3)):
         for part, name in enumerate(("query", "key", "value")):
             exact = torch.cat([getattr(own[layer], name)[:, head] for head in range(2)], dim=-1).numpy()
@@ -365,7 +367,7 @@ def test_any_vector_comes_back_within_half_a_step_and_padding_is_zero_whatever_s
         assert {name: (array.dtype, array.shape[1:]) for name, array in found.items()} == {
             name: (np.dtype(array.dtype), array.shape) for name, array in planned.items()
         }
-        decoded = feature.encoding.decode(found["values"], found.get("scale"), width)
+        decoded = feature.encoding.decode(found, width)
         for place, expected in enumerate((state, state[..., ::-1])):
             if feature.name == "cls":
                 assert_encoded(decoded[:, place], expected[:, 0], values)
@@ -458,7 +460,7 @@ def decoded(store: Store, name: str) -> np.ndarray:
     arrays = {
         array: store.read_all(f"train/{name}/{array}") for array in ("values", "scale") if store.has(f"train/{name}/{array}")
     }
-    found: np.ndarray = store.plan.features[name].encoding.decode(arrays["values"], arrays.get("scale"), WIDTH)
+    found: np.ndarray = store.plan.features[name].encoding.decode(arrays, WIDTH)
     return found
 
 

@@ -192,7 +192,7 @@ def test_planning_and_deriving_and_ranking_admit_the_same_tokens_to_a_rank(rows,
     states = torch.zeros(*batch[0].shape, 8)
     score = torch.zeros(batch[0].shape)
     seen = Seen(torch.zeros(len(rows), 2), {0: states, 1: states}, {0: score, 1: score})
-    kept = HIDDEN.capture(hidden, plan, seen, batch, ragged)
+    kept = HIDDEN.capture(hidden, plan, seen, batch, ragged, None)
     assert kept["n_kept"].tolist() == [[len(admitted)] * len(hidden.pairs) for admitted in own]
     for positions, admitted in zip(kept["token"][:, 0].tolist(), own, strict=True):
         assert sorted(at for at in positions if at >= 0) == admitted
@@ -302,7 +302,7 @@ def encoded(hidden: torch.Tensor, width: int, values) -> tuple[torch.Tensor, tor
     assert {name: (array.dtype, array.shape) for name, array in packed.items()} == {
         name: (np.dtype(array.dtype), array.shape) for name, array in planned.items()
     }
-    numbers = ENCODINGS[values].decode(packed["values"], packed.get("scale"), width)
+    numbers = ENCODINGS[values].decode(packed, width)
     assert numbers.dtype == (np.float16 if values == "f16" else np.float32)
     return rounded, kept, numbers, unpack_mask(pack_bits(kept).numpy(), hidden.shape[-1])
 

@@ -207,6 +207,11 @@ def _print_store(store: StoreDescription) -> None:
     for name, feature in store.features.items():
         if name != "hidden":
             out.print(f"{name} of teacher {_layers(feature.layers)}, {feature.values}")
+        if feature.left_over is not None:
+            shares = ", ".join(
+                f"{layer}: {100 * own:.1f} %" for layer, own in zip(feature.layers, feature.left_over, strict=True)
+            )
+            out.print(f"what codes leave of the variance of {name}, by teacher layer: {shares}")
     if (spans := store.spans) is not None:
         out.print(
             f"spans: {spans.per_row:g} a row on average, {spans.most} at most; {100 * spans.without:.2g} % of the rows have none;"

@@ -163,12 +163,13 @@ def derive(
 ) -> None:
     """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit.
     Of a rich store any --keep, for any --student-layers and by any strategy."""
-    if keep is None and not learners:
-        raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD")
-    if learners and strategy:
+    values = strategy.get("values")
+    if keep is None and not learners and values is None:
+        raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or shorter codes with --values")
+    if learners and strategy.keys() - {"values"}:
         raise OptionError("--for cuts what methods read as it is stored; how hidden states are chosen goes with --keep alone")
-    if learners or not (strategy or student_layers):
-        _derive(store, keep, learners or (), student_layers or (), out, as_json)
+    if learners or not (strategy.keys() - {"values"} or student_layers):
+        _derive(store, keep, learners or (), student_layers or (), out, as_json, values)
     else:
         _derive_view(store, keep or "", strategies_for(student_layers, strategy, needed=True), out, as_json)
 
@@ -214,8 +215,15 @@ def _derive_view(store: str, keep: str, strategies: Sequence[config.Strategy], o
 
 
 def _derive(
-    store: str, keep: str | None, learners: Sequence[str], student_layers: Sequence[int], out: str, as_json: bool
+    store: str,
+    keep: str | None,
+    learners: Sequence[str],
+    student_layers: Sequence[int],
+    out: str,
+    as_json: bool,
+    values: config.Values | None = None,
 ) -> None:
+    """Of `values` alone all that the store holds is cut."""
     from hskstore.cli import progress
     from hskstore.store.derive import derive as run
 
@@ -229,9 +237,16 @@ def _derive(
         from hskstore.store import open_store
 
         wanted, layers = to_cut(open_store(store).plan, store, methods, student_layers, wanted)
+    elif keep is None:
+        from hskstore.store import open_store
+
+        plan = open_store(store).plan
+        wanted = None if plan.hidden is None else plan.hidden.keep
+        layers = {name: list(feature.layers) for name, feature in plan.features.items() if name != "hidden"}
     with resumable(), progress.bars() as watch:
-        result = run(store, out, keep=wanted, layers=layers, watch=watch)
+        result = run(store, out, keep=wanted, layers=layers, values=values, watch=watch)
     kept = [
+        *([] if values is None else [f"values {values}"]),
         *([] if wanted is None else [f"keep {wanted}"]),
         *(f"{name} of layers {', '.join(map(str, own))}" if own else name for name, own in layers.items()),
     ]

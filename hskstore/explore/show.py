@@ -24,10 +24,12 @@ SEPARATOR_ROWS = 8192
 
 @dataclass(frozen=True)
 class FeatureDescription:
-    """The teacher layers of a feature, as they lie in its arrays, and how its vectors are stored."""
+    """The teacher layers of a feature, as they lie in its arrays, and how its vectors are stored. Of codes `left_over` is the
+    share of the variance that they leave over, by layer, of attention the largest of its parts; of numbers None."""
 
     layers: list[int]
     values: str
+    left_over: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def describe(root: str) -> StoreDescription:
         digest=store.digest,
         keep=_keep(plan),
         plan={**document.get("strategy", {}), **document["pass"], "task": _plain(plan.task["name"])},
-        features={name: FeatureDescription(list(feature.layers), feature.values) for name, feature in plan.said.items()},
+        features={name: _feature(store, name) for name in plan.said},
         splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
         array_bytes=array_bytes,
         arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
@@ -165,6 +167,12 @@ def describe(root: str) -> StoreDescription:
         spans=_spans(store),
         made=_provenance(plan, receipts(store.place)),
     )
+
+
+def _feature(store: Store, name: str) -> FeatureDescription:
+    feature, left_over = store.plan.said[name], store.left_over(name)
+    shares = None if left_over is None else [round(float(own.max()), 4) for own in left_over]
+    return FeatureDescription(list(feature.layers), feature.values, shares)
 
 
 def ranked_row(root: str, row: int, split: str = "train") -> RankedRow:

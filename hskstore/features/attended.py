@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
@@ -32,7 +33,7 @@ def _sight(feature: Attended) -> Sight:
     return Sight(attended=frozenset(feature.layers), choices=MOST_ATTENDED)
 
 
-def _capture(feature: Attended, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Attended, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     _, _, attention_mask = batch
     token = torch.stack([seen.attended[layer] for layer in feature.layers], dim=1).to(torch.int16)
     return {"token": token.masked_fill(~attention_mask[:, None, None, :, None], 0)}

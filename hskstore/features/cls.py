@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import Kind
 from hskstore.features.of_rows import RowTargets, row_targets
 from hskstore.features.pack import are_finite, encode, round_values
@@ -17,9 +18,9 @@ def _sight(feature: Cls) -> Sight:
     return Sight(hidden=frozenset(feature.layers), first=True)
 
 
-def _capture(feature: Cls, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Cls, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     rounded = torch.stack([round_values(seen.hidden[layer][:, 0], feature.values) for layer in feature.layers], dim=1)
-    return encode(rounded, feature.values) | {"finite": are_finite(rounded)}
+    return encode(rounded, feature.values, books) | {"finite": are_finite(rounded)}
 
 
 CLS: Kind[RowTargets] = Kind("cls", _sight, _capture, row_targets)

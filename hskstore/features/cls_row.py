@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
@@ -32,7 +33,7 @@ def _sight(feature: ClsRow) -> Sight:
     return Sight(cls_row=layers, raw_cls_row=layers if feature.raw else frozenset())
 
 
-def _capture(feature: ClsRow, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: ClsRow, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     _, _, attention_mask = batch
     padding = ~attention_mask[:, None, :]
     found = {"probability": seen.cls_row, "raw": seen.raw_cls_row} if feature.raw else {"probability": seen.cls_row}

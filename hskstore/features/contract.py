@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-from jaxtyping import Int, Shaped
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks, decode_codes
 from hskstore.layers import LayerPair
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import Feature
 from hskstore.store.hidden import Hidden
 from hskstore.store.plan import Plan
+from hskstore.store.vectors import Codes
 from hskstore.text.rows import Rows
 
 
@@ -49,20 +52,47 @@ T = TypeVar("T", bound=Targets)
 class FeatureRows:
     """N rows of a feature in memory, still encoded: of the stored layers `places` alone, in that order.
 
-    `aligned` are a student's tokens where its tokenizer is not the teacher's: the position, in the student's row, of each of the
-    teacher's tokens; -1 where it has none, -2 behind a row's last.
+    Where its vectors are codes, `words` are the codebooks of these layers. `aligned` are a student's tokens where its tokenizer
+    is not the teacher's: the position, in the student's row, of each of the teacher's tokens; -1 where it has none, -2 behind a
+    row's last.
     """
 
     feature: Any
     arrays: Arrays
     places: tuple[int, ...]
     aligned: Int[np.ndarray, "row token"] | None = None
+    words: Float[Tensor, "layer ... stage word width"] | None = None
 
     def chosen(self, name: str, rows: Int[np.ndarray, " batch"], places: Sequence[int]) -> Shaped[np.ndarray, "batch layer ..."]:
         """One array of some rows and of those stored layers."""
         found: np.ndarray = self.arrays[name][rows]
+        own = self._own(places)
+        return found if own is None else found[:, own]
+
+    def decoded(
+        self,
+        stored: Mapping[str, Shaped[np.ndarray, "batch layer ..."]],
+        places: Sequence[int],
+        is_token: Bool[np.ndarray, "batch token"] | None = None,
+    ) -> Float[np.ndarray, "batch layer ... width"]:
+        """The vectors of what was `chosen` of "values", and of "scale" where there is one: f16 where the store's are, else
+        float32. Where they are of tokens, `is_token` says of which there are any; the others are zeros."""
+        encoding = self.feature.encoding
+        if not isinstance(encoding, Codes):
+            found: np.ndarray = encoding.decode(stored, self.feature.width)
+            return found
+        assert self.words is not None
+        own = self._own(places)
+        vectors = decode_codes(stored["values"], self.words if own is None else self.words[own])
+        if is_token is not None:
+            beyond = torch.from_numpy(~is_token).view(len(is_token), *[1] * (vectors.ndim - 3), -1, 1)
+            vectors.masked_fill_(beyond, 0)
+        return vectors.numpy()
+
+    def _own(self, places: Sequence[int]) -> list[int] | None:
+        """Where stored layers stand among those in memory; None: all of them, in this order."""
         own = [self.places.index(place) for place in places]
-        return found if own == list(range(len(self.places))) else found[:, own]
+        return None if own == list(range(len(self.places))) else own
 
 
 @dataclass(frozen=True)
@@ -71,13 +101,13 @@ class Kind(Generic[T]):
 
     `sight` is what must be seen of the teacher, `capture` packs what was seen of a batch: the feature's arrays as they are
     stored, [batch, layer, ...] on the teacher's device, and `finite` [batch, layer], whether a row's vectors are. It asks the
-    device for no number, so that nothing waits. `targets` makes a batch's knowledge of some rows and stored layers, for rows of
-    `n_tokens` tokens.
+    device for no number, so that nothing waits. Vectors that are codes are written in the codebooks that it is given. `targets`
+    makes a batch's knowledge of some rows and stored layers, for rows of `n_tokens` tokens.
     """
 
     name: str
     sight: Callable[[Any], Sight]
-    capture: Callable[[Any, Plan, Seen, Inputs, Rows], dict[str, Shaped[Tensor, "_batch ..."]]]
+    capture: Callable[[Any, Plan, Seen, Inputs, Rows, Codebooks | None], dict[str, Shaped[Tensor, "_batch ..."]]]
     targets: Callable[[FeatureRows, Int[np.ndarray, " _batch"], Sequence[int], Int[np.ndarray, " _batch"]], T]
 
 

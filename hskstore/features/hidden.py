@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hskstore.errors import StoreError
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import are_finite, encode, kept_values, pack_bits, round_values
+from hskstore.features.pack import are_finite, blank_beside, encode, kept_values, pack_bits, round_values
 from hskstore.features.select import gather_tokens, magnitude_mask, random_scores, token_rank
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
@@ -63,7 +64,7 @@ def _sight(feature: Hidden) -> Sight:
     return Sight(frozenset(feature.layers), frozenset(rows))
 
 
-def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     """A rank chooses among the tokens that `store.masks.is_admitted` names, found here once more by the device's own
     arithmetic."""
     positions, n_kept = _kept_tokens(feature, plan, seen, batch, rows)
@@ -73,10 +74,9 @@ def _capture(feature: Hidden, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     )
     vectors = round_values(vectors, feature.strategy.values)
     kept = _kept_coordinates(feature, vectors, plan.pass_.seed)
-    arrays = encode(kept_values(vectors, kept, width=feature.width), feature.strategy.values)
+    arrays = encode(kept_values(vectors, kept, width=feature.width), feature.values, books)
     empty = positions < 0
-    if "scale" in arrays:
-        arrays["scale"] = arrays["scale"].masked_fill(empty, 0)
+    blank_beside(arrays, empty)
     arrays |= {"mask": pack_bits(kept).masked_fill(empty[..., None], 0), "token": positions.to(torch.int16)}
     beyond = feature.length - positions.shape[2]
     whole = {
@@ -131,7 +131,8 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
     feature: Hidden = own.feature
     n_kept = own.chosen("n_kept", rows, places)
     length = int(n_kept.max())
-    token, values, mask = (own.chosen(name, rows, places)[:, :, :length] for name in ("token", "values", "mask"))
+    stored = {name: own.chosen(name, rows, places)[:, :, :length] for name in own.arrays if name != "n_kept"}
+    token, mask = stored["token"], stored["mask"]
     kept = (np.arange(length) < n_kept[..., None]) & (token >= 0)
     whole = bool(kept.all())  # as a rule; then nothing need be blanked
     coordinate = None
@@ -140,8 +141,7 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
         coordinate = _coordinates(feature, mask).reshape(shape) if whole else np.zeros(shape, dtype=np.int64)
         if not whole:
             coordinate[kept] = _coordinates(feature, mask[kept])
-    scale = own.chosen("scale", rows, places)[:, :, :length] if "scale" in own.arrays else None
-    values = feature.encoding.decode(values, scale, feature.width)
+    values = own.decoded(stored, places)
     return HiddenTargets(
         position=_by_layer((token if whole else np.where(kept, token, 0)).astype(np.int64)),
         token_kept=_by_layer(kept),

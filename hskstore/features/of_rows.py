@@ -27,5 +27,5 @@ def row_targets(
 ) -> RowTargets:
     """Of some rows and stored layers, whatever the rows' lengths."""
     stored = {name: own.chosen(name, rows, places) for name in own.arrays}
-    values = own.feature.encoding.decode(stored["values"], stored.get("scale"), own.feature.hidden_size)
+    values = own.decoded(stored, places)
     return RowTargets(torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1))))

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from hskstore.config import Values
-from hskstore.store.vectors import ENCODINGS
+from hskstore.features.codes import Codebooks, encode_codes
+from hskstore.store.vectors import ENCODINGS, Codes
 
 SMALLEST_SCALE = 2.0**-14
 """The smallest normal f16: below it a scale would lose its own digits, and no encoder's states are that small."""
@@ -37,13 +38,27 @@ def are_finite(rounded: Float[Tensor, "batch layer *rows width"]) -> Bool[Tensor
     return rounded.abs().flatten(2).amax(dim=2).isfinite()
 
 
-def encode(rounded: Float[Tensor, "*rows width"], values: Values) -> dict[str, Shaped[Tensor, "_ ..."]]:
-    """Rounded vectors as the arrays of their encoding: `values` [..., stored], and `scale` [...] where they are integers."""
+def encode(
+    rounded: Float[Tensor, "*rows width"], values: Values, books: Codebooks | None = None
+) -> dict[str, Shaped[Tensor, "_ ..."]]:
+    """Rounded vectors as the arrays of their encoding: `values` [..., stored], and `scale` [...] where they are integers. Codes
+    are in the codebooks `books`, and their vectors stand in [batch, layer, ..., width]."""
     encoding = ENCODINGS[values]
+    if isinstance(encoding, Codes):
+        assert books is not None
+        return {"values": encode_codes(rounded, books)}
     if encoding.largest is None:
         return {"values": rounded}
     integers, scale = quantise(rounded, encoding.largest)
     return {"values": pack_nibbles(integers) if encoding.packed > 1 else integers, "scale": scale}
+
+
+def blank_beside(arrays: dict[str, Shaped[Tensor, "_ ..."]], padding: Bool[Tensor, "*#rows"]) -> None:
+    """What `encode` made of zeros where there is padding: no scale, and codes of zeros, which name words none the less."""
+    if "scale" in arrays:
+        arrays["scale"] = arrays["scale"].masked_fill(padding, 0)
+    elif arrays["values"].dtype == torch.uint8:
+        arrays["values"].mul_(~padding[..., None])
 
 
 def kept_values(

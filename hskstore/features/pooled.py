@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import Kind
 from hskstore.features.of_rows import RowTargets, row_targets
 from hskstore.features.pack import are_finite, encode, round_values
@@ -27,11 +28,11 @@ def _sight(feature: Pooled) -> Sight:
     return Sight(hidden=frozenset(feature.layers))
 
 
-def _capture(feature: Pooled, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Pooled, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     _, _, attention_mask = batch
     means = (mean_of_tokens(seen.hidden[layer], attention_mask) for layer in feature.layers)
     rounded = torch.stack([round_values(mean, feature.values) for mean in means], dim=1)
-    return encode(rounded, feature.values) | {"finite": are_finite(rounded)}
+    return encode(rounded, feature.values, books) | {"finite": are_finite(rounded)}
 
 
 POOLED: Kind[RowTargets] = Kind("pooled", _sight, _capture, row_targets)

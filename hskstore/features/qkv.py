@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import are_finite, blank_padding, encode, rounded_dtype
+from hskstore.features.pack import are_finite, blank_beside, blank_padding, encode, rounded_dtype
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import PARTS, Qkv
@@ -36,7 +37,7 @@ def _sight(feature: Qkv) -> Sight:
     return Sight(qkv=frozenset(feature.layers))
 
 
-def _capture(feature: Qkv, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Qkv, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     _, _, attention_mask = batch
     padding = ~attention_mask[:, None, None, :]
     first = seen.qkv[feature.layers[0]].query
@@ -47,20 +48,20 @@ def _capture(feature: Qkv, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) ->
         for part, vectors in enumerate((own.query, own.key, own.value)):
             rounded[:, place, part] = vectors.transpose(1, 2).flatten(2)  # heads side by side
     blank_padding(rounded, padding[..., None])
-    arrays = encode(rounded, feature.values)
-    if "scale" in arrays:
-        arrays["scale"] = arrays["scale"].masked_fill(padding, 0)
+    arrays = encode(rounded, feature.values, books)
+    blank_beside(arrays, padding)
     return arrays | {"finite": are_finite(rounded)}
 
 
 def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence[int], n_tokens: np.ndarray) -> QkvTargets:
     feature, longest = own.feature, int(n_tokens.max())
     stored = {name: own.chosen(name, rows, places)[:, :, :, :longest] for name in own.arrays}
-    values = feature.encoding.decode(stored["values"], stored.get("scale"), feature.width)
+    is_real = np.arange(longest) < n_tokens[:, None]
+    values = own.decoded(stored, places, is_real)
     by_head = values.reshape(*values.shape[:-1], feature.heads, feature.width // feature.heads)
     # [batch, layer, part, token, head, size] -> [part, layer, batch, head, token, size]
     query, key, value = torch.from_numpy(np.ascontiguousarray(by_head.transpose(2, 1, 0, 4, 3, 5)))
-    return QkvTargets(query, key, value, torch.from_numpy(np.arange(longest) < n_tokens[:, None]))
+    return QkvTargets(query, key, value, torch.from_numpy(is_real))
 
 
 QKV: Kind[QkvTargets] = Kind("qkv", _sight, _capture, _targets)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hskstore.errors import StoreError
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
 from hskstore.models.observe import NOTHING, Seen, Sight
 from hskstore.models.run import Inputs
@@ -35,7 +36,7 @@ def _sight(feature: Spans) -> Sight:
     return NOTHING
 
 
-def _capture(feature: Spans, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: Spans, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     """Nothing: they come with the rows."""
     return {}
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hskstore.features.codes import Codebooks
 from hskstore.features.contract import FeatureRows, Kind
-from hskstore.features.pack import are_finite, blank_padding, encode, rounded_dtype
+from hskstore.features.pack import are_finite, blank_beside, blank_padding, encode, rounded_dtype
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.store.features import States
@@ -45,7 +46,7 @@ def _sight(feature: States) -> Sight:
     return Sight(hidden=frozenset(feature.layers))
 
 
-def _capture(feature: States, plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[str, Tensor]:
+def _capture(feature: States, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Codebooks | None) -> dict[str, Tensor]:
     _, _, attention_mask = batch
     padding = ~attention_mask[:, None, :]
     first = seen.hidden[feature.layers[0]]
@@ -53,9 +54,8 @@ def _capture(feature: States, plan: Plan, seen: Seen, batch: Inputs, rows: Rows)
     for place, layer in enumerate(feature.layers):
         rounded[:, place] = seen.hidden[layer]  # rounded and laid where it belongs in one go
     blank_padding(rounded, padding[..., None])
-    arrays = encode(rounded, feature.values)
-    if "scale" in arrays:
-        arrays["scale"] = arrays["scale"].masked_fill(padding, 0)
+    arrays = encode(rounded, feature.values, books)
+    blank_beside(arrays, padding)
     return arrays | {"finite": are_finite(rounded)}
 
 
@@ -63,11 +63,12 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
     aligned = None if own.aligned is None else own.aligned[rows]
     longest = int(n_tokens.max()) if aligned is None else 1 + int(np.flatnonzero((aligned >= 0).any(axis=0)).max(initial=0))
     stored = {name: own.chosen(name, rows, places)[:, :, :longest] for name in own.arrays}
-    values = own.feature.encoding.decode(stored["values"], stored.get("scale"), own.feature.hidden_size)
-    position, is_real = None, np.arange(longest) < n_tokens[:, None]
+    is_real = is_token = np.arange(longest) < n_tokens[:, None]
+    position = None
     if aligned is not None:
-        is_real = aligned[:, :longest] >= 0
+        is_real, is_token = aligned[:, :longest] >= 0, aligned[:, :longest] > -2
         position = torch.from_numpy(np.where(is_real, aligned[:, :longest], 0).astype(np.int64))
+    values = own.decoded(stored, places, is_token)
     by_layer = torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1)))
     return StateTargets(by_layer, torch.from_numpy(is_real), position)
 

@@ -43,6 +43,7 @@ class View(Store):
         self._hidden = hidden
         self._selected: OrderedDict[int, Future[dict[str, np.ndarray]]] = OrderedDict()
         self._turn = Lock()
+        self._words = rich.words(States.name)
 
     @property
     def identity(self) -> str:
@@ -91,7 +92,7 @@ class View(Store):
             rows = Rows.of_padded(ids[some], no_types, n_tokens[some], row_id[some])
             longest = rows.longest
             hidden = {
-                layer: _decoded(self._rich, values[some][:, :longest], scale[layer][some][:, :longest] if scale else None)
+                layer: self._decoded(layer, values[some][:, :longest], scale[layer][some][:, :longest] if scale else None)
                 for layer, values in states.items()
             }
             cls_row, raw = (
@@ -101,7 +102,9 @@ class View(Store):
             mask = torch.from_numpy(np.arange(longest) < n_tokens[some, None])
             tokens = torch.from_numpy(ids[some][:, :longest].astype(np.int64))
             batch = (tokens, torch.zeros_like(tokens), mask)
-            kept = HIDDEN.capture(self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, cls_row, raw), batch, rows)
+            kept = HIDDEN.capture(
+                self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, cls_row, raw), batch, rows, None
+            )
             if not bool(kept.pop("finite").all()):
                 raise StoreError(f"{self.root}: its states are not finite: the store is damaged")
             parts.append({name: tensor.numpy() for name, tensor in kept.items()})
@@ -116,6 +119,14 @@ class View(Store):
         stored = self._rich.plan.features[feature].layers
         found = self._rich.read(path, unit, [stored.index(layer) for layer in sorted(layers)])
         return {layer: found[:, place] for place, layer in enumerate(sorted(layers))}
+
+    def _decoded(self, layer: int, values: np.ndarray, scale: np.ndarray | None) -> Tensor:
+        """Some rows of a layer's states [row, token, ...] as vectors."""
+        feature = self._rich.plan.features[States.name]
+        assert isinstance(feature, States)
+        stored = {"values": values[:, None]} | ({} if scale is None else {"scale": scale[:, None]})
+        words = {name: array[[feature.layers.index(layer)]] for name, array in self._words.items()}
+        return torch.from_numpy(np.ascontiguousarray(feature.encoding.decode(stored | words, feature.width)[:, 0]))
 
 
 def view(rich: Store, keep: Keep, strategy: Strategy) -> View:
@@ -136,7 +147,7 @@ def derive_view(made: View, out: Any, *, watch: Watch = unwatched) -> Derived:
     Raises OptionError for a rich store whose states were quantised.
     """
     stored = made.plan.said[States.name]
-    if stored.encoding.largest is not None:
+    if not stored.encoding.exact:
         raise OptionError(
             f"{made.root} keeps its states as {stored.values}, from which no store can be cut that an extraction would make; a"
             " view of it can be trained from (hsk distill with --keep), or extract --rich with --values f16"
@@ -169,8 +180,3 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
     if lacking:
         raise OptionError(f"{root} holds no {'; no '.join(lacking)}: --keep {keep} cannot be selected from it")
     return hidden
-
-
-def _decoded(rich: Store, values: np.ndarray, scale: np.ndarray | None) -> Tensor:
-    feature = rich.plan.said[States.name]
-    return torch.from_numpy(np.ascontiguousarray(feature.encoding.decode(values, scale, feature.width)))

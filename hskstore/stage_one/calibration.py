@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from hskstore.config import check_positive
 from hskstore.models.device import choose_device
+from hskstore.stage_one.codebooks import stand_in_words
 from hskstore.stage_one.sizes import LEAST_SAMPLED_ROWS, SampledRows
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_one.teacher_pass import PROBE_ROWS, TeacherPass, block_batches, probe, sight_of
@@ -102,7 +103,7 @@ def calibrate(
             room -= sum(column.nbytes for columns in found for column in columns.values())
         return room > 0 or not sample_only
 
-    with TeacherPass(plans, teacher) as passing:
+    with TeacherPass(plans, teacher, [stand_in_words(plan) for plan in plans]) as passing:
         trial = _Rehearsal(passing, rows, first, seed)
         share = 1 if sample_only else 1 - SECONDS_OF_ANOTHER_SIZE * len(OTHER_SIZES)
         speed = trial.measure(first.pass_.batch_tokens, began + share * seconds - time.monotonic(), keep)

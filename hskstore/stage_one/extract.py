@@ -17,6 +17,7 @@ from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, ru
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.asked import Asked, Learns
+from hskstore.stage_one.codebooks import lay_codebooks
 from hskstore.stage_one.jobs import Job, PlannedStore, make_jobs, missing_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.replay import Replayed, replay_some
@@ -24,6 +25,7 @@ from hskstore.stage_one.sizes import most_bytes
 from hskstore.stage_one.teacher_pass import probe, sight_of
 from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store import open_store
+from hskstore.store.codebooks import BOOKS
 from hskstore.store.commit import begin, condemned_digest, examine, seal
 from hskstore.store.objects import URL
 from hskstore.text.metrics import tell_better_order
@@ -101,11 +103,14 @@ def extract(
         if place is not None:
             missing = set(jobs)
             jobs = [job for job in static_jobs(list(make_jobs([store.plan for store in stores])), place) if job in missing]
-        if jobs:
+        wordless = [store for store in stores if BOOKS in store.missing]
+        if jobs or wordless:
             probe(ready.teacher, sight_of(ready.plans.values()), ready.rows["train"])
         for store in stores:
             if store.digest is None:
                 begin(store.objects, store.plan, ready.facts.files)
+        for store in wordless:
+            lay_codebooks(store.objects, store.plan, ready.teacher, ready.rows["train"], watch=watch)
         if jobs:
             _run(
                 engine, jobs, ready, [store for store in stores if store.missing], devices, Path(folder), address, workers, watch

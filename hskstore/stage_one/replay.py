@@ -1,5 +1,6 @@
 """Sampled rows of a store through the teacher again: does it hold what this teacher says?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import tee
@@ -12,10 +13,12 @@ from hskstore.models.device import choose_device
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
+from hskstore.store.codebooks import Words, coded
 from hskstore.store.features import Attended, ClsRow, LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import unpack_mask
+from hskstore.store.vectors import Codes
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
@@ -63,12 +66,12 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
     batches = _sample(plan, n_tokens, rows, seed)
     stored, ahead = tee(_stored(store, batch) for batch in batches)
     compared: list[_Compared] = []
-    with TeacherPass([plan], loaded) as passed:
+    with TeacherPass([plan], loaded, [words_of(store)]) as passed:
         inputs = (_inputs(columns, n_tokens[batch]) for columns, batch in zip(ahead, batches, strict=True))
         for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
-            compared.append(_compare(plan, columns, again))
+            compared.append(_compare(store, columns, again))
             watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
-    return _judged(plan, compared, np.concatenate(batches))
+    return _judged(store, compared, np.concatenate(batches))
 
 
 def replay_some(stores: Sequence[Store], teacher: Teacher, rows: Rows) -> list[Replayed]:
@@ -79,23 +82,27 @@ def replay_some(stores: Sequence[Store], teacher: Teacher, rows: Rows) -> list[R
     start = size * int(np.random.default_rng(plans[0].pass_.seed).integers(-(-len(rows) // size)))
     n_tokens = rows.slice(start, min(start + size, len(rows))).n_tokens
     batch = start + _sample(plans[0], n_tokens, 1, plans[0].pass_.seed)[0]
-    with TeacherPass(plans, teacher) as passed:
+    with TeacherPass(plans, teacher, [words_of(store) for store in stores]) as passed:
         (again,) = passed.run("train", [rows.take(batch)])
     found: list[Replayed] = []
     for store, columns in zip(stores, again, strict=True):
         unit = batch // store.plan.splits["train"].unit_rows
         chosen = np.flatnonzero(unit == unit[0])[:ROWS_AT_THE_END]
-        one = _compare(store.plan, _stored(store, batch[chosen]), {path: column[chosen] for path, column in columns.items()})
-        found.append(_judged(store.plan, [one], batch[chosen]))
+        one = _compare(store, _stored(store, batch[chosen]), {path: column[chosen] for path, column in columns.items()})
+        found.append(_judged(store, [one], batch[chosen]))
     return found
 
 
-def _judged(plan: Plan, compared: Sequence["_Compared"], rows: np.ndarray) -> Replayed:
+def words_of(store: Store) -> Words:
+    """Of every feature whose vectors are codes."""
+    return {name: store.words(name)["words"] for name in coded(store.plan.features)}
+
+
+def _judged(store: Store, compared: Sequence["_Compared"], rows: np.ndarray) -> Replayed:
     """What was compared of some train rows."""
     whole = _joined(compared)
-    allowed = TOLERANCE[plan.pass_.precision]
-    steps = {name: feature.encoding.step for name, feature in plan.said.items() if not isinstance(feature, Attended)}
-    tolerances = {"logits": allowed} | {name: allowed + step for name, step in steps.items()}
+    allowed = TOLERANCE[store.plan.pass_.precision]
+    tolerances = {name: allowed + _step(store, name) for name in whole.differences}
     # "Not within", rather than "beyond": a difference that is no number is within nothing.
     good = (whole.tokens >= FEWEST_SAME) & (whole.coordinates >= FEWEST_SAME)
     for name, differences in whole.differences.items():
@@ -108,6 +115,18 @@ def _judged(plan: Plan, compared: Sequence["_Compared"], rows: np.ndarray) -> Re
         tolerances=tolerances,
         differing=tuple(rows[~good].tolist()),
     )
+
+
+def _step(store: Store, name: str) -> float:
+    """By how much a difference of nothing can grow where numbers are written down: a vector as far from two words is written as
+    one or the other, which are as far from each other as what codes leave over."""
+    feature = store.plan.said.get(name)
+    if feature is None:
+        return 0.0
+    left_over = store.left_over(name)
+    if left_over is not None:
+        return math.sqrt(float(left_over.max()))
+    return 0.0 if isinstance(feature.encoding, Codes) else feature.encoding.step
 
 
 @dataclass(frozen=True)
@@ -160,10 +179,10 @@ def _inputs(stored: dict[str, np.ndarray], n_tokens: np.ndarray) -> Rows:
     return Rows.of_padded(ids, types, n_tokens, row_id)
 
 
-def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
+def _compare(store: Store, stored: Columns, again: Columns) -> _Compared:
     """Of what is the teacher's word; the other arrays are its inputs, or found in them. A batch's arrays may be shorter along
     their tokens."""
-    rows = len(stored["train/logits"])
+    plan, rows = store.plan, len(stored["train/logits"])
     said = ["train/logits", *(path for path in stored if path.split("/")[1] in plan.said)]
     n_tokens = stored["train/n_tokens"]
     stored = {path: stored[path][tuple(slice(size) for size in again[path].shape)] for path in said}
@@ -174,9 +193,10 @@ def _compare(plan: Plan, stored: Columns, again: Columns) -> _Compared:
     tokens, coordinates = np.ones(rows), np.ones(rows)
     for name, feature in plan.said.items():
         if isinstance(feature, Hidden):
-            differences[name], tokens, coordinates = _compare_hidden(feature, stored, again)
+            differences[name], tokens, coordinates = _compare_hidden(feature, store.words(name), stored, again)
         elif isinstance(feature, LayerVectors):
-            old, new = (_vectors(feature, columns) for columns in (stored, again))
+            words = store.words(name)
+            old, new = (_vectors(feature, words, columns) for columns in (stored, again))
             differences[name] = _relative(old - new, old).max(axis=1)
         elif isinstance(feature, Attended):
             path = f"train/{name}/token"
@@ -199,17 +219,25 @@ def _same_attended(stored: np.ndarray, again: np.ndarray, n_tokens: np.ndarray) 
     return found
 
 
-def _vectors(feature: LayerVectors, columns: Columns) -> np.ndarray:
+def _vectors(feature: LayerVectors, words: Columns, columns: Columns) -> np.ndarray:
     """All numbers of a row's layer in one line [rows, layer, numbers]."""
-    values, scale = (columns.get(f"train/{feature.name}/{name}") for name in ("values", "scale"))
-    assert values is not None
-    decoded = feature.encoding.decode(values, scale, feature.width)
-    return decoded.astype(np.float32).reshape(*values.shape[:2], -1)
+    decoded = _decoded(feature, words, columns)
+    return decoded.astype(np.float32).reshape(*decoded.shape[:2], -1)
 
 
-def _compare_hidden(feature: Hidden, stored: Columns, again: Columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _decoded(feature: Hidden | LayerVectors, words: Columns, columns: Columns) -> np.ndarray:
+    """The vectors of some rows [rows, layer, ..., width]."""
+    paths = {name: f"train/{feature.name}/{name}" for name in ("values", "scale")}
+    own = {name: columns[path] for name, path in paths.items() if path in columns}
+    found: np.ndarray = feature.encoding.decode({**own, **words}, feature.width)
+    return found
+
+
+def _compare_hidden(
+    feature: Hidden, words: Columns, stored: Columns, again: Columns
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per row: the largest relative difference, and the shares of tokens and coordinates that were chosen again."""
-    before, after = (_by_token(feature, columns) for columns in (stored, again))
+    before, after = (_by_token(feature, words, columns) for columns in (stored, again))
     hidden, tokens, coordinates = np.zeros(len(before)), np.ones(len(before)), np.ones(len(before))
     # How many tokens a row keeps follows from its words alone: another number is no matter of rounding.
     counts = (stored["train/hidden/n_kept"] == again["train/hidden/n_kept"]).all(axis=1)
@@ -227,12 +255,10 @@ def _compare_hidden(feature: Hidden, stored: Columns, again: Columns) -> tuple[n
     return hidden, tokens, coordinates
 
 
-def _by_token(feature: Hidden, columns: Columns) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
+def _by_token(feature: Hidden, words: Columns, columns: Columns) -> list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
     """Of each row: the hidden vector [d], and which of its coordinates are kept, by layer and position."""
-    hidden = {name: columns.get(f"train/hidden/{name}") for name in ("values", "mask", "scale", "token")}
-    values, mask, token = (hidden[name] for name in ("values", "mask", "token"))
-    assert values is not None and mask is not None and token is not None
-    numbers = feature.encoding.decode(values, hidden["scale"], feature.width)
+    mask, token = (columns[f"train/hidden/{name}"] for name in ("mask", "token"))
+    numbers = _decoded(feature, words, columns)
     kept = unpack_mask(mask, feature.hidden_size)
     found: list[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = [{} for _ in token]
     for row, layer, slot in np.argwhere(token >= 0).tolist():

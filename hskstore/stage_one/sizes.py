@@ -13,6 +13,7 @@ from jaxtyping import Int, Shaped
 
 from hskstore.config import Keep, resolve
 from hskstore.stage_one.teacher_pass import input_columns
+from hskstore.store.codebooks import CODEBOOKS
 from hskstore.store.commit import PLAN, Receipt
 from hskstore.store.encode import encode_shard
 from hskstore.store.features import Attended, ClsRow, OfLayers, Said, Spans
@@ -21,6 +22,7 @@ from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
 from hskstore.store.schema import ArraySpec, canonical_json
 from hskstore.store.shard import fingerprint
+from hskstore.store.vectors import Codes, Numbers
 from hskstore.text.rows import Rows
 
 SAMPLED_ROWS = 8192
@@ -28,6 +30,9 @@ SAMPLED_ROWS = 8192
 
 LEAST_SAMPLED_ROWS = 64
 """Rows of which hidden states are measured at least: masks of fewer compress worse than those of a unit."""
+
+CODES_RATIO = 0.99
+"""Of codes on disk to codes decoded, padding left out; of words likewise."""
 
 VALUES_RATIO = {"f16": (0.75, 0.87), "f32": (0.79, 0.87), "q8": (0.88, 0.83), "q4": (0.76, 0.67)}
 """Of values on disk to values decoded, where almost nothing and where everything of a vector is kept; in between on the line. The
@@ -157,10 +162,13 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
     for path, spec in plan.arrays.items():
         if path.endswith("/logits"):
             found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
+        elif path.startswith(f"{CODEBOOKS}/"):
+            found[path] = ArraySize(round(CODES_RATIO * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
         elif path.split("/")[1] in plan.said:
             _, name, array = path.split("/")
             feature, rows = plan.said[name], plan.splits["train"].rows
-            if sample is None:
+            codes = array == "values" and isinstance(feature.encoding, Codes)  # of no codebooks that were learnt yet
+            if sample is None or codes:
                 per_row = len(feature.layers) * N_KEPT_BYTES
                 on_disk = rows * per_row if array == "n_kept" else counts[name] * ruled_vector_bytes(feature)[array]
             else:
@@ -180,10 +188,10 @@ def ruled_vector_bytes(feature: Said) -> dict[str, float]:
     if isinstance(feature, ClsRow):
         return {"probability": 4 * WHOLE_RATIO["f32"], "raw": 4 * WHOLE_RATIO["f32"]}
     elements = feature.encoding.stored_width(feature.width) * np.dtype(feature.encoding.dtype).itemsize
-    scale = 0.0 if feature.encoding.largest is None else SCALE_BYTES
+    scale = SCALE_BYTES if isinstance(feature.encoding, Numbers) and not feature.encoding.exact else 0.0
     if not isinstance(feature, Hidden):
-        return {"values": elements * WHOLE_RATIO[feature.values], "scale": scale}
-    narrow, wide = VALUES_RATIO[feature.strategy.values]
+        return {"values": elements * WHOLE_RATIO.get(feature.values, CODES_RATIO), "scale": scale}
+    narrow, wide = VALUES_RATIO.get(feature.values, (CODES_RATIO, CODES_RATIO))
     by_size = feature.strategy.mask == "magnitude"
     share = feature.width / feature.hidden_size if by_size else 1.0
     entropy = math.log2(math.comb(feature.hidden_size, feature.width)) / 8 if by_size else 0.0

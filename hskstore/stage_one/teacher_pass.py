@@ -21,9 +21,11 @@ from torch import Tensor
 from hskstore.config import Score
 from hskstore.errors import ModelError
 from hskstore.features import KINDS
+from hskstore.features.codes import Codebooks
 from hskstore.models.observe import NOTHING, Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.stage_one.teacher import Teacher
+from hskstore.store.codebooks import Words
 from hskstore.store.features import Said
 from hskstore.store.layout import Columns
 from hskstore.store.plan import Plan
@@ -40,9 +42,13 @@ PROBE_ROWS = 8
 class TeacherPass:
     """Runs batches for plans of one pass. To be used in a `with` block, in any number of threads: their batches queue up."""
 
-    def __init__(self, plans: Sequence[Plan], teacher: Teacher) -> None:
+    def __init__(self, plans: Sequence[Plan], teacher: Teacher, words: Sequence[Words] = ()) -> None:
+        """`words` are, for each plan, those of its features whose vectors are codes; none where no plan has such."""
         self._plans = plans
         self._teacher = teacher
+        self._books = [
+            {name: Codebooks.of(own, teacher.device) for name, own in each.items()} for each in words or [{}] * len(plans)
+        ]
         cpu = teacher.device.type == "cpu"
         self._threads = torch.get_num_threads()
         self.streams = self._threads if cpu else GPU_STREAMS
@@ -99,7 +105,9 @@ class TeacherPass:
         kept: dict[_Key, Tensor] = {(-1, "", "logits"): seen.logits}
         with torch.autocast(device.type, enabled=False):
             for index, plan in knowing.items():
-                kept |= {(index, *name): tensor for name, tensor in captured(plan, seen, on_device, rows).items()}
+                kept |= {
+                    (index, *name): tensor for name, tensor in captured(plan, seen, on_device, rows, self._books[index]).items()
+                }
         return _Landing(split, rows, batch, plans, _Copy(kept))
 
 
@@ -162,12 +170,15 @@ class _Landing:
         return list(found.values())
 
 
-def captured(plan: Plan, seen: Seen, batch: Inputs, rows: Rows) -> dict[tuple[str, str], Shaped[Tensor, "batch ..."]]:
-    """All that a plan keeps of one batch, by feature and array, packed on the teacher's device; `batch` is `rows` there."""
+def captured(
+    plan: Plan, seen: Seen, batch: Inputs, rows: Rows, books: Mapping[str, Codebooks]
+) -> dict[tuple[str, str], Shaped[Tensor, "batch ..."]]:
+    """All that a plan keeps of one batch, by feature and array, packed on the teacher's device; `batch` is `rows` there, and
+    `books` are the codebooks of those features whose vectors are codes."""
     return {
         (name, array): tensor
         for name, feature in plan.features.items()
-        for array, tensor in KINDS[name].capture(feature, plan, seen, batch, rows).items()
+        for array, tensor in KINDS[name].capture(feature, plan, seen, batch, rows, books.get(name)).items()
     }
 
 

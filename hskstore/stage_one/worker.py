@@ -18,10 +18,11 @@ from jaxtyping import Shaped
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
 from hskstore.models.device import choose_device
+from hskstore.stage_one.codebooks import read_words
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, Job
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, probe, sight_of
-from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key
+from hskstore.store.commit import Receipt, codebooks_named, commit_unit, read_receipt, receipt_key
 from hskstore.store.encode import encode_unit
 from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
@@ -63,7 +64,8 @@ class UnitWorker:
         self._teacher = teacher
         self._on_rows = on_rows
         self._attempt = uuid.uuid4().hex
-        self._pass = TeacherPass([plan for _, plan in stores], teacher)
+        self._pass = TeacherPass([plan for _, plan in stores], teacher, [read_words(*store) for store in stores])
+        self._codebooks = [codebooks_named(*store) for store in stores]
         self._writers = ThreadPoolExecutor(WRITERS, "hsk-writer")
         self._stopping = False
 
@@ -183,6 +185,8 @@ class UnitWorker:
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "versions": _versions(),
         }
+        if split == "train":
+            made |= self._codebooks[index]
         entries = unit_fingerprints(plan.arrays_of(split), unit, blobs)
         rows = len(next(iter(laid.values())))
         commit_unit(objects, Receipt(split, unit, rows, self._attempt, entries, made), blobs)

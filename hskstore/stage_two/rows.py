@@ -128,7 +128,8 @@ def _feature_rows(
     store: Store, name: str, places: tuple[int, ...], arrays: Mapping[str, np.ndarray], aligned: np.ndarray | None
 ) -> FeatureRows:
     own = {path.removeprefix(f"{name}/"): array for path, array in arrays.items() if path.startswith(f"{name}/")}
-    return FeatureRows(store.plan.features[name], own, places, aligned if name == States.name else None)
+    words = {array: torch.from_numpy(found[list(places)]).float() for array, found in store.words(name).items()}
+    return FeatureRows(store.plan.features[name], own, places, aligned if name == States.name else None, **words)
 
 
 def bytes_per_row(store: Store, split: str, places: Places = NOTHING) -> int:

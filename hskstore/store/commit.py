@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, codebooks_sha256, coded
 from hskstore.store.layout import KNOWN_ARRAYS, Unit
 from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.places import Place
@@ -203,15 +204,15 @@ def _left_by(objects: Objects, plan: Plan) -> Iterator[str]:
     files = (
         {} if made is None else {key: made.objects[key] for key in made.objects if key == TEACHER or key.startswith(TOKENIZER)}
     )
-    present, documents = objects.sizes(), plan.documents()
+    present, documents, units = objects.sizes(), plan.documents(), frozenset(plan.units())
     whole = files.keys() - faults(objects, present, files)
     for key in present:
         shard, receipt = SHARD_KEY.fullmatch(key), RECEIPT_KEY.fullmatch(key)
         if shard is not None and shard[1] in plan.arrays:
             split, unit = shard[1].partition("/")[0], int(shard[2])
-            named = unit < plan.splits[split].units and key == plan.arrays[shard[1]].key(shard[1], unit)
-        elif receipt is not None and receipt[1] in plan.splits:
-            named = int(receipt[2]) < plan.splits[receipt[1]].units
+            named = (split, unit) in units and key == plan.arrays[shard[1]].key(shard[1], unit)
+        elif receipt is not None and (receipt[1], int(receipt[2])) in units:
+            named = True
         else:
             named = key in whole or key in documents or key == receipt_key(*FILES)
         if named:
@@ -277,6 +278,12 @@ def _parsed(data: bytes | None, key: str) -> Receipt | None:
         return None
 
 
+def codebooks_named(place: Place, plan: Plan) -> dict[str, str]:
+    """What the receipt of a unit of codes says besides: which codebooks they are of, which must be there. Of numbers nothing."""
+    receipt = read_receipt(place, receipt_key(*BOOKS)) if coded(plan.features) else None
+    return {} if receipt is None else {CODEBOOKS: codebooks_sha256(receipt.objects)}
+
+
 def receipts(place: Place) -> dict[Unit, Receipt]:
     """Every receipt of a unit of rows, by unit."""
     return {unit: receipt for unit, receipt in all_receipts(place).items() if unit != FILES}
@@ -306,9 +313,12 @@ def seal(objects: Objects, plan: Plan, watch: Watch = unwatched) -> str:
     listed = planned_files(plan) | made[FILES].objects
     _refuse(objects, faults(objects, present, listed))
     done, rows = 0, sum(split.rows for split in plan.splits.values())
+    words = codebooks_sha256(made[BOOKS].objects) if BOOKS in made else None
     for split, unit in plan.units():
         receipt = made[split, unit]
         found = faults(objects, present, receipt.objects)
+        if receipt.made.get(CODEBOOKS, words) != words:
+            found[receipt.key] = "is of codes in other codebooks than the store's"
         if receipt.objects.keys() != {spec.key(path, unit) for path, spec in plan.arrays_of(split).items()}:
             found[receipt.key] = "does not list the unit's objects"
         _refuse(objects, found)
@@ -374,10 +384,10 @@ def _sweep(objects: Objects, plan: Plan, present: Collection[str], owned: Collec
     def ours(key: str) -> bool:
         shard, receipt = SHARD_KEY.fullmatch(key), RECEIPT_KEY.fullmatch(key)
         if receipt is not None:
-            return receipt[1] in plan.splits
+            return receipt[1] in (*plan.splits, CODEBOOKS)
         path = key.removesuffix("/zarr.json") if shard is None else shard[1]
         split, _, array = path.partition("/")
-        return path != key and split in plan.splits and array in KNOWN_ARRAYS
+        return path != key and split in (*plan.splits, CODEBOOKS) and array in KNOWN_ARRAYS
 
     for key, path in objects.stranded():
         if key in owned or key in (MANIFEST, CONDEMNED) or ours(key):

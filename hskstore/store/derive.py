@@ -13,17 +13,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int
 
-from hskstore.config import Keep, Strategy, resolve
+from hskstore.config import Keep, Strategy, Values, check_choice, resolve
 from hskstore.errors import OptionError, StoreError
 from hskstore.layers import LayerPair
-from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, commit_unit, examine, seal
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, coded
+from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, codebooks_named, commit_unit, examine, seal
 from hskstore.store.encode import encode_unit
-from hskstore.store.features import LISTED, Feature, OfLayers, Spans
+from hskstore.store.features import LISTED, Feature, LayerVectors, OfLayers, Spans
 from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import is_admitted, static_mask
@@ -31,6 +32,7 @@ from hskstore.store.objects import PARALLEL, Objects
 from hskstore.store.plan import Plan, planned_anew
 from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
+from hskstore.store.vectors import ENCODINGS, Codes
 from hskstore.store.verify import verify
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
@@ -67,17 +69,19 @@ def derive(
     *,
     keep: Keep | None = None,
     layers: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    values: Values | None = None,
     watch: Watch = unwatched,
 ) -> Derived:
     """Cut the configuration `keep` of `hidden`, and teacher `layers` of other features by their names, out of the sealed store
     `source` and seal them at `out`; stopped, it goes on. A feature that is not asked for is left out; spans are of no layers, ().
+    `values` are shorter codes than the store's, such as "rq4" of "rq8".
 
     Of layers that are not kept nothing is fetched. Where `out` is sealed already, what is damaged of it is cut again: of a
     folder every byte is checked, elsewhere presence and sizes. Raises OptionError where what is asked for is not nested in
     what the store keeps, saying why; StoreError as `open_store` and the commit do.
     """
     store = open_store(source)
-    return _derive(_plan_cut(store, keep, layers), out, watch)
+    return _derive(_plan_cut(store, keep, layers, values), out, watch)
 
 
 def derive_as(source: Store, plan: Plan, out: str | Path, *, watch: Watch = unwatched) -> Derived:
@@ -99,12 +103,15 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
         done, rows = 0, sum(split.rows for split in cut.plan.splits.values())
         with ThreadPoolExecutor(UNITS_AT_ONCE) as writers, ThreadPoolExecutor(PARALLEL) as readers:
             missing = [unit for unit in cut.plan.units() if unit not in standing.finished]
+            if BOOKS in missing:  # whose receipt the others name
+                missing.remove(BOOKS)
+                _write_unit(cut, objects, readers, *BOOKS, attempt)
             under_way = {unit: writers.submit(_write_unit, cut, objects, readers, *unit, attempt) for unit in missing}
             try:
                 for split, unit in cut.plan.units():
                     if (split, unit) in under_way:
                         under_way.pop((split, unit)).result()
-                    done += cut.plan.splits[split].rows_of(unit)
+                    done += cut.plan.rows_of((split, unit))
                     watch("derive", done, rows)
             finally:
                 writers.shutdown(cancel_futures=True)
@@ -114,16 +121,21 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
 
 
 def _write_unit(cut: _Cut, objects: Objects, readers: Executor, split: str, unit: int, attempt: str) -> None:
-    pieces = list(_pieces(cut, readers, split, unit))
-    columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
+    if (split, unit) == BOOKS:
+        columns = _cut_codebooks(cut)
+    else:
+        pieces = list(_pieces(cut, readers, split, unit))
+        columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
     blobs = encode_unit(cut.plan, split, unit, columns)
     made = {
         "derived_from": cut.source.digest,
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": {"hskstore": __version__, "zarr": version("zarr")},
     }
+    if split == "train":
+        made |= codebooks_named(objects, cut.plan)
     entries = unit_fingerprints(cut.plan.arrays_of(split), unit, blobs)
-    rows = cut.plan.splits[split].rows_of(unit)
+    rows = cut.plan.rows_of((split, unit))
     commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
 
 
@@ -137,11 +149,29 @@ def _pieces(cut: _Cut, readers: Executor, split: str, unit: int) -> Iterator[Col
         rows = range(max(start, other * size), min(stop, (other + 1) * size))
         inside = slice(rows.start - other * size, rows.stop - other * size)
         read = readers.map(lambda path: cut.source.read(path, other, _places(cut, path))[inside], paths)  # noqa: B023
-        columns = dict(zip(paths, read, strict=True))
+        columns = {path: array[..., : _stages(cut.plan, path)] for path, array in zip(paths, read, strict=True)}
         if split == "train" and cut.n_kept is not None:
             hidden = {path: columns[path] for path in paths if path.startswith("train/hidden/")}
             columns.update(_cut_hidden(cut, hidden, cut.n_kept[rows.start : rows.stop]))
         yield columns
+
+
+def _stages(plan: Plan, path: str) -> int | None:
+    """How many bytes of a code are taken of an array; None where it has none."""
+    _, name, *rest = path.split("/")
+    feature = coded(plan.features).get(name)
+    return feature.encoding.stored_width(feature.width) if feature is not None and rest == ["values"] else None
+
+
+def _cut_codebooks(cut: _Cut) -> Columns:
+    """The layers and stages that stay of the source's codebooks, and what these leave of the variance."""
+    columns: dict[str, np.ndarray] = {}
+    for name, feature in coded(cut.plan.features).items():
+        stages, layers = feature.encoding.stored_width(feature.width), list(cut.places[name])
+        for array, axis in (("words", -3), ("error", -1)):
+            path = f"{CODEBOOKS}/{name}/{array}"
+            columns[path] = cut.source.read(path, 0)[layers].take(range(stages), axis=axis)
+    return columns
 
 
 def _places(cut: _Cut, path: str) -> tuple[int, ...] | None:
@@ -185,14 +215,14 @@ def _narrow(asked: Hidden, seed: int, values: np.ndarray, mask: np.ndarray) -> t
     return values[stays].reshape(len(values), asked.width), np.packbits(narrow, axis=-1)
 
 
-def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int]]) -> _Cut:
+def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int]], values: Values | None) -> _Cut:
     """The plan that an extraction asked for this would have made. Raises OptionError where it is not nested in the store's."""
     old = store.plan
     strange = sorted(layers.keys() - LISTED.keys())
     if strange:
         raise OptionError(f"{', '.join(strange)} is no feature whose layers can be chosen: choose from {', '.join(LISTED)}")
-    hidden, n_kept = (None, None) if keep is None else _cut_of_hidden(store, keep)
-    others = [_fewer_layers(store, name, layers[name]) for name in LISTED if name in layers]
+    hidden, n_kept = (None, None) if keep is None else _cut_of_hidden(store, keep, values)
+    others = [_fewer_layers(store, name, layers[name], values) for name in LISTED if name in layers]
     features: list[Feature] = [*([] if hidden is None else [hidden]), *others]
     places = {
         each.name: old.features[each.name].places([LayerPair(0, layer) for layer in each.layers])
@@ -204,8 +234,9 @@ def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int
     return _Cut(store, planned_anew(old, features), places, n_kept)
 
 
-def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> Any:
-    """A stored feature of these teacher layers alone. Raises OptionError where the store has not all of them."""
+def _fewer_layers(store: Store, name: str, layers: Sequence[int], values: Values | None) -> Any:
+    """A stored feature of these teacher layers alone, its codes cut to `values`. Raises OptionError where the store has not all
+    of that."""
     stored = store.plan.features.get(name)
     lacking = sorted(set(layers) - set(() if stored is None else stored.layers))
     if isinstance(stored, Spans) and not layers:
@@ -213,10 +244,25 @@ def _fewer_layers(store: Store, name: str, layers: Sequence[int]) -> Any:
     if not isinstance(stored, OfLayers) or lacking:
         of = f" of teacher layers {', '.join(map(str, lacking))}" if lacking else ""
         raise OptionError(f"{store.root} holds no {name}{of}: they cannot be cut from it")
-    return replace(stored, layers=tuple(sorted(set(layers))))
+    shorter = {"values": _fewer_values(store, stored.values, values)} if isinstance(stored, LayerVectors) else {}
+    return replace(stored, layers=tuple(sorted(set(layers))), **shorter)
 
 
-def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
+def _fewer_values(store: Store, stored: Values, asked: Values | None) -> Values:
+    """Codes as short as is asked for. Raises OptionError where they are not the first bytes of what is stored."""
+    if asked in (None, stored):
+        return stored
+    check_choice("--values", asked, get_args(Values))
+    old, new = ENCODINGS[stored], ENCODINGS[asked]
+    if not isinstance(old, Codes) or not isinstance(new, Codes) or new.stages > old.stages:
+        raise OptionError(
+            f"--values {asked} cannot be cut from {store.root}, whose vectors are {stored}: only codes can be, as rq4 from rq8;"
+            f" extract with --values {asked}"
+        )
+    return asked
+
+
+def _cut_of_hidden(store: Store, keep: Keep, values: Values | None) -> tuple[Hidden, np.ndarray]:
     """The configuration, and how many tokens of each train row [N] it keeps. Raises OptionError where it is not nested."""
     old = store.plan.hidden
     if old is None:
@@ -227,7 +273,7 @@ def _cut_of_hidden(store: Store, keep: Keep) -> tuple[Hidden, np.ndarray]:
     admitted = admitted_tokens(store, old.strategy)
     hidden = plan_hidden(
         keep,
-        old.strategy,
+        replace(old.strategy, values=_fewer_values(store, old.values, values)),
         teacher_layers=store.plan.teacher["layers"],
         hidden_size=old.hidden_size,
         most_admitted=int(admitted.max()),
@@ -259,7 +305,9 @@ def _check_width(old: Hidden, asked: Hidden, seed: int, refusal: str) -> None:
         return
     if asked.width > old.width:
         raise OptionError(f"{refusal}it has {old.width} coordinates of a vector, not {asked.width}")
-    if old.encoding.largest is not None:
+    if isinstance(old.encoding, Codes):
+        raise OptionError(f"{refusal}its vectors are codes ({old.values}), which have no coordinates: extract this width")
+    if not old.encoding.exact:
         raise OptionError(
             f"{refusal}quantised values ({old.strategy.values}) were masked before they were rounded; only their depth and"
             " length can be cut: extract this width, or keep a store of f16 or f32 to cut from"

@@ -9,7 +9,7 @@ from hskstore.config import Keep, Values, resolve, units_of_hsk
 from hskstore.errors import OptionError
 from hskstore.layers import LayerPair, PlannedStrategy, layer_pairs
 from hskstore.store.schema import known_fields
-from hskstore.store.vectors import ENCODINGS, Array, Encoding
+from hskstore.store.vectors import ENCODINGS, Array, Codes, Encoding
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,11 @@ def plan_hidden(
     width = resolve(keep.width, hidden_size)
     if width > hidden_size:
         raise OptionError(f"--keep {keep}: width {width} is more than the teacher's {hidden_size} coordinates")
+    if isinstance(ENCODINGS[strategy.values], Codes) and width < hidden_size:
+        raise OptionError(
+            f"--keep {keep} with --values {strategy.values}: codes are of whole vectors, of which no coordinates are left out;"
+            f" keep the width all, or choose --values f16, f32, q8 or q4"
+        )
     length = min(resolve(keep.length, most_admitted), most_admitted)
     return Hidden(keep, strategy, pairs, length, width, hidden_size)
 

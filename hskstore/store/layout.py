@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Shaped
 
+from hskstore.store.codebooks import codebook_arrays
 from hskstore.store.features import Feature
 from hskstore.store.schema import ArraySpec, array_spec, unit_rows
 
 Unit = tuple[str, int]
-"""A unit of a store, as the split that it is of and its number there."""
+"""A unit of a store, as the split that it is of and its number there; codebooks are one too, of none."""
 
 Columns = Mapping[str, Shaped[np.ndarray, "_row ..."]]
 """Some rows of a store's arrays, by path: "train/hidden/values" [row, layer, ...]."""
@@ -28,6 +29,7 @@ TEXT = ("text", "n_bytes", "offsets")
 HIDDEN = ("values", "mask", "token", "n_kept", "scale")
 KNOWN_ARRAYS = frozenset(INPUTS) | frozenset(TEXT) | {f"hidden/{name}" for name in HIDDEN}
 KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in ("states", "cls", "qkv", "pooled") for name in ("values", "scale")}
+KNOWN_ARRAYS |= {f"{feature}/{name}" for feature in ("hidden", "states", "cls", "qkv", "pooled") for name in ("words", "error")}
 KNOWN_ARRAYS |= {"cls_row/probability", "cls_row/raw", "attended/token", "spans/tokens", "spans/n_spans"}
 """What this version knows to be in a split; a reader passes over any other array, a feature of a later version."""
 
@@ -99,7 +101,7 @@ def plan_arrays(
     for name, feature in features.items():
         for array, planned in feature.arrays(train.longest).items():
             arrays[f"train/{name}/{array}"] = planned.spec(train.rows, train.unit_rows)
-    return arrays
+    return arrays | codebook_arrays(features)
 
 
 def in_units(

@@ -8,6 +8,7 @@ from typing import Any
 
 from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, coded
 from hskstore.store.features import LISTED, Attended, Feature, LayerVectors, Qkv, Said
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
@@ -59,7 +60,10 @@ class Plan:
 
     @property
     def version(self) -> int:
-        """Of the format: the least whose readers read the store rightly. Those of 1 know `hidden`, and need it."""
+        """Of the format: the least whose readers read the store rightly. Those of 1 know `hidden`, and need it; those of 2 know
+        no codes."""
+        if coded(self.features):
+            return 3
         return 1 if self.hidden is not None else 2
 
     @property
@@ -67,9 +71,17 @@ class Plan:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def units(self) -> Iterator[Unit]:
+        """Codebooks first, which the others are written in."""
+        if coded(self.features):
+            yield BOOKS
         for split, rows in self.splits.items():
             for unit in range(rows.units):
                 yield split, unit
+
+    def rows_of(self, unit: Unit) -> int:
+        """Rows of the data in a unit: in that of codebooks none."""
+        split, number = unit
+        return 0 if unit == BOOKS else self.splits[split].rows_of(number)
 
     def arrays_of(self, split: str) -> dict[str, ArraySpec]:
         return {path: spec for path, spec in self.arrays.items() if path.startswith(split + "/")}
@@ -176,7 +188,7 @@ class Plan:
         """Raise ValueError, TypeError or KeyError unless what is said of the store is text, and splits name folders."""
         for text in (self.teacher["sha256"], self.task["name"], self.pass_.precision):
             str.encode(text)  # that it is text, and can be printed
-        if "train" not in self.splits or "files" in self.splits or not all(map(SPLIT.fullmatch, self.splits)):
+        if "train" not in self.splits or {"files", CODEBOOKS} & self.splits.keys() or not all(map(SPLIT.fullmatch, self.splits)):
             raise ValueError("a split has no name for a folder")
 
     def _check_arrays(self) -> None:

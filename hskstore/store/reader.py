@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float16, Float32, Shaped
 
 from hskstore.errors import StoreError
+from hskstore.store.codebooks import CODEBOOKS
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
 from hskstore.store.layout import Unit
@@ -91,6 +92,19 @@ class Store:
                 raise ValueError(f"its layer {layer} has another sha256 than the sealed one")
         return found
 
+    def words(self, feature: str) -> dict[str, Float16[np.ndarray, "layer ... stage word width"]]:
+        """As "words" the codebooks of a feature's layers, which its codes are decoded with; empty where its vectors are numbers.
+
+        Raises StoreError as `read` does.
+        """
+        path = f"{CODEBOOKS}/{feature}/words"
+        return {"words": self.read(path, 0)} if self.has(path) else {}
+
+    def left_over(self, feature: str) -> Float32[np.ndarray, "layer ..."] | None:
+        """What its codes leave of the variance of a feature's vectors, by layer, and of attention by part; None of numbers."""
+        path = f"{CODEBOOKS}/{feature}/error"
+        return self.read(path, 0)[..., -1] if self.has(path) else None
+
     def read_all(self, path: str) -> Shaped[np.ndarray, "row ..."]:
         """One array, all its rows [N, ...]."""
         spec = self._spec(path)
@@ -132,7 +146,8 @@ class Store:
         for name, feature in self.plan.said.items() if split == "train" else ():
             if f"{name}/values" not in found:
                 continue
-            values = feature.encoding.decode(found[f"{name}/values"], found.get(f"{name}/scale"), feature.width)
+            stored = {array: found[f"{name}/{array}"][None] for array in ("values", "scale") if f"{name}/{array}" in found}
+            (values,) = feature.encoding.decode(stored | self.words(name), feature.width)
             found[f"{name}/values"] = values.astype(np.float32)
         if "hidden/mask" in found and self.plan.hidden is not None:
             found["hidden/mask"] = unpack_mask(found["hidden/mask"], self.plan.hidden.hidden_size)

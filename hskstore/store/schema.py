@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-FORMAT_VERSION = 2
-"""The latest that is read. A store carries the least that reads it: 1 where it holds `hidden`, which every reader knows."""
+FORMAT_VERSION = 3
+"""The latest that is read. A store carries the least that reads it: 1 where it holds `hidden`, which every reader knows, 3 where
+vectors are codes."""
 
 BLOCK_ROWS = 512
 """The least rows that are sorted by length and batched together; see `block_rows`."""

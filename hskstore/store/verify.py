@@ -131,7 +131,7 @@ def _bad_receipts(
         elif sealed is not None and receipt.objects != sealed.get(unit, {}):
             yield Problem(key, "does not agree with the seal", *unit)
         elif plan is not None and unit != FILES:
-            rows = plan.splits[unit[0]].rows_of(unit[1])
+            rows = plan.rows_of(unit)
             if not {spec.key(path, unit[1]) for path, spec in plan.arrays_of(unit[0]).items()} <= receipt.objects.keys():
                 yield Problem(key, "does not list the unit's objects", *unit)
             elif receipt.rows != rows:

@@ -1,0 +1,165 @@
+"""The codebooks of a store: learnt from the first rows of a pass, before anything is written in them, by whoever comes first."""
+
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32
+
+from hskstore.errors import StoreError
+from hskstore.features.codes import learn_words, left_over
+from hskstore.stage_one.teacher import Teacher
+from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, codebooks_sha256, coded
+from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key, receipts
+from hskstore.store.encode import decode_shard, encode_unit
+from hskstore.store.features import LayerVectors
+from hskstore.store.hidden import Hidden
+from hskstore.store.layout import Columns
+from hskstore.store.objects import Objects
+from hskstore.store.plan import Plan, planned_anew
+from hskstore.store.shard import unit_fingerprints
+from hskstore.store.vectors import Codes
+from hskstore.text.rows import Rows
+from hskstore.watch import Watch, unwatched
+
+LEARNT_FROM, HELD_OUT = 16_384, 2_048
+"""Vectors of a layer that its codebooks are learnt from, and others on which is measured what they leave over."""
+
+MOST_ROWS = 4_608
+"""That are run to find so many, which of a vector a row there are not."""
+
+ROWS_AT_ONCE = 256
+
+
+def lay_codebooks(objects: Objects, plan: Plan, teacher: Teacher, rows: Rows, *, watch: Watch = unwatched) -> None:
+    """Learn the codebooks of a planned store from the train split `rows`, and put them, unless they stand there; those that
+    another process put first are as good.
+
+    Raises ModelError as an extraction would, and StoreError where units are there that were written in others.
+    """
+    if not coded(plan.features) or read_receipt(objects, receipt_key(*BOOKS)) is not None:
+        return
+    columns = _learn(plan, _sample(plan, teacher, rows), watch)
+    blobs: dict[str, bytes] = {}
+    for key, blob in encode_unit(plan, *BOOKS, columns).items():
+        objects.put(key, blob, create=True)
+        blobs[key] = _standing(objects, plan, key, blob)
+    entries = unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs)
+    words = codebooks_sha256(entries)
+    others = [each.key for each in receipts(objects).values() if each.made.get(CODEBOOKS, words) != words]
+    if others:
+        raise StoreError(
+            f"{objects.root}: its codebooks are gone, and those that this machine learns are not the ones that {others[0]} is"
+            " written in: hsk pull them from a good copy, or delete the store and extract it anew"
+        )
+    made = {"device": str(teacher.device), "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    commit_unit(objects, Receipt(*BOOKS, 0, uuid.uuid4().hex, entries, made), blobs)
+
+
+def read_words(objects: Objects, plan: Plan) -> Words:
+    """Those that `lay_codebooks` put. Raises StoreError where they are damaged."""
+    receipt = read_receipt(objects, receipt_key(*BOOKS)) if coded(plan.features) else None
+    found: dict[str, np.ndarray] = {}
+    for name in coded(plan.features):
+        path = f"{CODEBOOKS}/{name}/words"
+        spec = plan.arrays[path]
+        key = spec.key(path, BOOKS[1])
+        blob = objects.get(key)
+        if receipt is None or blob is None or unit_fingerprints({path: spec}, BOOKS[1], {key: blob})[key] != receipt.objects[key]:
+            raise StoreError(f"{objects.root}/{key} is not what its receipt says: hsk verify {objects.root} --deep --condemn")
+        found[name] = decode_shard(spec, BOOKS[1], blob)
+    return found
+
+
+def stand_in_words(plan: Plan) -> Words:
+    """Words of the right shapes, to see how long it takes to write in them."""
+    shapes = {name: plan.arrays[f"{CODEBOOKS}/{name}/words"].shape for name in coded(plan.features)}
+    return {name: np.random.default_rng(0).standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+def _standing(objects: Objects, plan: Plan, key: str, blob: bytes) -> bytes:
+    """What stands in an object's place, if it is whole; else `blob` stands there now."""
+    path = key.partition("/c/")[0]
+    found = objects.get(key)
+    try:
+        if found is not None:
+            decode_shard(plan.arrays[path], BOOKS[1], found)
+            return found
+    except ValueError:
+        pass  # torn by a power cut
+    objects.put(key, blob)
+    return blob
+
+
+# --- a sample
+
+
+def _sample(plan: Plan, teacher: Teacher, rows: Rows) -> dict[str, Float16[np.ndarray, "vector *place width"]]:
+    """The vectors of some of the first rows, which are in random order, as they are before they are codes: by feature, of every
+    layer, and of attention of every part."""
+    wanted = coded(plan.features)
+    plain = planned_anew(plan, [_as_numbers(feature) for feature in wanted.values()])
+    some = rows.slice(0, min(len(rows), MOST_ROWS))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    with TeacherPass([plain], teacher) as passed:
+        for _, batches in block_batches(some.n_tokens, ROWS_AT_ONCE, plan.pass_.batch_tokens):
+            for (columns,) in passed.run("train", (rows.take(batch) for batch in batches)):
+                for name, feature in wanted.items():
+                    found[name].append(_vectors_of(feature, columns))
+            if all(sum(map(len, own)) >= LEARNT_FROM + HELD_OUT for own in found.values()):
+                break
+    rng = np.random.default_rng(plan.pass_.seed)
+    return {name: rng.permutation(np.concatenate(own))[: LEARNT_FROM + HELD_OUT] for name, own in found.items()}
+
+
+def _as_numbers(feature: Hidden | LayerVectors) -> Hidden | LayerVectors:
+    if isinstance(feature, Hidden):
+        return replace(feature, strategy=replace(feature.strategy, values="f16"))
+    return replace(feature, values="f16")
+
+
+def _vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> np.ndarray:
+    """The vectors of a batch [vector, layer, ..., width], those of padding and of empty slots left out."""
+    values = columns[f"train/{feature.name}/values"]
+    if isinstance(feature, LayerVectors) and "token" not in feature.axes:
+        return values
+    counts = columns["train/n_tokens"] if isinstance(feature, LayerVectors) else columns["train/hidden/n_kept"][:, 0]
+    by_token = np.moveaxis(values, -2, 1)
+    found: np.ndarray = by_token[np.arange(by_token.shape[1]) < counts[:, None]]
+    return found
+
+
+# --- learning
+
+
+def _learn(plan: Plan, sample: Mapping[str, np.ndarray], watch: Watch) -> Columns:
+    """The arrays of the codebooks: those of each layer on a thread of its own, so that their bytes do not follow the cores."""
+    places = [(name, place) for name, vectors in sample.items() for place in np.ndindex(vectors.shape[1:-1])]
+    columns: dict[str, np.ndarray] = {}
+    for name in sample:
+        for array in ("words", "error"):
+            spec = plan.arrays[f"{CODEBOOKS}/{name}/{array}"]
+            columns[f"{CODEBOOKS}/{name}/{array}"] = np.empty(spec.shape, spec.dtype)
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, "hsk-codebooks", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
+        for done, ((name, place), job) in enumerate(zip(places, jobs, strict=True), start=1):
+            columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
+            watch("codebooks", done, len(places))
+    torch.set_num_threads(threads)
+    return columns
+
+
+def _learn_one(plan: Plan, name: str, vectors: np.ndarray) -> tuple[Float16[np.ndarray, "..."], Float32[np.ndarray, " stage"]]:
+    """The words of one layer, and what they leave of the variance of the vectors that they were not learnt from."""
+    encoding = plan.said[name].encoding
+    assert isinstance(encoding, Codes)
+    held_out = len(vectors) * HELD_OUT // (LEARNT_FROM + HELD_OUT)
+    learnt, others = torch.from_numpy(np.ascontiguousarray(vectors)).float().tensor_split([len(vectors) - held_out])
+    words = learn_words(learnt, encoding.stages, plan.pass_.seed)
+    return words.numpy(), left_over(others if held_out else learnt, words).numpy()
