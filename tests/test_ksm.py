@@ -198,7 +198,7 @@ def toy(
 
 
 TOYS: dict[str, Any] = {
-    "noise": lambda own, truth, random: 3 * torch.randn(4, generator=random),
+    "noise": lambda own, truth, random: 6 * torch.randn(4, generator=random),
     "conflict": lambda own, truth, random: own + truth,
     "early": lambda own, truth, random: 4 * (own - 1.5 * truth.sign()),  # fast, and to where the truth is not
 }
@@ -334,6 +334,8 @@ def test_any_terms_of_any_methods_can_be_chosen_among(place: Path, tmp_path: Pat
     assert recipe.method == Several((Mud(), Ckd()), "joint") and recipe == Recipe.of(recipe.as_options())
     found = learn(place, tmp_path / "run", method=recipe.method, selection=recipe.selection)
     assert found.phases[-1].schedule[0].keys() == {"step", "steps", "mud.hidden", "ckd.word_pair", "prediction"}
+    assert Recipe.of({"method": "mud+ksm"}).method == Several((Mud(), Ksm()), "joint")
+    assert Recipe.of({"method": "mud+ksm", "action": "fixed"}).method == Several((Mud(), Ksm()))
     with pytest.raises(OptionError, match=r"^--select: weights are chosen in one phase, and mud has hidden and prediction: add"):
         learn(place, tmp_path / "other", method=Mud(), selection=recipe.selection)
     with pytest.raises(OptionError, match=r"^--select mud.hidden: there is no such term; those that are weighed are gold, "):

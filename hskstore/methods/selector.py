@@ -18,10 +18,10 @@ FEATURES, FEATURE_HIDDEN, HIDDEN = 8, 64, 256
 UPDATES = 4
 """Of the networks from each reward."""
 
-BOUND, BOUNDING = 3.0, 0.1
+BOUND, BOUNDING = 2.5, 0.1
 """An output of the actor costs BOUNDING x the square of what is beyond +-BOUND: a sigmoid that is shut could not open again."""
 
-NOISE = 1.5
+NOISE = 2.0
 """Standard deviation of what is added to the actor's outputs, before the sigmoid, while the selector learns."""
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -51,8 +51,8 @@ METHOD = Option(
 PHASES = Option(
     "phases",
     Phasing,
-    "What is learnt of the inside: beside the predictions (joint) or before (two). Default: two, if a method has two phases, and"
-    " joint with --select.",
+    "What is learnt of the inside: beside the predictions (joint) or before (two). Default: two, if a method has two phases, but"
+    " joint where weights are chosen.",
     None,
 )
 SET = Option(
@@ -72,7 +72,8 @@ class Recipe:
     rate decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends. With
     `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first phase (None: half).
     `weight` stands in place of the method's own weights of its terms. `selection` is how weights are chosen at every step; None:
-    they are not, but for the method ksm, by its defaults.
+    they are not, but for the method ksm, by its defaults. Where a selector learns, all these numbers are of
+    each of its episodes and of the training that counts.
 
     Raises OptionError for what makes no sense.
     """
@@ -151,7 +152,9 @@ class Recipe:
         name, phasing, by_part = (values.pop(each.name, each.default) for each in (METHOD, PHASES, SET))
         own = {option: values.pop(option) for option in method_options() if option in values}
         chosen = {option: values.pop(option) for option in options_of(Selection) if option in values}
-        if "select" in chosen and phasing is None:
+        names = MethodNames.parse(str(name)).names
+        several_with_ksm = len(names) > 1 and Ksm.name in names
+        if phasing is None and ("select" in chosen or (several_with_ksm and chosen.get("action") != "fixed")):
             phasing = "joint"
         method = make_method(str(name), own, by_part=by_part, phasing=phasing)
         return cls(method=method, selection=Selection(**chosen) if chosen else None, **values)
