@@ -1,6 +1,8 @@
 """Knowledge selection: its losses, what an actor and a critic learn by, toys whose best choice is known, and runs."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 
 from hskstore.config import Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
+from hskstore.explore.methods import describe_methods
 from hskstore.features import TeacherShape
 from hskstore.losses import direction_distance, flow_mse
 from hskstore.methods import Ckd, Kd, Ksm, Mud, Selection, Several, Terms, Weights
@@ -36,6 +39,7 @@ from hskstore.text.tasks import TASKS
 from hskstore.watch import unwatched
 from tests.conftest import make_bert, save_folder, write_tsv
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = Selection(episodes=2, phase_steps=3)
 TEACHER, STUDENT = TeacherShape(12, 8), ModelShape("it", 2, (3, 8))
 
@@ -81,6 +85,11 @@ def test_degenerate_vectors_have_finite_gradients_and_the_teacher_has_none() -> 
         flow_mse(student, student, teacher_lower=teacher, teacher_upper=teacher).value.backward()
         assert student.grad is not None and student.grad.isfinite().all() and teacher.grad is None
     assert float(direction_distance(same, same * 3).value) == 0
+
+
+def test_the_layers_of_vectors_and_of_flows_are_told_together() -> None:
+    (found,) = (each for each in describe_methods() if each.name == "ksm")
+    assert found.phases[0].reads == {"cls": [*range(2, 13)]}
 
 
 def test_what_ksm_reads_and_weighs() -> None:
@@ -435,3 +444,18 @@ def test_a_recipe_of_a_selection_says_all_of_it() -> None:
         assert Recipe.of(recipe.as_options()) == recipe
     assert Recipe(method=Ksm()).selects == Selection() and Recipe().selects is None
     assert Recipe(method=Ksm(), selection=Selection(action="fixed")).selects is None
+
+
+@pytest.mark.long
+def test_the_pipeline_compares_every_row_of_its_tables(tmp_path: Path) -> None:
+    teacher = save_folder(make_bert(layers=4, hidden=16), tmp_path / "teacher")
+    (tmp_path / "data").mkdir()
+    for name, rows in (("train", 60), ("dev", 20)):
+        write_tsv(tmp_path / "data" / f"{name}.tsv", rows, seed=rows)
+    words = [str(ROOT / "pipelines" / "ksm.py"), teacher, str(tmp_path / "data"), "--task", "sst2", "--layers", "2,4"]
+    words += ["--steps", "3", "--seeds", "1", "--top-seeds", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "it")]
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = {row["method"] for row in json.loads((tmp_path / "it.json").read_text())["methods"]}
+    kinds = {"fink", "resk", "feak", "relk", "all-fixed", "random-soft", "random-hard"}
+    assert found == kinds | {"ksm-soft", "ksm-hard", "pkd", "kd"} and "Not compared" not in ran.stdout
