@@ -97,7 +97,7 @@ def test_what_ksm_reads_and_weighs() -> None:
     features, flows = phase.reads
     assert [(pair.student, pair.teacher) for pair in features.pairs] == [(1, 4), (2, 8), (3, 12)]
     assert [(pair.student, pair.teacher) for pair in flows.pairs] == [(2, 5), (3, 9)]
-    assert phase.weights == {"gold": 1, "prediction": 1, "ksm.feature": 1, "ksm.relation": 1} and phase.reads_labels
+    assert phase.weights == {"gold": 1, "prediction": 1, "ksm.feature": 1, "ksm.relation": 1000} and phase.reads_labels
     (phase,) = Ksm().phases(TEACHER, ModelShape("it", 2, (1, 8)))
     assert "ksm.relation" not in phase.weights and len(phase.reads) == 1
     with pytest.raises(OptionError, match=r"^the method ksm teaches .* one of 13 layers is deeper than the teacher's 12"):
@@ -209,7 +209,7 @@ def toy(
 TOYS: dict[str, Any] = {
     "noise": lambda own, truth, random: 6 * torch.randn(4, generator=random),
     "conflict": lambda own, truth, random: own + truth,
-    "early": lambda own, truth, random: 4 * (own - 1.5 * truth.sign()),  # fast, and to where the truth is not
+    "early": lambda own, truth, random: own - 2 * truth,  # twice as fast to the truth, and beyond it
 }
 
 

@@ -24,6 +24,9 @@ from hskstore.models.run import ModelShape
 TERMS = ("gold", "prediction", "ksm.feature", "ksm.relation")
 """FinK, ResK, FeaK and RelK: the order of the paper's actions."""
 
+FLOW_WEIGHT = 1000.0
+"""Of a mean over the width^2 entries of a product: the gradients of all four terms are then about as long (MiniLM, 384 wide)."""
+
 
 @dataclass(frozen=True)
 class Ksm:
@@ -34,12 +37,13 @@ class Ksm:
     The actor sees features of the last [CLS] vectors of student and teacher, of the whole batch, and is trained with a critic by
     how far the loss on validation rows falls in each --phase-steps steps, over --episodes trainings of the student from its
     start; then the student is trained once more, and the selector is kept beside it for --selector. --action has the paper's
-    baselines: random-soft, random-hard, and fixed, which leaves the weights as they are, 1 or those of --weight.
+    baselines: random-soft, random-hard, and fixed, which leaves the weights as they are.
 
     Student layer i learns from teacher layer I(i) = round(i L / L'); a flow is from layer i to i + 1, of the teacher from I(i) to
     I(i) + 1 (Equation 17); a student of one layer has none. Predictions are learnt by KL(student || teacher), as printed, times
-    temperature^2; of a score by its squared difference. The paper gives no temperature (10 is that of pkd) and no number of
-    episodes, and writes sums over the batch (--reduction sum).
+    temperature^2; of a score by its squared difference. The paper gives no temperature (10 is that of pkd), no number of episodes
+    and no weights beside what is chosen: they are 1, and 1000 of the flow, whose mean is over so many entries. It writes sums
+    over the batch (--reduction sum).
     """
 
     name: ClassVar[MethodName] = "ksm"
@@ -59,7 +63,7 @@ class Ksm:
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
         """One, of everything at once. Raises OptionError for a student that is deeper than its teacher."""
         features, flows = _pairs(teacher, student)
-        weights = {"gold": 1.0, "prediction": 1.0, "ksm.feature": 1.0} | ({"ksm.relation": 1.0} if flows else {})
+        weights = {"gold": 1.0, "prediction": 1.0, "ksm.feature": 1.0} | ({"ksm.relation": FLOW_WEIGHT} if flows else {})
         reads = (Want(CLS, features), *([Want(CLS, flows)] if flows else []))
         sees = Sight(hidden=frozenset(pair.student for pair in features))
         return (Phase(self.name, weights, schedule="linear", predicts=True, reads=reads, sees=sees),)

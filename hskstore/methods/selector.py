@@ -31,6 +31,9 @@ class Selector(nn.Module):
     """Weights of `terms` for batches of at most `batch` rows, from [CLS] vectors of a student and a teacher of these `widths`:
     section 5 of Wang et al., EMNLP Findings 2023. A batch of fewer rows is filled with features of zero.
 
+    The paper does not say how an action is sampled while it learns: noise that stays the same between two rewards is added to the
+    actor's outputs, which are held near +-BOUND. Nor does it say how often a reward is learnt from: `UPDATES` times.
+
     What it remembers between two steps while it learns, the moments of its optimisers with it, is in its buffers: its state_dict
     is all of it. It is trained when the next state is known, at the step after a reward.
     """
