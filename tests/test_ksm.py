@@ -209,7 +209,7 @@ def toy(
 TOYS: dict[str, Any] = {
     "noise": lambda own, truth, random: 6 * torch.randn(4, generator=random),
     "conflict": lambda own, truth, random: own + truth,
-    "early": lambda own, truth, random: own - 2 * truth,  # twice as fast to the truth, and beyond it
+    "early": lambda own, truth, random: own - 2.5 * truth,  # twice as fast to the truth, and beyond it
 }
 
 
