@@ -33,7 +33,7 @@ RegressionTarget: TypeAlias = Literal["teacher", "gold"]
 Projection: TypeAlias = Literal["shared", "per-layer"]
 LabelKind: TypeAlias = Literal["classes", "score"]
 MethodName: TypeAlias = Literal[
-    "mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd", "mgskd"
+    "mud", "kd", "finetune", "pkd", "distilbert", "ckd", "minilmv2", "minilm", "tinybert", "tkd", "mgskd", "ksm"
 ]
 
 

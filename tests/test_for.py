@@ -287,6 +287,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "tinybert": [],
         "tkd": [1],
         "mgskd": [],
+        "ksm": [],
     }
     assert {name: service["lacks"] for name, service in found.items() if service["lacks"]} == {
         "mud": ["hidden of teacher layer 3"],
@@ -296,6 +297,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "tinybert": ["states of teacher layers 0, 2", "qkv of teacher layers 2, 4"],
         "tkd": ["states of teacher layer 2"],
         "mgskd": ["states of teacher layers 0, 2", "pooled of teacher layer 4", "spans"],
+        "ksm": ["cls of teacher layers 3, 4"],
     }
 
 
@@ -392,6 +394,7 @@ def test_methods_are_listed_with_what_they_read_and_where_they_come_from(capsys:
         "tinybert states, qkv, logits",
         "tkd states, logits, labels",
         "mgskd states, spans, pooled, logits",
+        "ksm cls, logits, labels",
     ):
         assert part in said
     assert hsk("methods", "--json") == 0

@@ -28,7 +28,7 @@ from hskstore.losses import (
     word_angle,
     word_pair,
 )
-from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, Several, Tkd, parts_of, weighed
+from hskstore.methods import METHODS, Ckd, DistilBert, Kd, Method, Mud, Pkd, Selection, Several, Tkd, parts_of, weighed
 from hskstore.methods.batch import Batch
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
@@ -108,6 +108,8 @@ def store_of(place: Path, task: str = "classes", depth: int = 2) -> Store:
 
 
 def learn(place: Path, method: Method, out: Path, *, task: str = "classes", watch: Any = unwatched, **options: Any) -> Distilled:
+    if method.name == "ksm":
+        options = {"selection": Selection(episodes=1, phase_steps=3)} | options
     recipe = Recipe(
         str(place / task / "student"),
         method,
@@ -205,14 +207,18 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> Non
 
 @each_default
 def test_a_student_can_get_narrower_while_it_learns(method: Method, place: Path, tmp_path: Path) -> None:
-    """But in heads whose attention it learns."""
+    """But in heads whose attention it learns, and where a selector learns from the whole student."""
     if method in ATTENTIVE:
         with pytest.raises(OptionError, match=rf"^--prune-to 2,32,all: the method {method.name} learns .* as all,32,all, or"):
             learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
         learn(place, method, tmp_path / "run", max_steps=4, prune_to=PruneTo(ffn=32))
         assert set(json.loads((tmp_path / "run" / "config.json").read_text())["ffn_per_layer"]) == {32}
         return
-    found = learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
+    if method.name == "ksm":
+        with pytest.raises(OptionError, match=r"^--prune-to 2,32,all: a selector learns from .* with --selector, or choose"):
+            learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32))
+    drawn = {"selection": Selection(action="random-soft")} if method.name == "ksm" else {}
+    found = learn(place, method, tmp_path / "run", max_steps=24, prune_to=PruneTo(heads=2, ffn=32), **drawn)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config["heads_per_layer"]) == {2} and set(config["ffn_per_layer"]) == {32}
     assert found.scores["validation"].rows == 24
@@ -279,15 +285,15 @@ def test_a_store_that_lacks_what_it_reads_is_refused_with_the_command_that_makes
 @each_alone
 def test_another_width_goes_through_a_projection_shared_or_one_a_layer_if_there_is_one(method: Method) -> None:
     teacher, student = TeacherShape(12, 32), ModelShape("it", 2, (6, 16))
-    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert", "tkd", "mgskd"))
+    assert (method in PROJECTED) == (method.name in ("mud", "pkd", "distilbert", "tinybert", "tkd", "mgskd", "ksm"))
     if method in PROJECTED:
         counts = {}
         for kind in ("shared", "per-layer"):
             aids = type(method)(projection=kind).aids(teacher, student)  # type: ignore[call-arg]
             assert aids is not None
             counts[kind] = sum(each.numel() for each in aids.parameters()) // (16 * 32 + 32)
-        pairs = {pair for phase in method.phases(teacher, student) for want in phase.reads for pair in want.pairs}
-        assert counts == {"shared": 1, "per-layer": len(pairs)}
+        own = {pair.student for phase in method.phases(teacher, student) for want in phase.reads for pair in want.pairs}
+        assert counts == {"shared": 1, "per-layer": len(own)}
     else:
         assert method.aids(teacher, student) is None
 

@@ -17,7 +17,7 @@ from hskstore import evaluate
 from hskstore.config import DataOptions, FinetuneOptions, Keep, MethodName, PassOptions, Strategy
 from hskstore.errors import OptionError
 from hskstore.features import TeacherShape
-from hskstore.methods import METHODS, Finetune, Kd, Mud, Phase, Weights, method_options, weighed
+from hskstore.methods import METHODS, Finetune, Kd, Mud, Phase, Selection, Weights, method_options, weighed
 from hskstore.methods.batch import Batch
 from hskstore.methods.ckd import Ckd
 from hskstore.methods.distilbert import DistilBert
@@ -318,7 +318,12 @@ def test_every_option_of_every_method_is_a_flag_that_tells_its_methods_and_defau
 
 
 def test_every_field_of_a_recipe_a_method_and_a_strategy_is_a_documented_option() -> None:
-    for owner, but in ((Recipe, {"method"}), (Strategy, {"student_layers"}), *((method, set()) for method in METHODS.values())):
+    for owner, but in (
+        (Recipe, {"method", "selection"}),
+        (Selection, set()),
+        (Strategy, {"student_layers"}),
+        *((method, set()) for method in METHODS.values()),
+    ):
         assert options_of(owner).keys() == {field.name for field in dataclasses.fields(owner)} - but
 
 

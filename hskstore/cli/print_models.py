@@ -54,7 +54,8 @@ def print_distilled(result: Distilled) -> None:
     """What a student learnt, and in what time."""
     for phase in result.phases:
         losses = ", ".join(f"{name} {value:.4f}" for name, value in phase.losses.items())
-        out.print(f"{phase.name}: {phase.steps} steps in {phase.seconds:.0f} s{ENDED[phase.ended]}; {losses}")
+        rewards = f", {phase.rewarded:.0f} s of it for rewards" if phase.rewarded else ""
+        out.print(f"{phase.name}: {phase.steps} steps in {phase.seconds:.0f} s{ENDED[phase.ended]}{rewards}; {losses}")
     print_scores(result.scores)
     out.print(
         f"{result.folder}: {result.parameters:,} parameters; from store {result.digest[:16]}, {result.precision},"

@@ -4,7 +4,7 @@ import inspect
 from dataclasses import dataclass
 
 from hskstore.features import TeacherShape
-from hskstore.methods import METHODS, Method
+from hskstore.methods import METHODS, Method, Phase
 from hskstore.models.run import ModelShape
 from hskstore.options import Plain, options_of, plain
 
@@ -60,9 +60,17 @@ def _describe(method: Method) -> MethodDescription:
             phase.name,
             phase.schedule,
             dict(phase.weights),
-            {want.kind.name: [pair.teacher for pair in want.pairs] for want in phase.reads},
+            _layers_read(phase),
             phase.reads_labels,
         )
         for phase in method.phases(EXAMPLE_TEACHER, EXAMPLE_STUDENT)
     ]
     return MethodDescription(method.name, inspect.getdoc(type(method)) or "", method.source, phases, options)
+
+
+def _layers_read(phase: Phase) -> dict[str, list[int]]:
+    """The teacher layers of each feature, of all that is wanted of it."""
+    found: dict[str, set[int]] = {}
+    for want in phase.reads:
+        found.setdefault(want.kind.name, set()).update(pair.teacher for pair in want.pairs)
+    return {name: sorted(layers) for name, layers in found.items()}

@@ -1,7 +1,8 @@
 """Losses as pure functions of tensors: student and teacher in, one term out. Gradients flow to the student alone."""
 
 from hskstore.losses.attention import attention_kl, attention_mse, in_heads, relation_kl
-from hskstore.losses.directions import cosine_distance, normalised_mse
+from hskstore.losses.directions import cosine_distance, direction_distance, normalised_mse
+from hskstore.losses.flow import flow_mse
 from hskstore.losses.hidden import hidden_mse, kept_hidden_mse
 from hskstore.losses.logits import hard_cross_entropy, logit_mse, reverse_kl, score_mse, soft_cross_entropy, standardised
 from hskstore.losses.relations import layer_angle, layer_pair, word_angle, word_pair
@@ -17,6 +18,8 @@ __all__ = [
     "attention_kl",
     "attention_mse",
     "cosine_distance",
+    "direction_distance",
+    "flow_mse",
     "hard_cross_entropy",
     "hidden_mse",
     "in_heads",

@@ -10,12 +10,14 @@ from hskstore.methods.contract import Method, Phase
 from hskstore.methods.distilbert import DistilBert
 from hskstore.methods.finetune import Finetune
 from hskstore.methods.kd import Kd
+from hskstore.methods.ksm import Ksm
 from hskstore.methods.mgskd import Mgskd
 from hskstore.methods.minilm import MiniLM
 from hskstore.methods.minilmv2 import MiniLMv2
 from hskstore.methods.mud import Mud
 from hskstore.methods.part_options import PartOptions, no_option, written
 from hskstore.methods.pkd import Pkd
+from hskstore.methods.selection import Selection, Terms, chosen_terms
 from hskstore.methods.several import MethodNames, Phasing, Several, parts_of
 from hskstore.methods.tinybert import TinyBert
 from hskstore.methods.tkd import Tkd
@@ -34,7 +36,8 @@ METHODS: Mapping[
     | type[MiniLM]
     | type[TinyBert]
     | type[Tkd]
-    | type[Mgskd],
+    | type[Mgskd]
+    | type[Ksm],
 ] = {
     "mud": Mud,
     "kd": Kd,
@@ -47,6 +50,7 @@ METHODS: Mapping[
     "tinybert": TinyBert,
     "tkd": Tkd,
     "mgskd": Mgskd,
+    "ksm": Ksm,
 }
 
 
@@ -81,6 +85,7 @@ __all__ = [
     "Ckd",
     "Finetune",
     "Kd",
+    "Ksm",
     "Method",
     "MethodNames",
     "Mgskd",
@@ -90,11 +95,14 @@ __all__ = [
     "PartOptions",
     "Phase",
     "Phasing",
+    "Selection",
     "Several",
     "Term",
+    "Terms",
     "TinyBert",
     "Tkd",
     "Weights",
+    "chosen_terms",
     "make_method",
     "method_options",
     "parts_of",

@@ -1,10 +1,11 @@
 """What a method of distillation is to the trainer: phases, aids, and named, unweighted terms for each batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hskstore.features import TeacherShape, Want
 from hskstore.losses import Term
@@ -69,3 +70,32 @@ class Method(Protocol):
         A term that relates rows to each other asks for those of all processes with `losses.whole_batch`.
         """
         ...
+
+
+State = tuple[Float[Tensor, "_rows _own"], Float[Tensor, "_rows _other"]]
+"""What a chooser looks at: [CLS] vectors of a whole batch, of the student's last layer and of the teacher's, without
+gradients."""
+
+
+class Chooser(Protocol):
+    """Who weighs some terms anew at every step: an nn.Module beside the student, whose state_dict is all that it remembers, so
+    that checkpoints hold it. The training that it learns by calls `begin`, then `weigh` and `follow` at each step, then `finish`.
+
+    `worth` is how good the student is: less its loss on validation rows, or its metric. It takes time, and is asked for where a
+    reward is due.
+    """
+
+    @property
+    def terms(self) -> tuple[str, ...]: ...
+
+    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+        """What the weights of its terms are multiplied by at step `number` of a training, on the device; `seed` is its own."""
+        ...
+
+    def begin(self, worth: Callable[[], float]) -> None: ...
+
+    def follow(self, done: int, worth: Callable[[], float]) -> None:
+        """So many steps are done."""
+        ...
+
+    def finish(self, done: int, worth: Callable[[], float]) -> None: ...

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hskstore.methods import Method
+from hskstore.methods.selector import Selector
 from hskstore.models.folder import save_model
 from hskstore.models.pruned_bert import PrunedBertForSequenceClassification
 from hskstore.models.run import accepted_inputs
@@ -15,6 +16,7 @@ from hskstore.stage_two.checkpoint import PhaseResult, forget_checkpoint
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.scores import Scored
+from hskstore.stage_two.selecting import FOLDER, save_selector
 from hskstore.stage_two.student import Student
 from hskstore.store import Plan, Store
 from hskstore.store.features import Spans
@@ -124,6 +126,10 @@ def save_student(
     result = asdict(distilled) | {"method": repr(recipe.method), "student": student.name, "seed": recipe.seed}
     if learner.pruning is not None:
         result |= {"pruning": repr(learner.pruning)}
+    if recipe.selects is not None:
+        result |= {"selection": repr(recipe.selects)}
+        if isinstance(learner.chooser, Selector) and recipe.selects.learns:
+            save_selector(learner.chooser, out / FOLDER)
     card = model_card(distilled, store, recipe.method, student.name, command, model)
     stored = tokenizer_from_files(store.tokenizer_files())
     words = student.tokenizer or stored

@@ -28,7 +28,9 @@ Ended = Literal["steps", "minutes", "patience"]
 class PhaseResult:
     """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps.
 
-    `ended` is the limit that it met, `waited` the seconds that steps waited for their batch.
+    `ended` is the limit that it met, `waited` the seconds that steps waited for their batch. Where weights were chosen,
+    `schedule` tells what they were, mean over some steps each: from the step "step" on, "steps" of them. `rewarded` is the
+    seconds that it took to see what the student was worth.
     """
 
     name: str
@@ -39,6 +41,8 @@ class PhaseResult:
     best: dict[str, float] | None
     ended: Ended
     waited: float
+    schedule: list[dict[str, float]] = field(default_factory=list)
+    rewarded: float = 0.0
 
 
 @dataclass
@@ -55,6 +59,8 @@ class RunState:
     scores: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] | None = None
     done: list[PhaseResult] = field(default_factory=list)
+    schedule: list[dict[str, float]] = field(default_factory=list)
+    rewarded: float = 0.0
 
 
 class Checkpoint:

@@ -1,6 +1,7 @@
 """Stage two: a student is trained from a store alone. No teacher, no data set, no hub."""
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import telling_rows
-from hskstore.stage_two.scores import dev_score, score_splits
-from hskstore.stage_two.settings import completed, phase_settings
+from hskstore.stage_two.scores import REWARD_ROWS, dev_score, dev_worth, score_splits
+from hskstore.stage_two.selecting import Selecting
+from hskstore.stage_two.settings import PhaseSettings, completed, phase_settings, with_episodes
 from hskstore.stage_two.student import Student, fit_student, uneven_pairs
 from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
@@ -71,17 +73,25 @@ def distill(
     recipe = completed(recipe, fitted.phases, task, precision, supply.name)
     settings = phase_settings(recipe, fitted.phases, task.defaults, supply)
     learner = build_learner(fitted, recipe, settings)
+    dev, own = fitted.dev["validation"], fitted.selecting
+    run, worth = settings, None
+    if own is not None:
+        run = with_episodes(settings, own.selection, own.terms, own.want)
+        if own.selection.learns:
+            _tell_episodes(own, settings[0], len(dev))
+            worth = dev_worth(task, dev, own.selection.reward)
     with showing(fitted.model, fitted.sight):
         results = train(
             learner,
             supply,
             recipe.method,
-            settings,
+            run,
             data=fitted.data,
             order=fitted.order,
             seed=recipe.seed,
             out=out,
-            score=dev_score(task, fitted.dev["validation"], watch),
+            score=dev_score(task, dev, watch),
+            worth=worth,
             precision=precision,
             device=device,
             watch=watch,
@@ -113,6 +123,17 @@ def _tell_depths(student: Student) -> None:
             f"a student of {own.layers} layers and a teacher of {theirs.layers}: {own.layers} does not divide {theirs.layers};"
             f" student layers {mine} learn from teacher layers {teachers}"
         )
+
+
+def _tell_episodes(chosen: Selecting, last: PhaseSettings, dev_rows: int) -> None:
+    """Say what a selector costs before the student is trained."""
+    episodes, steps = chosen.selection.episodes, last.steps
+    rewards = 1 + math.ceil(steps / chosen.selection.phase_steps)
+    log.warning(
+        f"a selector of {', '.join(chosen.terms)} learns first: {episodes} trainings of {steps} steps, in each of which the"
+        f" student is scored {rewards} times on {min(dev_rows, REWARD_ROWS)} of the {dev_rows} validation rows; then"
+        f" {steps} steps count"
+    )
 
 
 def _chosen(recipe: Recipe, student: nn.Module | None) -> str | nn.Module:

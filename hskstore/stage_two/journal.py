@@ -17,6 +17,9 @@ from hskstore.watch import Watch
 RECENT_STEPS = 50
 """Steps whose mean losses a result reports."""
 
+SCHEDULE_STEPS = 64
+"""Steps whose mean weights a result reports together."""
+
 
 @dataclass(frozen=True)
 class Noted:
@@ -26,6 +29,7 @@ class Noted:
     rate: float
     terms: Mapping[str, Float[Tensor, ""]]
     loss: Float[Tensor, ""]
+    chosen: Mapping[str, Float[Tensor, ""]]
 
 
 class Journal:
@@ -36,26 +40,40 @@ class Journal:
         self._watch = watch
         self._noted: list[Noted] = []
 
-    def note(self, step: int, rate: float, terms: Mapping[str, Float[Tensor, ""]], loss: Float[Tensor, ""]) -> None:
+    def note(
+        self,
+        step: int,
+        rate: float,
+        terms: Mapping[str, Float[Tensor, ""]],
+        loss: Float[Tensor, ""],
+        chosen: Mapping[str, Float[Tensor, ""]],
+    ) -> None:
+        """A step's terms and loss, and the weights that were chosen for some terms."""
         detached = {name: term.detach() for name, term in terms.items()}
-        self._noted.append(Noted(step, rate, detached, loss.detach()))
+        self._noted.append(Noted(step, rate, detached, loss.detach(), chosen))
 
     def read_back(self, phase: str, state: RunState) -> None:
-        """What was noted becomes the state's recent losses. Raises ModelError for one that is not finite."""
+        """What was noted becomes the state's recent losses, and its schedule. Raises ModelError for a loss that is not finite."""
         if not self._noted:
             return
         noted, self._noted = self._noted, []
-        values = torch.stack([value for each in noted for value in (each.loss, *each.terms.values())]).tolist()
-        width = len(noted[0].terms) + 1
+        values = torch.stack(
+            [value for each in noted for value in (each.loss, *each.terms.values(), *each.chosen.values())]
+        ).tolist()
+        width = len(noted[0].terms) + len(noted[0].chosen) + 1
         for index, each in enumerate(noted):
-            loss, *terms = values[width * index : width * (index + 1)]
+            loss, *numbers = values[width * index : width * (index + 1)]
             if not (float("-inf") < loss < float("inf")):
                 raise ModelError(
                     f"the loss of phase {phase} is not finite at step {each.step}: lower --lr, or train with --precision fp32"
                 )
-            losses = dict(zip(each.terms, terms, strict=True))
+            losses = dict(zip(each.terms, numbers, strict=False))
+            chosen = dict(zip(each.chosen, numbers[len(losses) :], strict=True))
             state.recent = [*state.recent[1 - RECENT_STEPS :], losses]
-            self.write(phase, {**losses, "rate": each.rate}, each.step)
+            if chosen:
+                state.schedule = scheduled(state.schedule, each.step, chosen)
+            weights = {f"weight/{name}": weight for name, weight in chosen.items()}
+            self.write(phase, {**losses, **weights, "rate": each.rate}, each.step)
 
     def write(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Numbers for TensorBoard."""
@@ -89,6 +107,16 @@ def open_log(folder: Path) -> Any:
         return None
     with written(folder):
         return SummaryWriter(str(folder))
+
+
+def scheduled(schedule: Sequence[dict[str, float]], step: int, chosen: Mapping[str, float]) -> list[dict[str, float]]:
+    """A schedule with the weights of one more step: means over `SCHEDULE_STEPS` steps each."""
+    last = schedule[-1] if schedule and step < schedule[-1]["step"] + SCHEDULE_STEPS else None
+    if last is None:
+        return [*schedule, {"step": step, "steps": 1, **chosen}]
+    count = last["steps"] + 1
+    means = {name: last[name] + (weight - last[name]) / count for name, weight in chosen.items()}
+    return [*schedule[:-1], {"step": last["step"], "steps": count, **means}]
 
 
 def mean_losses(recent: Sequence[Mapping[str, float]]) -> dict[str, float]:

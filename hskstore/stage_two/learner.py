@@ -1,10 +1,11 @@
 """A student with what its training needs and its export drops."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Shaped
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 from transformers.utils import cached_file
 
@@ -19,16 +20,37 @@ from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.student import Student
 
 PUBLISHED_PROJECTION = "fit_dense"
+CHOOSER = "chooser."
 
 
 class Learner(nn.Module):
-    """A student, the aids of its method (None: none), and the pruning if it gets narrower."""
+    """A student, the aids of its method (None: none), the pruning if it gets narrower, and who weighs its terms at every step."""
 
-    def __init__(self, student: Any, *, aids: nn.Module | None = None, pruning: GradualPruning | None = None) -> None:
+    def __init__(
+        self,
+        student: Any,
+        *,
+        aids: nn.Module | None = None,
+        pruning: GradualPruning | None = None,
+        chooser: Any | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.aids = aids
         self.pruning = pruning
+        self.chooser = chooser
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the loss of a step trains: all but the chooser."""
+        return [each for name, each in self.named_parameters() if each.requires_grad and not name.startswith(CHOOSER)]
+
+    def copied(self) -> dict[str, Shaped[Tensor, "..."]]:
+        """All but the chooser as it is now, to `begin_anew` from."""
+        return {name: tensor.clone() for name, tensor in self.state_dict().items() if not name.startswith(CHOOSER)}
+
+    def begin_anew(self, copied: Mapping[str, Shaped[Tensor, "..."]]) -> None:
+        """All but the chooser as it was then."""
+        self.load_state_dict({**self.state_dict(), **copied})
 
     def forward(self, batch: Batch, phase: Phase) -> Seen:
         """What the phase sees of the student."""
@@ -62,4 +84,5 @@ def build_learner(student: Student, recipe: Recipe, settings: Sequence[PhaseSett
     aids = recipe.method.aids(student.teacher, student.shape)
     if aids is not None and recipe.student is not None:
         take_published_projection(aids, recipe.student)
-    return Learner(student.model, aids=aids, pruning=pruning)
+    chooser = student.selecting.chooser(settings[0].batch_size) if student.selecting is not None else None
+    return Learner(student.model, aids=aids, pruning=pruning, chooser=chooser)

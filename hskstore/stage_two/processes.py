@@ -64,6 +64,13 @@ def from_first(find: Callable[[], Found]) -> Found:
     return cast(Found, found[0])
 
 
+def first_ones(own: Shaped[Tensor, "..."], accelerator: Accelerator) -> Shaped[Tensor, "..."]:
+    """The first process's tensor, on every process; the device is not waited for."""
+    if accelerator.num_processes > 1:
+        broadcast(own, src=0)
+    return own
+
+
 def added_up(parts: Sequence[Shaped[Tensor, "..."]], accelerator: Accelerator) -> list[Shaped[Tensor, "..."]]:
     """Each of some small tensors summed over all processes, in one message.
 
@@ -86,6 +93,16 @@ class _AddedUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0]
+
+
+def in_batch_order(gathered: Shaped[Tensor, "batch ..."], accelerator: Accelerator) -> Shaped[Tensor, "batch ..."]:
+    """The rows of a whole batch, those of the first process first, in the order that they have in one process: every process has
+    each so manieth row."""
+    of = accelerator.num_processes
+    if of == 1:
+        return gathered
+    places = torch.cat([torch.arange(rank, len(gathered), of) for rank in range(of)])
+    return gathered[places.argsort().to(gathered.device)]
 
 
 def add_gradients(learner: nn.Module, accelerator: Accelerator) -> None:

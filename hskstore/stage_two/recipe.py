@@ -24,11 +24,13 @@ from hskstore.config import (
 )
 from hskstore.errors import OptionError
 from hskstore.methods import (
+    Ksm,
     Method,
     MethodNames,
     Mud,
     PartOptions,
     Phasing,
+    Selection,
     Several,
     Weights,
     make_method,
@@ -49,7 +51,8 @@ METHOD = Option(
 PHASES = Option(
     "phases",
     Phasing,
-    "What is learnt of the inside: beside the predictions (joint) or before (two). Default: two, if a method has two phases.",
+    "What is learnt of the inside: beside the predictions (joint) or before (two). Default: two, if a method has two phases, but"
+    " joint where weights are chosen.",
     None,
 )
 SET = Option(
@@ -68,13 +71,16 @@ class Recipe:
     task's. `max_steps` and `max_minutes` are of the whole run, shared among the phases in proportion to their steps; a decaying
     rate decays within them. `patience`: dev scores in a row that may be no better than the best before a phase ends. With
     `prune_to` a copy of a BERT gets narrower while it learns, over `prune_share` of the first phase (None: half).
-    `weight` stands in place of the method's own weights of its terms.
+    `weight` stands in place of the method's own weights of its terms. `selection` is how weights are chosen at every step; None:
+    they are not, but for the method ksm, by its defaults. Where a selector learns, all these numbers are of
+    each of its episodes and of the training that counts.
 
     Raises OptionError for what makes no sense.
     """
 
     student: Annotated[str | None, Doc("The student to train: folder or hub name.")] = None
     method: Method = field(default_factory=Mud)
+    selection: Selection | None = None
     epochs: Annotated[
         tuple[int, ...] | None, Doc("Per phase: 10,5. Default: the paper's for the task, SST-2's for data of your own.")
     ] = None
@@ -117,6 +123,22 @@ class Recipe:
         check_choice("--loader", self.loader, get_args(Loader))
         if self.prune_share is not None and self.prune_to is None:
             raise OptionError("--prune-share goes with --prune-to")
+        chosen = self.selection
+        if chosen is not None and chosen.select is None and chosen.selector is None and not self._selects_itself:
+            raise OptionError(
+                f"the method {self.method.name} chooses no weights by itself: name the terms with --select, or leave out"
+                " --action and what else is of a selector"
+            )
+
+    @property
+    def _selects_itself(self) -> bool:
+        return any(isinstance(part, Ksm) for part in parts_of(self.method))
+
+    @property
+    def selects(self) -> Selection | None:
+        """How weights are chosen at every step; None: they are fixed."""
+        chosen = Selection() if self.selection is None and self._selects_itself else self.selection
+        return None if chosen is None or chosen.action == "fixed" else chosen
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> "Recipe":
@@ -129,14 +151,21 @@ class Recipe:
         values: dict[str, Any] = {name: known[name].read(value) for name, value in given.items()}
         name, phasing, by_part = (values.pop(each.name, each.default) for each in (METHOD, PHASES, SET))
         own = {option: values.pop(option) for option in method_options() if option in values}
-        return cls(method=make_method(str(name), own, by_part=by_part, phasing=phasing), **values)
+        chosen = {option: values.pop(option) for option in options_of(Selection) if option in values}
+        names = MethodNames.parse(str(name)).names
+        several_with_ksm = len(names) > 1 and Ksm.name in names
+        if phasing is None and ("select" in chosen or (several_with_ksm and chosen.get("action") != "fixed")):
+            phasing = "joint"
+        method = make_method(str(name), own, by_part=by_part, phasing=phasing)
+        return cls(method=method, selection=Selection(**chosen) if chosen else None, **values)
 
     def as_options(self) -> dict[str, Plain]:
         """The inverse of `of`: everything that is not None."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         of_methods, by_part = written(parts_of(self.method))
         phasing = self.method.phasing if isinstance(self.method, Several) else None
-        found = own | of_methods | {METHOD.name: self.method.name, PHASES.name: phasing, SET.name: by_part}
+        chosen = {} if self.selection is None else {name: getattr(self.selection, name) for name in options_of(Selection)}
+        found = own | of_methods | chosen | {METHOD.name: self.method.name, PHASES.name: phasing, SET.name: by_part}
         return {name: plain(found[name]) for name in recipe_options() if found.get(name) is not None}
 
     def to_toml(self) -> str:
@@ -146,7 +175,8 @@ class Recipe:
 def recipe_options() -> dict[str, Option]:
     """Every option that a recipe can have, by name: flags of `hsk distill`, keys of a file."""
     own = options_of(Recipe)
-    return {"student": own.pop("student"), METHOD.name: METHOD} | method_options() | {PHASES.name: PHASES, SET.name: SET} | own
+    of_methods = method_options() | {PHASES.name: PHASES, SET.name: SET} | options_of(Selection)
+    return {"student": own.pop("student"), METHOD.name: METHOD} | of_methods | own
 
 
 def overridden(file: Mapping[str, Plain], given: Mapping[str, object]) -> dict[str, object]:

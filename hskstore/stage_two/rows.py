@@ -66,6 +66,12 @@ class TrainingRows:
         own = self.features[want.kind.name]
         return want.kind.targets(own, rows, want.places(own.feature), self.n_tokens[rows])
 
+    def at_most(self, rows: int) -> "TrainingRows":
+        """So many of the rows from all over, with what is read of the text and its labels alone."""
+        chosen = np.linspace(0, len(self) - 1, min(rows, len(self))).astype(int)
+        label, logits = (None if each is None else each[chosen] for each in (self.label, self.logits))
+        return TrainingRows(self.input_ids[chosen], self.token_type_ids[chosen], self.n_tokens[chosen], label, logits)
+
     def in_length_order(self, batch_size: int) -> Iterator[Int[np.ndarray, " batch"]]:
         """Every row once, in batches of similar length: for evaluation."""
         order = np.argsort(self.n_tokens, kind="stable")

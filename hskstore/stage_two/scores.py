@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import nn
 
+from hskstore.losses import hard_cross_entropy, score_mse
 from hskstore.methods.batch import Batch
 from hskstore.models.run import put_back, run_model
 from hskstore.stage_two.learner import Learner
@@ -17,6 +19,8 @@ from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
 
 EVALUATION_BATCH = 64
+REWARD_ROWS = 1000
+"""Of the validation rows, at most: what a reward is found on, always the same ones."""
 
 
 def predict(
@@ -88,3 +92,21 @@ def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) ->
         return DevScore(task.metrics[0], compute_metrics(task, logits, label))
 
     return score
+
+
+def dev_worth(task: Task, validation: TrainingRows, reward: Literal["loss", "metric"]) -> Callable[[Learner], float]:
+    """How good a learner's student is on labelled validation rows, `REWARD_ROWS` of them at most: less its mean cross-entropy, or
+    squared difference of a score; or the task's first metric."""
+    rows = validation.at_most(REWARD_ROWS)
+    label = rows.label
+    assert label is not None
+
+    def worth(learner: Learner) -> float:
+        logits = predict(learner.student, rows, stage="reward")
+        if reward == "metric":
+            return compute_metrics(task, logits, label)[task.metrics[0]]
+        own, gold = torch.from_numpy(logits), torch.from_numpy(label)
+        term = hard_cross_entropy(own, gold.long()) if task.kind == "classes" else score_mse(own, gold)
+        return -float(term.value)
+
+    return worth

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, TrainPrecision
 from hskstore.errors import OptionError
-from hskstore.methods import Phase
+from hskstore.features import RowTargets, Want
+from hskstore.methods import Phase, Selection
 from hskstore.stage_two.feed import Supply, steps_per_epoch
 from hskstore.stage_two.recipe import Recipe
 from hskstore.text.tasks import Task, TaskDefaults
@@ -15,10 +16,22 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
+class Choice:
+    """That the learner's chooser weighs `terms` anew at every step, from what `want` tells of the teacher. If it is `learning`,
+    by the rewards that the phase gives it. `options` are those of its own, in words."""
+
+    terms: tuple[str, ...]
+    want: Want[RowTargets]
+    learning: bool
+    options: str
+
+
+@dataclass(frozen=True)
 class PhaseSettings:
     """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
 
-    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit.
+    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit. A phase with a
+    `choice` begins from the student as it was when the run began.
     """
 
     phase: Phase
@@ -28,6 +41,7 @@ class PhaseSettings:
     warmup: float = DEFAULT_WARMUP
     seconds: float | None = None
     patience: int | None = None
+    choice: Choice | None = None
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -49,7 +63,10 @@ class PhaseSettings:
         from the method, the student and the store."""
         phase = self.phase
         told = {"name": phase.name, "weights": dict(phase.weights), "schedule": phase.schedule, "predicts": phase.predicts}
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"phase": told}
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "choice"} | {"phase": told}
+        if self.choice is not None:
+            own["choice"] = [list(self.choice.terms), self.choice.learning, self.choice.options]
+        return own
 
 
 def for_task(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaults) -> Recipe:
@@ -80,6 +97,27 @@ def phase_settings(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaul
     ]
 
 
+def with_episodes(
+    settings: Sequence[PhaseSettings], selection: Selection, terms: tuple[str, ...], want: Want[RowTargets]
+) -> list[PhaseSettings]:
+    """The one phase of a run whose `terms` are chosen, and before it, where the selector learns, as many trainings like it as
+    there are episodes, of which the last step is kept and no dev score is asked for."""
+    (last,) = settings
+    choice = Choice(terms, want, False, repr(selection))
+    episodes = range(1, selection.episodes + 1) if selection.learns else ()
+    return [
+        *(
+            replace(
+                last,
+                phase=replace(last.phase, name=f"episode-{number}", predicts=False),
+                choice=replace(choice, learning=True),
+            )
+            for number in episodes
+        ),
+        replace(last, choice=choice),
+    ]
+
+
 def _share_steps(most: int, steps: list[int]) -> list[int]:
     """`most` steps in proportion to `steps`, at least one each."""
     shared: list[int] = []
@@ -101,4 +139,10 @@ def _per_phase(option: str, given: tuple[Number, ...] | None, defaults: tuple[Nu
 def completed(recipe: Recipe, phases: Sequence[Phase], task: Task, precision: TrainPrecision, loader: Loader) -> Recipe:
     """The recipe with nothing left open, so that it makes the same student wherever it is followed."""
     share = recipe.prune_share if recipe.prune_to is None or recipe.prune_share is not None else DEFAULT_PRUNE_SHARE
-    return replace(for_task(recipe, phases, task.defaults), precision=precision, loader=loader, prune_share=share)
+    return replace(
+        for_task(recipe, phases, task.defaults),
+        precision=precision,
+        loader=loader,
+        prune_share=share,
+        selection=recipe.selection or recipe.selects,
+    )

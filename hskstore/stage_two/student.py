@@ -18,6 +18,7 @@ from hskstore.features import HIDDEN, QKV, TeacherShape, Want
 from hskstore.features.hidden import aligned_share
 from hskstore.layers import LayerPair
 from hskstore.methods import Method, Phase, weighed
+from hskstore.methods.selection import seeing_state
 from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.observe import NOTHING, Sight, heads_of
@@ -26,6 +27,7 @@ from hskstore.models.run import Inputs, ModelShape, check_length, check_vocabula
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import Places, TrainingRows, check_words, reading_options, rows_from_store, telling_rows
+from hskstore.stage_two.selecting import Selecting, selecting
 from hskstore.store import Store
 from hskstore.store.features import FEATURES, Cls, States
 from hskstore.store.hidden import Hidden
@@ -42,7 +44,7 @@ class Student:
 
     `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
     takes it. The `phases` of its run are made for `teacher` and `shape`, and read the stored layers `places`. `data` names what
-    it learns from, and `order` the rows alone.
+    it learns from, and `order` the rows alone. `selecting`: how weights are chosen; None: they are fixed.
     """
 
     model: Any
@@ -56,6 +58,7 @@ class Student:
     places: Places
     data: str
     order: str
+    selecting: Selecting | None = None
 
     @property
     def sight(self) -> Sight:
@@ -99,10 +102,13 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
             f"{name} has another tokenizer than the teacher, whose attention from token to token the method {method.name} learns:"
             " choose a student with the teacher's tokenizer, or a method that reads no attention"
         )
+    chosen = selecting(phases, recipe, store, teacher, shape)
+    if chosen is not None:
+        phases = tuple(seeing_state(phase, chosen.want) for phase in phases)
     if reading and any(want.kind.name == Cls.name for want in _wants(phases)):
         check_begins_with_special(own, name, [["a"]] * len(plan.task["text"]), Cls.name)
     data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
-    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order)
+    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order, chosen)
 
 
 def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, method: Method) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hskstore.config import TrainPrecision
@@ -25,6 +26,7 @@ from hskstore.methods import Method, Term
 from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
 from hskstore.stage_two.checkpoint import RUN_VERSION, Checkpoint, Ended, PhaseResult, RunState
+from hskstore.stage_two.choosing import Choosing
 from hskstore.stage_two.dropout import FastDropout
 from hskstore.stage_two.feed import Feed, Prefetched, Share, Step, Supply
 from hskstore.stage_two.journal import Journal, mean_losses, open_log
@@ -54,6 +56,7 @@ def train(
     seed: int,
     out: Path,
     score: Callable[[Learner], DevScore] | None,
+    worth: Callable[[Learner], float] | None = None,
     precision: TrainPrecision = "auto",
     device: str | None = None,
     watch: Watch = unwatched,
@@ -63,10 +66,10 @@ def train(
     A student that gets narrower (`learner.pruning`) does so in the first phase.
     `data` names what is learnt from (the store's digest), `order` the rows alone (their sha256), which with the seed orders the
     batches; `score` is the dev score, asked for at the end of
-    each epoch of a phase that predicts. Checkpoints go to `out`/checkpoint with every dev score, else at the end of an epoch
-    once a minute at most, and on Ctrl-C; runs go on from them, and the caller removes them with `forget_checkpoint` once the
-    student is saved. Under `accelerate launch` or `torchrun` the rows of each batch are split among the processes, and the
-    first one writes.
+    each epoch of a phase that predicts, and `worth` what a chooser of weights learns by. Checkpoints go to `out`/checkpoint with
+    every dev score, else at the end of an epoch once a minute at most, and on Ctrl-C; runs go on from them, and the caller
+    removes them with `forget_checkpoint` once the student is saved. Under `accelerate launch` or `torchrun` the rows of each
+    batch are split among the processes, and the first one writes.
 
     Raises OptionError where a checkpoint belongs to another run or is damaged, ModelError where the loss is no longer finite.
     """
@@ -88,6 +91,7 @@ def train(
         "student": _weights_sha256(learner),
         "pruning": repr(learner.pruning),
     }
+    start = learner.copied() if any(phase.choice is not None for phase in phases) else {}
     checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     if state.cuts and learner.pruning is not None:
@@ -97,7 +101,7 @@ def train(
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
     with processes.interrupts() as held:
-        run = Run(learner, supply, method, phases, order, seed, score, accelerator, checkpoint, journal, held)
+        run = Run(learner, start, supply, method, phases, order, seed, score, worth, accelerator, checkpoint, journal, held)
         while state.phase < len(phases):
             state = PhaseLoop(run, state).train()
     journal.close()
@@ -106,15 +110,17 @@ def train(
 
 @dataclass(frozen=True)
 class Run:
-    """What the phases of a run share."""
+    """What the phases of a run share. `start`: the learner as it was when the run began, where a phase begins from it."""
 
     learner: Learner
+    start: Mapping[str, Shaped[Tensor, "..."]]
     supply: Supply
     method: Method
     phases: Sequence[PhaseSettings]
     order: str
     seed: int
     score: Callable[[Learner], DevScore] | None
+    worth: Callable[[Learner], float] | None
     accelerator: Accelerator
     checkpoint: Checkpoint
     journal: Journal
@@ -128,6 +134,12 @@ class PhaseLoop:
         self.run = run
         self.state = state
         self.settings = run.phases[state.phase]
+        self.choosing: Choosing | None = None
+        if self.settings.choice is not None:
+            chooses = _seed_of(run.seed, state.phase)
+            self.choosing = Choosing(run.learner, self.settings.choice, state, run.worth, run.accelerator, chooses)
+            if not state.step:
+                run.learner.begin_anew(run.start)
         self.optimizer = _optimizer(run.learner, self.settings.lr)
         if state.step:
             run.checkpoint.restore_optimizer(state, self.optimizer)
@@ -138,6 +150,8 @@ class PhaseLoop:
         """To the end of the phase; then the state that the next one begins in. Raises KeyboardInterrupt after a checkpoint."""
         set_seed(self.run.seed + self.state.phase)  # whatever a module draws beside torch's numbers
         self.run.learner.train()
+        if self.choosing is not None and not self.state.step:
+            self.choosing.begin()
         following = self._finish(self._train())
         if processes.greatest([float(self.run.held.seen is not None)], self.run.accelerator)[0]:
             self.run.held.deliver()
@@ -175,12 +189,14 @@ class PhaseLoop:
         rate = self.settings.rate_at(scheduled)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        terms, loss = self._gradients(step)
+        terms, chosen, loss = self._gradients(step)
         torch.nn.utils.clip_grad_norm_(self.run.learner.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.run.journal.note(step.number, rate, terms, loss)
+        self.run.journal.note(step.number, rate, terms, loss, chosen)
         self.state.step = step.number + 1
+        if self.choosing is not None:
+            self.choosing.follow()
 
     def _cut_before(self, scheduled: int) -> None:
         """Make a student as narrow as it must be before the step that schedules go by."""
@@ -193,8 +209,9 @@ class PhaseLoop:
             self.state.cuts = due
             self.optimizer = _optimizer(self.run.learner, self.settings.lr)  # its moments belong to weights that are gone
 
-    def _gradients(self, step: Step) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
-        """The terms and the loss of the whole batch, whose gradients are then those of every process."""
+    def _gradients(self, step: Step) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
+        """The terms of the whole batch, the weights that were chosen for some, and the loss, whose gradients are then those of
+        every process."""
         run, phase = self.run, self.settings.phase
         device = run.accelerator.device
         dropout = FastDropout if device.type == "cpu" else nullcontext
@@ -206,14 +223,15 @@ class PhaseLoop:
             if not step.counts:
                 seen, batch = seen.emptied(), batch.emptied()
             terms = run.method(phase, seen, batch, run.learner.aids)  # aids compute as the student does; losses in float32
+        chosen = self.choosing.weights(step.number, seen, batch) if self.choosing is not None else {}
         values = of_whole_batch(terms, run.accelerator)
-        loss = sum_terms(values, phase.weights)
+        loss = sum_terms(values, phase.weights, chosen)
         loss.backward()  # type: ignore[no-untyped-call]
         processes.add_gradients(run.learner, run.accelerator)
         pruning = run.learner.pruning
         if pruning is not None and self.state.cuts < pruning.cuts:
             pruning.importance.note(run.learner.student)
-        return values, loss
+        return values, chosen, loss
 
     # --- what follows a step
 
@@ -292,6 +310,8 @@ class PhaseLoop:
     def _finish(self, ended: Ended) -> RunState:
         """The phase's best weights and its result; the state that the next phase begins in is written."""
         run, state = self.run, self.state
+        if self.choosing is not None:
+            self.choosing.finish()
         if state.best is not None:
             run.checkpoint.restore_best(state, run.learner)
         result = PhaseResult(
@@ -303,6 +323,8 @@ class PhaseLoop:
             state.best,
             ended,
             round(state.waited, 3),
+            state.schedule,
+            round(state.rewarded, 3),
         )
         following = RunState(state.settings, phase=state.phase + 1, cuts=state.cuts, done=[*state.done, result])
         run.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
@@ -333,15 +355,20 @@ def of_whole_batch(terms: Mapping[str, Term], accelerator: Accelerator) -> dict[
     return {name: Term(next(sums), next(sums)).value for name in terms}
 
 
-def sum_terms(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The loss of a step: a phase's weights on the values of a method's terms, which must have the same names."""
+def sum_terms(
+    terms: Mapping[str, Float[Tensor, ""]],
+    weights: Mapping[str, float],
+    chosen: Mapping[str, Float[Tensor, ""]] = MappingProxyType({}),
+) -> Float[Tensor, ""]:
+    """The loss of a step: a phase's weights on the values of a method's terms, which must have the same names; those of some
+    terms times what was `chosen` for the step."""
     assert terms.keys() == weights.keys(), (sorted(terms), sorted(weights))
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return torch.stack([weights[name] * chosen.get(name, 1.0) * term for name, term in terms.items()]).sum()
 
 
 def _optimizer(learner: Learner, lr: float) -> torch.optim.AdamW:
     """Fused AdamW with decoupled decay on matrices; biases and LayerNorm weights do not decay."""
-    matrices = [p for p in learner.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in learner.parameters() if p.requires_grad and p.ndim <= 1]
+    matrices = [p for p in learner.trained() if p.ndim > 1]
+    vectors = [p for p in learner.trained() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, fused=True)
