@@ -37,6 +37,7 @@ from hskstore.stage_two.student import check_store, load_student
 from hskstore.store import Store, open_store
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tasks import Task
+from hskstore.text.tokenizers import tokenizer_sha256
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
 
@@ -91,6 +92,7 @@ class Runner:
         self._watch = watch
         self._on_rows = on_rows
         self._stopping = False
+        self._stage = ""
         self._named: dict[Configuration, str] = {}
         self._last: tuple[Configuration | None, Store] | None = None
         rich = open_store(shared.store)
@@ -102,7 +104,7 @@ class Runner:
         self.rich = Held(rich, int(SHARE_HELD * free_memory()))
         self.task = Task.from_json(rich.plan.task)
         model, own = load_student(shared.student, rich, seed=0)
-        self._weights = _sha256(model)
+        self._weights = _sha256(model, own)
         reading = reading_options(model, own, rich)
         dev = rows_from_store(self.rich, "validation", **reading)
         self.student: ModelShape = shape_of(model, *telling_rows(dev), name=shared.student)
@@ -186,6 +188,7 @@ class Runner:
         if there is not None and there.final:
             return there
         began, cpu = time.monotonic(), time.process_time()
+        self._stage = f"{planned.configuration.name}, seed {planned.seed}: "
         row = self._begun(planned, trial)
         out = self.folder.run_folder(planned.run)
         try:
@@ -235,7 +238,7 @@ class Runner:
     def _tell(self, stage: str, done: int, total: int, note: str = "") -> None:
         if self._stopping:
             raise Stopped
-        self._watch(stage, done, total, note)
+        self._watch(f"{self._stage}{stage}", done, total, note)
 
     def _begun(self, planned: PlannedRun, trial: int | None) -> RunRow:
         """What is known of a run before it is done."""
@@ -294,7 +297,7 @@ class Runner:
             losses={f"{phase.name}/{term}": value for phase in distilled.phases for term, value in phase.losses.items()},
             steps=sum(phase.steps for phase in distilled.phases),
             bytes=bytes_read(store, learnt.fitted.phases, sizes_with_view(store)),
-            seconds_training=distilled.seconds,
+            seconds_training=learnt.seconds_training,
             seconds_scoring=round(learnt.seconds_scoring + time.monotonic() - began, 3),
             parameters=distilled.parameters,
             precision=distilled.precision,
@@ -315,8 +318,9 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _sha256(model: Any) -> str:
-    digest = hashlib.sha256()
+def _sha256(model: Any, tokenizer: Any) -> str:
+    """Of a student: its weights, and its tokenizer if it has one."""
+    digest = hashlib.sha256(b"" if tokenizer is None else tokenizer_sha256(tokenizer).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -27,9 +27,9 @@ Status = Literal["done", "failed", "pruned"]
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What all runs of a folder have in common: the rich store's digest, the student at the start (the sha256 of its weights) and
-    its layers, the teacher's, the task, and how many labelled rows all are scored on, by split; `scored` is the sha256 of those
-    that are not the store's."""
+    """What all runs of a folder have in common: the rich store's digest, the student at the start (the sha256 of its weights and
+    its tokenizer) and its layers, the teacher's, the task, and how many labelled rows all are scored on, by split; `scored` is
+    the sha256 of those that are not the store's."""
 
     version: int
     store: str
@@ -53,10 +53,11 @@ class RunRow:
 
     `run` names it, `name` its configuration for people, `series` what the paper calls its like. `score` is `metric` on all scored
     rows together, `scores` each metric of each split: "validation/accuracy". `bytes`: of all that is read of the train rows, on
-    disk; `units_of_hsk`: A^HSK; `share_of_hsk`: of that of everything. `seconds_training` are those of all its steps and dev
-    scores, `seconds_wall` and `seconds_cpu` of the process that ended it. `losses`: means over the last steps of each phase:
-    "hidden/mud.hidden". `view` names what was read of the store, `batches` the batches: runs of one seed that agree in it saw the
-    same ones. `trial` is a search's number of it. `error` is the kind of what failed, `why` its message.
+    disk; `units_of_hsk`: A^HSK; `share_of_hsk`: of that of everything. `seconds_training` are those of its steps,
+    `seconds_scoring` of its dev scores and predictions, `seconds_wall` and `seconds_cpu` of the process that ended it. `losses`:
+    means over the last steps of each phase: "hidden/mud.hidden". `view` names what was read of the store, `batches` the batches:
+    runs of one seed that agree in it saw the same ones. `trial` is a search's number of it. `error` is the kind of what failed,
+    `why` its message.
     """
 
     run: str

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Learnt:
-    """A trained student that is not saved yet, in eval mode; its logits on the dev rows by split, the seconds that they took,
-    and what made it."""
+    """A trained student that is not saved yet, in eval mode; its logits on the dev rows by split; what made it; and the seconds
+    of its steps, and of all its scores in this process."""
 
     distilled: Distilled
     store: Store
@@ -44,6 +44,7 @@ class Learnt:
     recipe: Recipe
     learner: Learner
     logits: Mapping[str, Float[np.ndarray, "row class"]]
+    seconds_training: float
     seconds_scoring: float
 
     def save(self, command: str | None = None) -> None:
@@ -112,6 +113,7 @@ def learn(
     recipe = completed(recipe, fitted.phases, task, precision, supply.name)
     settings = phase_settings(recipe, fitted.phases, task.defaults, supply)
     learner = build_learner(fitted, recipe, settings)
+    took: list[float] = []
     with showing(fitted.model, fitted.sight):
         results = train(
             learner,
@@ -122,7 +124,7 @@ def learn(
             order=fitted.order,
             seed=recipe.seed,
             out=out,
-            score=dev_score(task, fitted.dev["validation"], on_score, watch),
+            score=_timed(dev_score(task, fitted.dev["validation"], on_score, watch), took),
             precision=precision,
             device=device,
             watch=watch,
@@ -131,7 +133,7 @@ def learn(
     set_labels(learner.student, task.labels, task.kind)
     began = time.monotonic()
     logits = from_first(lambda: predict_splits(learner.student, fitted.dev, watch))
-    seconds = time.monotonic() - began
+    scoring = sum(took) + time.monotonic() - began
     distilled = Distilled(
         folder=str(out),
         digest=store.digest,
@@ -143,7 +145,22 @@ def learn(
         loader=supply.name,
         batches=supply.batches_sha256(fitted.order, [phase.batch_size for phase in settings]),
     )
-    return Learnt(distilled, store, fitted, recipe, learner, logits, seconds)
+    training = distilled.seconds - sum(took[:-1])  # the last dev score ends its phase, and is none of its seconds
+    return Learnt(distilled, store, fitted, recipe, learner, logits, round(training, 3), scoring)
+
+
+def _timed(score: Callable[[Learner], DevScore] | None, took: list[float]) -> Callable[[Learner], DevScore] | None:
+    """The same, which adds its seconds to what it `took`."""
+    if score is None:
+        return None
+
+    def timed(learner: Learner) -> DevScore:
+        began = time.monotonic()
+        found = score(learner)
+        took.append(time.monotonic() - began)
+        return found
+
+    return timed
 
 
 def _tell_depths(student: Student) -> None:
