@@ -2,14 +2,16 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from hskstore.config import Strategy
 from hskstore.explore.bootstrap import DRAWS, draws, interval, is_better
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
+from hskstore.layers import plan_strategy
 from hskstore.methods import Kd
 from hskstore.text.tasks import Task
 
@@ -170,10 +172,10 @@ def _cost(chosen: Standing, best: Standing, row: RunRow, facts: SweepFacts) -> s
     if row.keep is None:
         kept, derived = f"--for {row.method}", ""
     else:
-        names = {"top_layer": row.top_layer, "layer_map": row.layer_map, "rank": row.rank, "rank_layer": row.rank_layer}
-        names |= {"score": row.rank_score, "mask": row.mask, "values": row.values}
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in names.items())
-        kept = f"--keep {row.keep} {flags}"
+        usual = asdict(plan_strategy(Strategy(facts.student_layers), facts.teacher_layers))
+        own = {name: getattr(row, "rank_score" if name == "score" else name) for name in usual if name != "student_layers"}
+        chosen_by = [f" --{name.replace('_', '-')} {value}" for name, value in own.items() if value != usual[name]]
+        kept = f"--keep {row.keep}{''.join(chosen_by)}"
         derived = f"; or, of the rich store, hsk derive RICH {kept} --student-layers {facts.student_layers} --out DIR"
     seconds = f"A student trained {_seconds(chosen.seconds)}, {chosen.steps} steps"
     if chosen is not best:
@@ -191,8 +193,9 @@ def _how_sure(chosen: Standing, best: Standing, standings: Sequence[Standing], a
     if chosen is not best:
         said.append(f"it may be up to {max(0.0, chosen.high):.4f} worse than the best; more than that 2.5 % of the draws say")
     if fewest < ENOUGH_SEEDS:
-        one = "one seed" if fewest == 1 else f"{fewest} seeds"
-        said.append(f"not very: with {one} of some configurations, others may turn the order; hsk sweep --seeds {ENOUGH_SEEDS}")
+        every = all(len(each.seeds) == fewest for each in standings)
+        seeds = f"{'one seed' if fewest == 1 else f'{fewest} seeds'} of {'each' if every else 'some'}"
+        said.append(f"not very: there is {seeds}, and others may turn the order; hsk sweep --seeds {ENOUGH_SEEDS} does them")
     else:
         spread = max(max(each.seeds) - min(each.seeds) for each in standings if each.tied)
         said.append(
