@@ -1,7 +1,8 @@
 """Offline hidden-state distillation: run the teacher once, train any student from what was kept.
 
 `extract` writes stores, `open_store` reads one, `view` selects a configuration out of a rich one, `distill` trains from one by
-a `Recipe`, `finetune` makes a teacher, `evaluate` scores.
+a `Recipe`, `finetune` makes a teacher, `evaluate` scores. `sweep` and `search` train from many configurations, `recommend` says
+which of them to take.
 """
 
 from importlib import import_module
@@ -11,6 +12,9 @@ from hskstore.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hskstore.config import Keep, Strategy
+    from hskstore.explore.recommend import recommend
+    from hskstore.explore.search import search
+    from hskstore.explore.sweep import sweep
     from hskstore.features.view import view
     from hskstore.stage_one.extract import extract
     from hskstore.stage_two.distill import distill
@@ -19,7 +23,20 @@ if TYPE_CHECKING:
     from hskstore.stage_two.recipe import Recipe
     from hskstore.store import open_store
 
-__all__ = ["Keep", "Recipe", "Strategy", "distill", "evaluate", "extract", "finetune", "open_store", "view"]
+__all__ = [
+    "Keep",
+    "Recipe",
+    "Strategy",
+    "distill",
+    "evaluate",
+    "extract",
+    "finetune",
+    "open_store",
+    "recommend",
+    "search",
+    "sweep",
+    "view",
+]
 
 _HOMES = {
     "Keep": "hskstore.config",
@@ -30,6 +47,9 @@ _HOMES = {
     "extract": "hskstore.stage_one.extract",
     "finetune": "hskstore.stage_two.finetune",
     "open_store": "hskstore.store",
+    "recommend": "hskstore.explore.recommend",
+    "search": "hskstore.explore.search",
+    "sweep": "hskstore.explore.sweep",
     "view": "hskstore.features.view",
 }
 

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from hskstore.explore.bootstrap import draws, groups, interval
+from hskstore.explore.knowledge import bytes_read
 from hskstore.explore.show import describe
-from hskstore.methods import METHODS, Phase, weighed
+from hskstore.methods import METHODS, weighed
 from hskstore.methods.serving import lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.run import shape_of, usual_length
@@ -42,8 +44,6 @@ from hskstore.text.tally import TokenCounts
 from hskstore.text.tasks import Task
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import load_tokenizer
-
-DRAWS = 1000
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def compare(
             found[name].append(learn(name, contender, store, seed, options))
     gold = found[next(iter(found))][0].label
     task = Task.from_json(store.plan.task)
-    top = deciding or groups(means(found), draws(task, found, gold))[0]
+    top = deciding or groups(means(found), drawn_scores(task, found, gold))[0]
     for name in top if len(top) > 1 else ():
         found[name] += [learn(name, contenders[name], store, seed, options) for seed in range(options.seeds, options.top_seeds)]
     result = conclude(task, found, gold, {name: each.bytes for name, each in contenders.items()})
@@ -154,31 +154,6 @@ def served(
         whole = replace(recipe, student=student, **numbers)
         contenders[name] = Contender(whole, bytes_read(store, phases, sizes))
     return contenders, unserved
-
-
-def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) -> int:
-    """On disk, of train: inputs, and of what is learnt from the layers that are read, whose shares of an array are taken as
-    equal; spans, which have none, whole."""
-    wanted: dict[str, set[int]] = {}
-    for want in (want for phase in phases for want in phase.reads):
-        wanted.setdefault(want.kind.name, set()).update(want.places(store.plan.features[want.kind.name]))
-    terms = {term for phase in phases for term in phase.weights}
-    total = 0.0
-    for path, size in sizes.items():
-        split, _, array = path.partition("/")
-        feature = array.partition("/")[0]
-        if split != "train":
-            continue
-        if feature in store.plan.features:
-            layers = store.plan.features[feature].layers
-            total += size * (len(wanted.get(feature, ())) / len(layers) if layers else feature in wanted)
-        elif array == "label":
-            total += size * any(phase.reads_labels for phase in phases)
-        elif array == "logits":
-            total += size * ("prediction" in terms)
-        elif array in ("input_ids", "token_type_ids", "n_tokens"):
-            total += size
-    return round(total)
 
 
 # --- one run
@@ -248,44 +223,22 @@ def means(found: Mapping[str, Sequence[Run]]) -> dict[str, float]:
     return {name: statistics.mean(run.score for run in runs) for name, runs in found.items()}
 
 
-def draws(
+def drawn_scores(
     task: Task, found: Mapping[str, Sequence[Run]], gold: Shaped[np.ndarray, " row"]
 ) -> dict[str, Float[np.ndarray, " draw"]]:
-    """Each method's score, mean over its seeds, on the same draws of the rows (Efron, 1979)."""
-    chosen = np.random.default_rng(0).integers(0, len(gold), (DRAWS, len(gold)))
-    metric = task.metrics[0]
-    only = replace(task, metrics=(metric,))
-    return {
-        name: np.array(
-            [statistics.mean(compute_metrics(only, run.logits[rows], gold[rows])[metric] for run in runs) for rows in chosen]
-        )
-        for name, runs in found.items()
-    }
-
-
-def groups(scores: Mapping[str, float], drawn: Mapping[str, Float[np.ndarray, " draw"]]) -> list[list[str]]:
-    """The methods, best first, in groups: in each the first one and those that cannot be told from it, which are those it is not
-    better than in 97.5 % of the draws."""
-    left = sorted(scores, key=lambda name: -scores[name])
-    found: list[list[str]] = []
-    while left:
-        leader = left[0]
-        group = [name for name in left if name == leader or np.quantile(drawn[leader] - drawn[name], 0.025) <= 0]
-        found.append(group)
-        left = [name for name in left if name not in group]
-    return found
+    """Each method's score, mean over its seeds, on the same draws of the rows."""
+    return draws(task, {name: [run.logits for run in runs] for name, runs in found.items()}, gold)
 
 
 def conclude(
     task: Task, found: Mapping[str, Sequence[Run]], gold: Shaped[np.ndarray, " row"], sizes: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """The methods by group and score, with what each is behind the best one: the difference, and 95 % of its draws."""
-    scores, drawn = means(found), draws(task, found, gold)
+    scores, drawn = means(found), drawn_scores(task, found, gold)
     best = max(scores, key=lambda name: scores[name])
     rows = []
     for place, group in enumerate(groups(scores, drawn)):
         for name in group:
-            behind = drawn[best] - drawn[name]
             rows.append(
                 {
                     "method": name,
@@ -294,7 +247,7 @@ def conclude(
                     "seeds": [run.score for run in found[name]],
                     "standard_error": float(drawn[name].std(ddof=1)),
                     "behind": scores[best] - scores[name],
-                    "behind_95": [float(np.quantile(behind, share)) for share in (0.025, 0.975)],
+                    "behind_95": list(interval(drawn[best], drawn[name])),
                     "cpu_seconds": statistics.mean(run.seconds for run in found[name]),
                     "bytes": sizes[name],
                 }

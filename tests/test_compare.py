@@ -52,7 +52,7 @@ def test_what_cannot_be_told_apart_is_tied_and_what_differs_in_the_same_rows_is_
 def test_scores_are_means_over_seeds_on_the_same_draws() -> None:
     rows = np.arange(300)
     two = [run_of(rows >= 30), run_of(rows < 270)]
-    drawn = compare.draws(TASKS["sst2"], {"one": two, "same": two[::-1]}, rows % 2)
+    drawn = compare.drawn_scores(TASKS["sst2"], {"one": two, "same": two[::-1]}, rows % 2)
     assert np.allclose(drawn["one"], drawn["same"]) and compare.means({"one": two}) == {"one": 0.9}
     assert abs(drawn["one"].mean() - 0.9) < 0.005 and 0.005 < drawn["one"].std() < 0.02
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hskstore.cli.forecast import _bytes
+from hskstore.cli.options import bytes_of
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError
 from hskstore.stage_one.budget import Affordable, paper_grid, within_budget
@@ -217,13 +217,13 @@ def test_a_rate_or_a_budget_that_is_none_is_refused_before_anything_is_read(numb
     [("500MB", 500 * 10**6), ("1.5 GiB", 3 * 2**29), ("20000", 20000), ("2kB", 2000), ("2KiB", 2048), ("1T", 10**12), ("7B", 7)],
 )
 def test_a_budget_is_read_in_powers_of_ten_or_of_two(text: str, count: int) -> None:
-    assert _bytes(text) == count
+    assert bytes_of(text) == count
 
 
 @pytest.mark.parametrize("text", ["500XB", "MB", "-5MB", "0", "0.1B", "5 MB please", "nan", "1e3MB", "٣MB", "9" * 400])
 def test_a_budget_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="expected a number of bytes"):
-        _bytes(text)
+        bytes_of(text)
 
 
 # --- the command

@@ -24,10 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stage_one": {"text", "store", "models", "features", "engines"},
     "stage_two": {"text", "store", "models", "features", "methods", "losses"},
     "students": {"text", "models", "methods", "stage_two"},
-    "explore": {"text", "store", "models", "features", "methods", "stage_one", "stage_two", "students"},
+    "explore": {"text", "store", "models", "features", "methods", "engines", "stage_one", "stage_two", "students"},
     "cli": {"text", "store", "models", "features", "methods", "stage_one", "stage_two", "students", "explore"},
     "pruned_bert": {"models"},
-    "__init__": {"store", "features", "stage_one", "stage_two"},
+    "__init__": {"store", "features", "stage_one", "stage_two", "explore"},
     "__main__": {"cli"},
 }
 MOST_LINES = 400

@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from hskstore.cli import methods, spans, stores, students, training
+from hskstore.cli import explore, methods, spans, stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
 from hskstore.errors import HskError
@@ -97,6 +97,7 @@ def demo(
         print_models.print_demo(result)
 
 
+EXPLORE = "The explorer: what is worth its bytes"
 BEFORE, ONE, STORES = "Before any money is spent", "Stage one: a teacher and its stores", "Stores: looked at, checked, cut, moved"
 TWO, STUDENTS = "Stage two: students from a store alone", "Students: where they come from, what they cost"
 
@@ -108,6 +109,9 @@ app.command(rich_help_panel=ONE)(stores.extract)
 app.add_typer(spans_app, name="spans", rich_help_panel=ONE)
 app.command(rich_help_panel=TWO)(training.distill)
 app.command("eval", rich_help_panel=TWO)(training.evaluate)
+app.command(rich_help_panel=EXPLORE)(explore.sweep)
+app.command(rich_help_panel=EXPLORE)(explore.search)
+app.command(rich_help_panel=EXPLORE)(explore.recommend)
 app.command(rich_help_panel=STORES)(stores.show)
 app.command(rich_help_panel=STORES)(stores.verify)
 app.command(rich_help_panel=STORES)(stores.derive)

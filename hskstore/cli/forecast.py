@@ -1,6 +1,5 @@
 """hsk plan: what an extraction will cost, and what a number of bytes can buy."""
 
-import re
 from typing import Annotated, Any
 
 import typer
@@ -17,12 +16,11 @@ from hskstore.cli.options import (
     RichOpt,
     StudentLayersOpt,
     TeacherArg,
+    bytes_of,
     quiet_libraries,
     strategies_for,
 )
 from hskstore.errors import OptionError
-
-BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
@@ -50,7 +48,7 @@ def plan(
     if bool(keep or learners or rich) == (budget is not None):
         raise OptionError("give --keep, --for or --rich (what will it cost?), or --budget (what fits?), one of the two")
     keeps = [config.Keep.parse(each) for each in keep or ()]
-    most = None if budget is None else _bytes(budget)
+    most = None if budget is None else bytes_of(budget)
     strategies = strategies_for(student_layers, strategy, needed=not rich or bool(keep or learners))
     if most is not None and len(strategies) > 1:
         raise OptionError("--budget goes with one --student-layers: each depth of the student has a grid of its own")
@@ -83,13 +81,3 @@ def plan(
                 teacher, data, budget=most, strategy=strategies[0], rate=rate, device=device, watch=watch, **options
             )
         console.print_json(fitting) if as_json else print_stores.print_affordable(fitting)
-
-
-def _bytes(text: str) -> int:
-    """Read "500MB", "1.5 GiB" or "20000": powers of ten, and of two with an i. Raises OptionError."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kKMGT]i?)?B?)", text.strip(), flags=re.ASCII)
-    unit = (found[2] or "").replace("K", "k").replace("ki", "Ki") if found else ""
-    count = int(float(found[1]) * BYTES[unit]) if found else 0
-    if count < 1:
-        raise OptionError(f"--budget {text}: expected a number of bytes above zero, such as 500MB, 2GB or 1.5GiB")
-    return count

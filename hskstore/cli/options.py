@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ RichOpt = Annotated[
 ]
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
 
@@ -94,3 +97,13 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     enable_progress_bars() if console.err.is_terminal else disable_progress_bars()
     logging.getLogger("hskstore").handlers = [console.Warnings()]
+
+
+def bytes_of(text: str) -> int:
+    """Of --budget: "500MB", "1.5 GiB" or "20000", powers of ten, and of two with an i. Raises OptionError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kKMGT]i?)?B?)", text.strip(), flags=re.ASCII)
+    unit = (found[2] or "").replace("K", "k").replace("ki", "Ki") if found else ""
+    count = int(float(found[1]) * BYTES[unit]) if found else 0
+    if count < 1:
+        raise OptionError(f"--budget {text}: expected a number of bytes above zero, such as 500MB, 2GB or 1.5GiB")
+    return count

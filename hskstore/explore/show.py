@@ -137,12 +137,17 @@ def describe_progress(root: str) -> Progress:
     )
 
 
+def array_bytes(store: Store) -> dict[str, int]:
+    """Of each array on disk, by path."""
+    sizes = store.sizes()
+    return {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in store.plan.arrays}
+
+
 def describe(root: str) -> StoreDescription:
     """A sealed store's content, sizes and provenance. Raises StoreError."""
     store = open_store(root)
     plan = store.plan
     sizes = store.sizes()
-    array_bytes = {path: sum(size for key, size in sizes.items() if key.startswith(f"{path}/c/")) for path in plan.arrays}
     train, hidden, units = plan.splits["train"], plan.hidden, _Units(None, None, None)
     if hidden is not None:
         kept = sum(float(store.read("train/hidden/n_kept", unit).sum()) for unit in range(train.units)) / train.rows
@@ -157,7 +162,7 @@ def describe(root: str) -> StoreDescription:
         plan={**document.get("strategy", {}), **document["pass"], "task": _plain(plan.task["name"])},
         features={name: _feature(store, name) for name in plan.said},
         splits={name: {"rows": split.rows, "tokens": split.tokens, "units": split.units} for name, split in plan.splits.items()},
-        array_bytes=array_bytes,
+        array_bytes=array_bytes(store),
         arrays={path: f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for path, spec in plan.arrays.items()},
         total_bytes=sum(sizes.values()),
         units_of_hsk=units.planned,

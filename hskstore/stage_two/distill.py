@@ -3,8 +3,13 @@
 import logging
 import math
 import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
 from torch import nn
 
 from hskstore.errors import OptionError
@@ -13,12 +18,12 @@ from hskstore.models.folder import RECIPE, refuse_existing_model, set_labels
 from hskstore.models.observe import showing
 from hskstore.stage_two.card import Distilled, save_student
 from hskstore.stage_two.feed import open_supply
-from hskstore.stage_two.learner import build_learner
+from hskstore.stage_two.learner import Learner, build_learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import telling_rows
-from hskstore.stage_two.scores import REWARD_ROWS, dev_score, dev_worth, score_splits
+from hskstore.stage_two.scores import REWARD_ROWS, DevScore, dev_score, dev_worth, predict_splits, score_splits
 from hskstore.stage_two.selecting import Selecting
 from hskstore.stage_two.settings import PhaseSettings, completed, phase_settings, with_episodes
 from hskstore.stage_two.student import Student, fit_student, uneven_pairs
@@ -28,6 +33,25 @@ from hskstore.text.tasks import Task
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A trained student that is not saved yet, in eval mode; its logits on the dev rows by split; what made it; and the seconds
+    of its steps, and of all its scores in this process."""
+
+    distilled: Distilled
+    store: Store
+    fitted: Student
+    recipe: Recipe
+    learner: Learner
+    logits: Mapping[str, Float[np.ndarray, "row class"]]
+    seconds_training: float
+    seconds_scoring: float
+
+    def save(self, command: str | None = None) -> None:
+        """Its folder; `command` stands in its card. The checkpoint is then of no more use."""
+        save_student(self.distilled, self.store, self.fitted, self.recipe, self.learner, command)
 
 
 def distill(
@@ -57,6 +81,24 @@ def distill(
         " them from the start"
     )
     refuse_existing_model(out, "" if recipe.student is None else more)
+    learnt = learn(store, recipe, out=out, student=student, tokenizer=tokenizer, device=device, watch=watch)
+    if is_main():
+        learnt.save(command)
+    return learnt.distilled
+
+
+def learn(
+    store: str | Path | Store,
+    recipe: Recipe,
+    *,
+    out: Path,
+    student: nn.Module | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
+    on_score: Callable[[DevScore], None] | None = None,
+    watch: Watch = unwatched,
+) -> Learnt:
+    """`distill`, but for saving the student: its checkpoint stays in `out`. `on_score` is told each dev score while it trains."""
     chosen = _chosen(recipe, student)
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)
@@ -80,6 +122,7 @@ def distill(
         if own.selection.learns:
             _tell_episodes(own, settings[0], len(dev))
             worth = dev_worth(task, dev, own.selection.reward)
+    took: list[float] = []
     with showing(fitted.model, fitted.sight):
         results = train(
             learner,
@@ -90,7 +133,7 @@ def distill(
             order=fitted.order,
             seed=recipe.seed,
             out=out,
-            score=dev_score(task, dev, watch),
+            score=_timed(dev_score(task, dev, on_score, watch), took),
             worth=worth,
             precision=precision,
             device=device,
@@ -98,20 +141,36 @@ def distill(
         )
     learner.student.eval()
     set_labels(learner.student, task.labels, task.kind)
+    began = time.monotonic()
+    logits = from_first(lambda: predict_splits(learner.student, fitted.dev, watch))
+    scoring = sum(took) + time.monotonic() - began
     distilled = Distilled(
         folder=str(out),
         digest=store.digest,
         phases=results,
-        scores=from_first(lambda: score_splits(task, learner.student, fitted.dev, watch)),
+        scores=from_first(lambda: score_splits(task, logits, fitted.dev)),
         seconds=round(sum(result.seconds for result in results), 3),
         parameters=parameters(learner.student),
         precision=precision,
         loader=supply.name,
         batches=supply.batches_sha256(fitted.order, [phase.batch_size for phase in settings]),
     )
-    if is_main():
-        save_student(distilled, store, fitted, recipe, learner, command)
-    return distilled
+    training = distilled.seconds - sum(took[:-1])  # the last dev score ends its phase, and is none of its seconds
+    return Learnt(distilled, store, fitted, recipe, learner, logits, round(training, 3), scoring)
+
+
+def _timed(score: Callable[[Learner], DevScore] | None, took: list[float]) -> Callable[[Learner], DevScore] | None:
+    """The same, which adds its seconds to what it `took`."""
+    if score is None:
+        return None
+
+    def timed(learner: Learner) -> DevScore:
+        began = time.monotonic()
+        found = score(learner)
+        took.append(time.monotonic() - began)
+        return found
+
+    return timed
 
 
 def _tell_depths(student: Student) -> None:

@@ -32,7 +32,7 @@ from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.rows import rows_from_data, telling_rows
-from hskstore.stage_two.scores import Scored, dev_score, score_splits
+from hskstore.stage_two.scores import Scored, dev_score, predict_splits, score_splits
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trainer import train
 from hskstore.text.dataset import read_dataset
@@ -117,12 +117,12 @@ def finetune(
         order=tokenised["train"].sha256(),
         seed=seed,
         out=out,
-        score=dev_score(dataset.task, dev["validation"], watch),
+        score=dev_score(dataset.task, dev["validation"], watch=watch),
         precision=precision,
         device=device,
         watch=watch,
     )
-    scores = from_first(lambda: score_splits(dataset.task, classifier, dev, watch))
+    scores = from_first(lambda: score_splits(dataset.task, predict_splits(classifier, dev, watch), dev))
     finetuned = Finetuned(str(out), scores, result.steps, result.seconds, parameters(classifier), text_facts)
     if not is_main():
         return finetuned

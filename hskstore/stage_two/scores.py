@@ -60,13 +60,19 @@ def score_rows(task: Task, logits: Float[np.ndarray, "row class"], label: Shaped
     return Scored(compute_metrics(task, logits, label), standard_errors(task, logits, label), len(label))
 
 
-def score_splits(task: Task, model: nn.Module, splits: Mapping[str, TrainingRows], watch: Watch = unwatched) -> dict[str, Scored]:
-    """Each split that has labels."""
-    return {
-        name: score_rows(task, predict(model, rows, stage=f"score {name}", watch=watch), rows.label)
-        for name, rows in splits.items()
-        if rows.label is not None
-    }
+def predict_splits(
+    model: nn.Module, splits: Mapping[str, TrainingRows], watch: Watch = unwatched
+) -> dict[str, Float[np.ndarray, "row class"]]:
+    """The logits of each split that has labels."""
+    labelled = {name: rows for name, rows in splits.items() if rows.label is not None}
+    return {name: predict(model, rows, stage=f"score {name}", watch=watch) for name, rows in labelled.items()}
+
+
+def score_splits(
+    task: Task, logits: Mapping[str, Float[np.ndarray, "row class"]], splits: Mapping[str, TrainingRows]
+) -> dict[str, Scored]:
+    """Each split of which there are logits, and so labels."""
+    return {name: score_rows(task, said, label) for name, said in logits.items() if (label := splits[name].label) is not None}
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,20 @@ class DevScore:
         return self.values[self.metric]
 
 
-def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
-    """The dev score of a learner's student; None where the validation rows have no labels."""
+def dev_score(
+    task: Task, validation: TrainingRows, on_score: Callable[[DevScore], None] | None = None, watch: Watch = unwatched
+) -> Callable[[Learner], DevScore] | None:
+    """The dev score of a learner's student, of which `on_score` is told; None where the validation rows have no labels."""
     label = validation.label
     if label is None:
         return None
 
     def score(learner: Learner) -> DevScore:
         logits = predict(learner.student, validation, stage="dev score", watch=watch)
-        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
+        found = DevScore(task.metrics[0], compute_metrics(task, logits, label))
+        if on_score is not None:
+            on_score(found)
+        return found
 
     return score
 

@@ -1,0 +1,260 @@
+"""The folder of a sweep: a row for each run, all of them as one Parquet table, and what each student said of the scored rows."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Shaped
+
+from hskstore.errors import OptionError
+from hskstore.stage_two.checkpoint import written
+from hskstore.text.tasks import Task
+
+TABLE = "runs.parquet"
+FACTS = "sweep.json"
+VERSION = 1
+
+Status = Literal["done", "failed", "pruned"]
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """What all runs of a folder have in common: the rich store's digest, the student at the start (the sha256 of its weights and
+    its tokenizer) and its layers, the teacher's, the task, and how many labelled rows all are scored on, by split; `scored` is
+    the sha256 of those that are not the store's."""
+
+    version: int
+    store: str
+    student: str
+    student_layers: int
+    teacher_layers: int
+    task: dict[str, Any]
+    rows: dict[str, int]
+    scored: str
+
+    @property
+    def metric(self) -> str:
+        """The one that decides."""
+        return Task.from_json(self.task).metrics[0]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run. What is not known of it, such as the score of one that failed, is None; of a run that reads no hidden states so
+    are `keep` and how they are chosen (`rank_score` is the strategy's score).
+
+    `run` names it, `name` its configuration for people, `series` what the paper calls its like. `score` is `metric` on all scored
+    rows together, `scores` each metric of each split: "validation/accuracy". `bytes`: of all that is read of the train rows, on
+    disk; `units_of_hsk`: A^HSK; `share_of_hsk`: of that of everything. `seconds_training` are those of its steps,
+    `seconds_scoring` of its dev scores and predictions, `seconds_wall` and `seconds_cpu` of the process that ended it. `losses`:
+    means over the last steps of each phase: "hidden/mud.hidden". `view` names what was read of the store, `batches` the batches:
+    runs of one seed that agree in it saw the same ones. `trial` is a search's number of it. `error` is the kind of what failed,
+    `why` its message.
+    """
+
+    run: str
+    name: str
+    series: str
+    status: Status
+    seed: int
+    method: str
+    options: str
+    recipe: str
+    store: str
+    view: str
+    command: str
+    finished: str
+    versions: dict[str, str]
+    keep: str | None = None
+    depth: int | None = None
+    length: int | None = None
+    width: int | None = None
+    top_layer: int | None = None
+    layer_map: str | None = None
+    rank: str | None = None
+    rank_layer: str | None = None
+    rank_score: str | None = None
+    mask: str | None = None
+    values: str | None = None
+    metric: str | None = None
+    score: float | None = None
+    rows: int | None = None
+    steps: int | None = None
+    bytes: int | None = None
+    units_of_hsk: float | None = None
+    share_of_hsk: float | None = None
+    seconds_training: float | None = None
+    seconds_scoring: float | None = None
+    seconds_wall: float | None = None
+    seconds_cpu: float | None = None
+    parameters: int | None = None
+    precision: str | None = None
+    loader: str | None = None
+    threads: int | None = None
+    batches: str | None = None
+    trial: int | None = None
+    error: str | None = None
+    why: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether the same command would find the same again: what failed by another fault than the run's own is tried again."""
+        return self.status != "failed" or self.error == "ModelError"
+
+    @property
+    def configuration(self) -> str:
+        """Names what is alike in the runs of several seeds."""
+        return self.run.rpartition("-s")[0]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a student said of every scored row, split after split in the order of the store or file, and the gold labels."""
+
+    split: tuple[str, ...]
+    logits: Float[np.ndarray, "row class"]
+    label: Shaped[np.ndarray, " row"]
+
+
+class SweepFolder:
+    """Rows are files of their own, each written whole, so that any process can add one; the table is made of them."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def run_folder(self, run: str) -> Path:
+        """Where a run's checkpoint lies while it goes on, its log, and its student if that is kept."""
+        return self.root / "runs" / run
+
+    def begin(self, facts: SweepFacts) -> None:
+        """Raises OptionError where the folder has runs of another store, student or other rows."""
+        file = self.root / FACTS
+        if not file.exists():
+            _write(file, json.dumps(asdict(facts), indent=1).encode())
+            return
+        there = self.facts()
+        differ = [each.name for each in fields(facts) if getattr(facts, each.name) != getattr(there, each.name)]
+        if differ:
+            said = {"store": "another store", "student": "another student", "scored": "other --data", "rows": "other scored rows"}
+            what = ", ".join(dict.fromkeys(said.get(name, f"another {name}") for name in differ))
+            raise OptionError(f"{self.root} holds runs of {what}, with which these cannot be compared: choose another --out")
+
+    def facts(self) -> SweepFacts:
+        """Raises OptionError where there is no sweep."""
+        file = self.root / FACTS
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            return SweepFacts(**{each.name: document[each.name] for each in fields(SweepFacts)})
+        except FileNotFoundError:
+            raise OptionError(f"{self.root} holds no sweep: make one with hsk sweep, or hsk search, and --out") from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OptionError(f"{file} cannot be read: name a folder that hsk sweep has made") from None
+
+    def write_row(self, row: RunRow) -> None:
+        _write(self.root / "rows" / f"{row.run}.json", json.dumps(asdict(row), indent=1).encode())
+
+    def rows(self) -> list[RunRow]:
+        """Every run that has ended, by name. Raises OptionError for a row that is none."""
+        return [row for path in sorted((self.root / "rows").glob("*.json")) if (row := _read_row(path)) is not None]
+
+    def row(self, run: str) -> RunRow | None:
+        """None where the run has not ended."""
+        return _read_row(self.root / "rows" / f"{run}.json")
+
+    def write_predictions(self, run: str, said: Predictions) -> None:
+        columns = {f"logit_{index}": column for index, column in enumerate(said.logits.T)}
+        self._write_parquet(
+            Path("predictions") / f"{run}.parquet", pa.table({"split": list(said.split), "label": said.label, **columns})
+        )
+
+    def predictions(self, run: str) -> Predictions:
+        """Raises OptionError where they are not there, or cannot be read."""
+        file = self.root / "predictions" / f"{run}.parquet"
+        try:
+            table = pq.read_table(file)
+            logits = [table[name].to_numpy() for name in table.column_names if name.startswith("logit_")]
+            return Predictions(tuple(table["split"].to_pylist()), np.stack(logits, axis=1), table["label"].to_numpy())
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            raise OptionError(
+                f"{file} is missing or damaged: delete {self.root / 'rows' / f'{run}.json'}, and the command that made the sweep"
+                " does that run again"
+            ) from None
+
+    def join(self) -> list[RunRow]:
+        """Write the table anew, of all rows."""
+        rows = self.rows()
+        self._write_parquet(Path(TABLE), as_table(rows))
+        return rows
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises OptionError while another process has the folder."""
+        with written(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OptionError(f"another hsk works in {self.root}: wait until it has ended, or choose another --out") from None
+            yield
+        finally:
+            os.close(handle)
+
+    def _write_parquet(self, name: Path, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        _write(self.root / name, sink.getvalue().to_pybytes())
+
+
+def as_table(rows: Sequence[RunRow]) -> pa.Table:
+    """A column for each field of `RunRow`, and, in place of `scores` and `losses`, one for each that some run has: "validation/
+    accuracy", "loss/hidden/mud.hidden"; `versions` is JSON."""
+    kinds = {int: pa.int64(), float: pa.float64()}
+    columns: dict[str, pa.DataType] = {}
+    for each in fields(RunRow):
+        if each.name not in ("scores", "losses"):
+            columns[each.name] = next((kind for own, kind in kinds.items() if own in _kinds_of(each.type)), pa.string())
+    flat = [_flat(row) for row in rows]
+    columns |= {name: pa.float64() for name in sorted({name for row in flat for name in row if name not in columns})}
+    return pa.Table.from_pylist(flat, schema=pa.schema(list(columns.items())))
+
+
+def _flat(row: RunRow) -> dict[str, Any]:
+    found = {each.name: getattr(row, each.name) for each in fields(row) if each.name not in ("scores", "losses", "versions")}
+    losses = {f"loss/{name}": value for name, value in row.losses.items()}
+    return {**found, "versions": json.dumps(row.versions), **row.scores, **losses}
+
+
+def _kinds_of(kind: Any) -> Sequence[Any]:
+    return get_args(kind) or (kind,)
+
+
+def _read_row(path: Path) -> RunRow | None:
+    try:
+        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = {each.name for each in fields(RunRow)}
+        return RunRow(**{name: value for name, value in document.items() if name in known})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise OptionError(f"{path} is damaged: delete it, and the same command does that run again") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all. Raises HskError where the disk refuses."""
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_bytes(data)
+        fresh.replace(path)

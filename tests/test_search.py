@@ -1,0 +1,120 @@
+"""A search: within its budget, and going on where it stopped."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from hskstore.errors import OptionError
+from hskstore.explore import search as searching
+from hskstore.explore.recommend import recommend
+from hskstore.explore.runner import Pruned
+from hskstore.explore.runs import RunRow, SweepFolder
+from hskstore.explore.search import Searched, front, search
+from tests.conftest import hsk
+from tests.test_sweep import world  # noqa: F401
+
+BUDGET = 20_000
+
+
+def run(world: SimpleNamespace, out: Path, **options: Any) -> Searched:  # noqa: F811
+    recipe = world.place / "few.toml"
+    recipe.write_text('max_steps = 6\nlr = 0.001\nepochs = "1,3"\n')
+    return search(world.rich, world.student, **{"out": out, "budget": BUDGET, "trials": 4, "recipe": recipe, **options})
+
+
+@pytest.mark.long
+def test_no_configuration_is_above_the_budget_and_a_search_goes_on(world: SimpleNamespace, tmp_path: Path) -> None:  # noqa: F811
+    told: list[tuple[int, int]] = []
+    first = run(world, tmp_path, on_run=lambda row, ended, of: told.append((ended, of)))
+    trained = [row for row in first.rows if row.trial is not None]
+    assert first.rows[0].method == "kd" and len(trained) == 4 and told[-1] == (4, 4)
+    assert all(0 < int(row.bytes or 0) <= BUDGET for row in first.rows if row.status == "done")
+    assert all(row.seed == 0 and row.steps == 6 for row in first.rows if row.status == "done")
+    again = run(world, tmp_path)
+    assert [row.run for row in again.rows] == [row.run for row in first.rows], "nothing is left to do"
+    more = run(world, tmp_path, trials=6)
+    assert [row.run for row in more.rows][:5] == [row.run for row in first.rows] and len(more.rows) == 7
+    assert pq.read_table(more.table).num_rows == 7
+    assert set(map(id, more.front)) and {row.run for row in more.front} <= {row.run for row in more.rows}
+    assert recommend(tmp_path).chosen is not None
+
+
+@pytest.mark.long
+def test_a_trial_that_was_under_way_comes_again_first(
+    world: SimpleNamespace,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    do, planned = searching.Runner.do, []
+
+    def killed(self: Any, each: Any, **options: Any) -> Any:
+        planned.append(each.run)
+        if len(planned) == 3:
+            raise KeyboardInterrupt
+        return do(self, each, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(searching.Runner, "do", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path)
+    result = run(world, tmp_path)
+    assert [row.run for row in result.rows][:3] == planned and len(result.rows) == 5
+
+
+@pytest.mark.long
+def test_a_run_that_hyperband_ends_is_a_row_that_says_so(
+    world: SimpleNamespace,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from optuna.trial import Trial
+
+    monkeypatch.setattr(Trial, "should_prune", lambda self: self.number == 1)
+    result = run(world, tmp_path, trials=3)
+    status = {row.trial: row.status for row in result.rows}
+    assert status == {None: "done", 0: "done", 1: "pruned", 2: "done"}
+    (pruned,) = (row for row in result.rows if row.status == "pruned")
+    assert "ended by Hyperband after 1 dev scores, the last accuracy" in str(pruned.why) and pruned.score is None
+    assert pruned.run not in {row.run for row in result.front} and not issubclass(Pruned, KeyboardInterrupt)
+
+
+def test_what_cannot_be_searched_is_told(
+    world: SimpleNamespace,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(OptionError, match=r"--budget 100: the smallest configuration, 1,1,0.1, reads \d+ bytes"):
+        run(world, tmp_path, budget=100)
+    recipe = tmp_path / "it.toml"
+    recipe.write_text('method = "pkd"\n')
+    with pytest.raises(OptionError, match="method is pkd; a search is of what mud reads"):
+        run(world, tmp_path, recipe=recipe)
+    assert hsk("search", world.rich, "--student", world.student, "--out", tmp_path, "--budget", "much") == 2
+    assert "--budget much: expected a number of bytes" in capfd.readouterr().err
+    monkeypatch.setattr(searching.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=r"hsk search needs Optuna: pip install 'hskstore\[search\]'"):
+        run(world, tmp_path)
+    assert "optuna" not in sys.modules or json
+
+
+def test_the_front_is_what_no_other_run_beats_in_all() -> None:
+    def row(name: str, score: float, size: int, seconds: float, status: Any = "done") -> RunRow:
+        words = dict.fromkeys(("name", "series", "method", "options", "recipe", "store", "view", "command", "finished"), "")
+        return RunRow(run=name, status=status, seed=0, versions={}, score=score, bytes=size, seconds_training=seconds, **words)
+
+    rows = [
+        row("best", 0.9, 100, 9.0),
+        row("small", 0.7, 10, 9.0),
+        row("beaten", 0.7, 11, 9.0),
+        row("quick", 0.6, 100, 1.0),
+        row("same as best", 0.9, 100, 9.0),
+        row("failed", 0.99, 1, 0.1, "failed"),
+    ]
+    assert [each.run for each in front(rows)] == ["small", "best", "same as best", "quick"]
+    assert SweepFolder("nowhere").row("it") is None
