@@ -48,6 +48,7 @@ from hskstore.config import DEFAULT_BATCH_TOKENS, Keep, Strategy
 from hskstore.engines import run_inline
 from hskstore.models.device import choose_device
 from hskstore.stage_one.asked import Asked
+from hskstore.stage_one.codebooks import lay_codebooks
 from hskstore.stage_one.jobs import make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, padded, probe, sight_of
@@ -184,11 +185,12 @@ def bare(ready: Prepared, batches: list[tuple[torch.Tensor, ...]], streams: int)
 
 
 def extraction(ready: Prepared, out: Path) -> float:
-    """Seconds from the first batch to the seal."""
+    """Seconds from the first batch to the seal; codebooks, if there are any, were learnt before."""
     shutil.rmtree(out, ignore_errors=True)
     stores = [(Objects(out / name), plan) for name, plan in ready.plans.items()]
     for objects, plan in stores:
         begin(objects, plan, {"teacher.json": b"{}"})
+        lay_codebooks(objects, plan, ready.teacher, ready.rows["train"])
     began = time.monotonic()
     jobs = list(make_jobs([plan for _, plan in stores]))
     run_inline(jobs, lambda told: UnitWorker(stores, ready.rows, ready.teacher, told), lambda rows: None)

@@ -44,9 +44,10 @@ class Reading:
 
     name: str
     kinds: tuple[Any, ...]
+    layers: tuple[int, ...] = LAYERS
 
     def phases(self, teacher: Any, student: Any) -> Sequence[Any]:
-        pairs = tuple(LayerPair(0, layer) for layer in LAYERS)
+        pairs = tuple(LayerPair(0, layer) for layer in self.layers)
         return [SimpleNamespace(reads=tuple(Want(kind, pairs) for kind in self.kinds))]
 
 

@@ -1,0 +1,102 @@
+"""Score against bytes: is a sliver of the hidden states the best use of its bytes, or all of them as codes?
+
+    python pipelines/codes.py ../shared/models/minilm-l6-stsb ../shared/data/stsb --task stsb --steps 1000 \\
+        --test ../shared/data/stsb/test_labeled.tsv --out benchmarks/results/codes_stsb_cpu_DATE
+
+One student, three of the teacher's layers, learns what `--only` names: logits alone; the sliver of the paper (`--keep 1,9,0.1`)
+in f16 and in q4; all tokens of all mapped layers (`--keep all,all,all`) in codes of 4, 8 and 16 bytes, in q4 and in f16. Each has
+a store of its own, of the same rows in the same order: batches are the same. With `--method` another method is asked instead of
+`mud`, of what it reads. How they are compared: pipelines/compare.py.
+"""
+
+import argparse
+import json
+
+from compare import Contender, Run, add_arguments, conclude, draw, draws, groups, learn, means, served, table
+
+from hskstore.config import Keep, Strategy, Values
+from hskstore.methods import METHODS, Kd, Method
+from hskstore.stage_one.extract import extract
+from hskstore.stage_two.recipe import Recipe
+from hskstore.store import open_store
+from hskstore.students import slice_teacher
+from hskstore.text.tasks import Task
+
+SLIVER, EVERYTHING = "1,9,0.1", "all,all,all"
+KNOWLEDGE: dict[str, tuple[str | None, Values]] = {
+    "logits": (None, "f16"),
+    "sliver-f16": (SLIVER, "f16"),
+    "sliver-q4": (SLIVER, "q4"),
+    "all-rq4": (EVERYTHING, "rq4"),
+    "all-rq8": (EVERYTHING, "rq8"),
+    "all-rq16": (EVERYTHING, "rq16"),
+    "all-q4": (EVERYTHING, "q4"),
+    "all-f16": (EVERYTHING, "f16"),
+}
+"""By name: what is kept of the hidden states, and how."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("data")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--layers", default="2,4,6", help="the teacher's layers that make the student")
+    parser.add_argument("--student", help="another student's folder")
+    parser.add_argument("--method", choices=METHODS, default="mud")
+    parser.add_argument("--only", nargs="+", choices=KNOWLEDGE, default=list(KNOWLEDGE))
+    add_arguments(parser)
+    options = parser.parse_args()
+    layers = tuple(int(layer) for layer in options.layers.split(","))
+    student = options.student or str(options.work / "student")
+    if options.student is None and not (options.work / "student" / "config.json").exists():
+        slice_teacher(options.teacher, layers, student)
+    method = METHODS[options.method]()
+    contenders = {name: contender(name, method, student, len(layers), options) for name in options.only}
+    found: dict[str, list[Run]] = {name: [] for name in contenders}
+
+    def train(names: list[str], seeds: range) -> None:
+        for seed in seeds:
+            for name in names:
+                root, own = contenders[name]
+                found[name].append(learn(name, own, open_store(root), seed, options))
+
+    train(list(contenders), range(options.seeds))
+    store = open_store(next(iter(contenders.values()))[0])
+    task, gold = Task.from_json(store.plan.task), next(iter(found.values()))[0].label
+    top = groups(means(found), draws(task, found, gold))[0]
+    if len(top) > 1:
+        train(top, range(options.seeds, options.top_seeds))
+    result = conclude(task, found, gold, {name: own.bytes for name, (_, own) in contenders.items()})
+    text = table(result, task.metrics[0], len(gold))
+    print(text)
+    if options.out is not None:
+        numbers = {name: getattr(options, name) for name in ("method", "steps", "lr", "batch_size")}
+        document = {**numbers, "metric": task.metrics[0], "rows": len(gold), "knowledge": result}
+        options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+        options.out.with_suffix(".md").write_text(text)
+        draw(result, task.metrics[0], options.out.with_suffix(".svg"))
+
+
+def contender(name: str, method: Method, student: str, depth: int, options: argparse.Namespace) -> tuple[str, Contender]:
+    """A store that holds one kind of knowledge, and what is learnt from it."""
+    keep, values = KNOWLEDGE[name]
+    asked: Method = Kd() if keep is None else method
+    keeps = [Keep.parse(keep)] if keep is not None and method.name == "mud" else []
+    (made,) = extract(
+        options.teacher,
+        options.data,
+        task=options.task,
+        keeps=keeps,
+        methods=[] if keeps else [asked],
+        strategies=[Strategy(depth, values=values)],
+        out=options.work / "stores" / name,
+    )
+    contenders, unserved = served(open_store(made.root), student, {name: Recipe(method=asked)}, options)
+    if unserved:
+        raise SystemExit(unserved[0])
+    return made.root, contenders[name]
+
+
+if __name__ == "__main__":
+    main()
