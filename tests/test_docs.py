@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hskstore.config import Keep, Strategy
+from hskstore.methods import DistilBert
 from hskstore.stage_one.extract import extract
 from hskstore.store import open_store
 
@@ -90,3 +91,17 @@ def test_the_readmes_ten_lines_decode_a_row_with_zarr_and_numpy_alone(
     assert isinstance(vector, np.ndarray)
     np.testing.assert_array_equal(vector[row["hidden/mask"][0, 0]], row["hidden/values"][0, 0])
     assert np.count_nonzero(vector) == 3
+
+
+def test_the_readmes_five_lines_decode_codes_with_zarr_and_numpy_alone(
+    teacher_folder: str, data_folder: str, tmp_path: Path
+) -> None:
+    strategies = [Strategy(2, values="rq4")]
+    extract(teacher_folder, data_folder, out=tmp_path, methods=[DistilBert()], strategies=strategies, task="sst2")
+    example = re.findall(r"```python\n(import numpy.*?)```", README, flags=re.DOTALL)[1]
+    names: dict[str, object] = {}
+    exec(example.replace("stores/sst2/distilbert", str(tmp_path / "distilbert")), names)
+    vector = names["vector"]
+    assert isinstance(vector, np.ndarray)
+    np.testing.assert_array_equal(vector, open_store(tmp_path / "distilbert").row("train", 3)["states/values"][0, 1])
+    assert np.count_nonzero(vector) > 16

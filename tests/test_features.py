@@ -40,7 +40,7 @@ from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan, planned_anew
 from hskstore.store.schema import canonical_json
 from hskstore.store.shard import index_bytes, ranges_of
-from hskstore.store.vectors import ENCODINGS
+from hskstore.store.vectors import ENCODINGS, Codes
 from hskstore.store.verify import verify
 from hskstore.text.align import align
 from hskstore.text.dataset import read_dataset
@@ -87,6 +87,11 @@ def small_units(bytes_per_row: int, rows: int) -> int:
     return UNIT if bytes_per_row > 300 else 4 * UNIT
 
 
+def width_of(values: Values) -> str:
+    """As much of a vector of `hidden` as is kept here: of codes all."""
+    return "all" if isinstance(ENCODINGS[values], Codes) else "0.5"
+
+
 def want(name: str, *layers: int) -> Want[Any]:
     return Want(KINDS[name], tuple(LayerPair(student, layer) for student, layer in enumerate(layers, 1)))
 
@@ -131,7 +136,8 @@ def extracted(teacher_folder: str, data: str, tmp_path_factory: pytest.TempPathF
         with pytest.MonkeyPatch.context() as patch:
             if many_units:
                 patch.setattr("hskstore.store.layout.unit_rows", small_units)
-            return make(teacher_folder, data, tmp_path_factory.mktemp(values), keep="2,9,0.5", values=values)
+            keep = f"2,9,{width_of(values)}"
+            return make(teacher_folder, data, tmp_path_factory.mktemp(values), keep=keep, values=values)
 
     return made
 
@@ -530,7 +536,7 @@ def test_no_fill_value_stands_for_data_and_a_scale_of_padding_is_zero(values: Va
 # --- cut, damaged, made again
 
 CUTS: list[tuple[str | None, dict[str, tuple[int, ...]]]] = [
-    ("1,4,0.5", {"states": (0, 4), "cls": (2,), "qkv": (4,), "attended": (1, 4), "pooled": (3,)}),
+    ("1,4", {"states": (0, 4), "cls": (2,), "qkv": (4,), "attended": (1, 4), "pooled": (3,)}),
     (None, {"states": (2,)}),
     (None, {"cls": (1, 4)}),
     (None, {"qkv": (1, 4)}),
@@ -539,7 +545,7 @@ CUTS: list[tuple[str | None, dict[str, tuple[int, ...]]]] = [
 
 
 @pytest.mark.parametrize(("keep", "layers"), CUTS, ids=["of all", "states", "cls", "qkv", "pooled"])
-@pytest.mark.parametrize("values", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("values", ["f16", "q8", "q4", "rq4"])
 def test_a_cut_is_what_the_teacher_would_have_written(
     values: Values,
     keep: str | None,
@@ -550,6 +556,7 @@ def test_a_cut_is_what_the_teacher_would_have_written(
     tmp_path: Path,
     many_units: None,
 ) -> None:
+    keep = keep and f"{keep},{width_of(values)}"
     wide = extracted(values, many_units=True)
     direct = make(teacher_folder, data, tmp_path / "direct", layers, keep=keep, values=values)
     made = derive(wide, tmp_path / "cut", keep=None if keep is None else Keep.parse(keep), layers=layers)
@@ -866,7 +873,7 @@ def decoded_once(store: Store, name: str) -> np.ndarray:
     return decoded(store, name)
 
 
-@pytest.mark.parametrize("values", ["f16", "q4"])
+@pytest.mark.parametrize("values", ["f16", "q4", "rq4"])
 def test_windows_of_a_store_know_what_all_of_it_in_memory_knows(values: Values, extracted: Callable[..., Path]) -> None:
     store = open_store(extracted(values, many_units=True))
     reading: dict[str, Any] = {"places": {"states": (0, 2), "cls": (1,), "qkv": (0, 2), "attended": (0, 2), "pooled": (1,)}}

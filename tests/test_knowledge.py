@@ -158,7 +158,7 @@ def learn(store: Store, student: str, out: Path) -> Any:
     return distill(store, recipe, out=out)
 
 
-@pytest.mark.parametrize("values", ["f16", "q8", "q4"])
+@pytest.mark.parametrize("values", ["f16", "q8", "q4", "rq4"])
 def test_a_student_learns_of_every_encoding(values: str, teacher_folder: str, data: str, tmp_path: Path) -> None:
     store = extracted(teacher_folder, data, tmp_path / "stores", values=values)
     student = save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student")

@@ -180,6 +180,67 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(method: Method, place: Path, 
     assert stopped and len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
 
 
+@pytest.fixture(scope="module")
+def coded(place: Path, spans_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """All that any method reads for students of 2 layers, in codes, and in units of which several make a window."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hskstore.store.layout.unit_rows", lambda *_: 32)
+        (made,) = extract(
+            str(place / "classes" / "away"),
+            str(place / "classes.csv"),
+            out=tmp_path_factory.mktemp("coded"),
+            keeps=[Keep("all", "all", "all")],
+            strategies=[Strategy(2, top_layer=LAYERS, values="rq4")],
+            methods=[part for method in EVERY for part in parts_of(method)],
+            text=["one", "two"],
+            label="label",
+            validation="0.2",
+            max_length=64,
+            spans=str(spans_folder),
+        )
+    return open_store(made.root)
+
+
+CODED = [(method, loader) for method in DEFAULTS if method in INSIDE for loader in ("ram", "blocks")]
+
+
+@pytest.mark.parametrize(
+    ("method", "loader"),
+    [
+        pytest.param(method, loader, id=f"{method.name}-{loader}", marks=() if number == 1 else pytest.mark.long)
+        for number, (method, loader) in enumerate(CODED)
+    ],
+)
+def test_it_learns_from_codes_and_goes_on_bit_for_bit(
+    loader: Any, method: Method, place: Path, coded: Store, tmp_path: Path
+) -> None:
+    recipe = Recipe(
+        str(place / "classes" / "student"),
+        method,
+        max_steps=6,
+        batch_size=(15,),
+        lr=(1e-3,),
+        precision="fp32",
+        loader=loader,
+    )
+    whole = distill(coded, recipe, out=tmp_path / "whole")
+    losses = {name: value for phase in whole.phases for name, value in phase.losses.items()}
+    assert any("." in name for name in losses) and all(np.isfinite(value) for value in losses.values())
+    stopped = False
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        nonlocal stopped
+        if stage in names and done == 15 * 2 and not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    names = {phase.name for phase in method.phases(TeacherShape(LAYERS, WIDTH), ModelShape("it", 2, (2, 16)))}
+    with pytest.raises(KeyboardInterrupt):
+        distill(coded, recipe, out=tmp_path / "parts", watch=stop)
+    distill(coded, recipe, out=tmp_path / "parts")
+    assert len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

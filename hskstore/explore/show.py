@@ -128,7 +128,7 @@ def describe_progress(root: str) -> Progress:
         root=root,
         keep=_keep(plan),
         units_done=len(done),
-        units=sum(split.units for split in plan.splits.values()),
+        units=plan.n_units,
         rows_done=sum(receipt.rows for receipt in done.values()),
         rows=sum(split.rows for split in plan.splits.values()),
         rows_per_second=round(rows / elapsed, 1) if elapsed else None,

@@ -44,19 +44,10 @@ def lay_codebooks(objects: Objects, plan: Plan, teacher: Teacher, rows: Rows, *,
     """
     if not coded(plan.features) or read_receipt(objects, receipt_key(*BOOKS)) is not None:
         return
-    columns = _learn(plan, _sample(plan, teacher, rows), watch)
-    blobs: dict[str, bytes] = {}
-    for key, blob in encode_unit(plan, *BOOKS, columns).items():
-        objects.put(key, blob, create=True)
-        blobs[key] = _standing(objects, plan, key, blob)
+    learnt = encode_unit(plan, *BOOKS, _learn(plan, _sample(plan, teacher, rows), watch))
+    _check_written(objects, plan, {key: _whole(objects, plan, key) or blob for key, blob in learnt.items()})
+    blobs = {key: _laid(objects, plan, key, blob) for key, blob in learnt.items()}
     entries = unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs)
-    words = codebooks_sha256(entries)
-    others = [each.key for each in receipts(objects).values() if each.made.get(CODEBOOKS, words) != words]
-    if others:
-        raise StoreError(
-            f"{objects.root}: its codebooks are gone, and those that this machine learns are not the ones that {others[0]} is"
-            " written in: hsk pull them from a good copy, or delete the store and extract it anew"
-        )
     made = {"device": str(teacher.device), "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
     commit_unit(objects, Receipt(*BOOKS, 0, uuid.uuid4().hex, entries, made), blobs)
 
@@ -78,22 +69,43 @@ def read_words(objects: Objects, plan: Plan) -> Words:
 
 def stand_in_words(plan: Plan) -> Words:
     """Words of the right shapes, to see how long it takes to write in them."""
-    shapes = {name: plan.arrays[f"{CODEBOOKS}/{name}/words"].shape for name in coded(plan.features)}
-    return {name: np.random.default_rng(0).standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    found: dict[str, np.ndarray] = {}
+    for name in coded(plan.features):
+        *places, stages, words, width = plan.arrays[f"{CODEBOOKS}/{name}/words"].shape
+        one = np.random.default_rng(0).standard_normal((words, width), dtype=np.float32).astype(np.float16)
+        found[name] = np.tile(one, (*places, stages, 1, 1))
+    return found
 
 
-def _standing(objects: Objects, plan: Plan, key: str, blob: bytes) -> bytes:
+def _laid(objects: Objects, plan: Plan, key: str, blob: bytes) -> bytes:
     """What stands in an object's place, if it is whole; else `blob` stands there now."""
-    path = key.partition("/c/")[0]
+    objects.put(key, blob, create=True)
+    found = _whole(objects, plan, key)
+    if found is None:
+        objects.put(key, blob)
+    return found or blob
+
+
+def _whole(objects: Objects, plan: Plan, key: str) -> bytes | None:
+    """What stands in an object's place; None where there is nothing, or what a power cut tore."""
     found = objects.get(key)
     try:
         if found is not None:
-            decode_shard(plan.arrays[path], BOOKS[1], found)
-            return found
+            decode_shard(plan.arrays[key.partition("/c/")[0]], BOOKS[1], found)
+        return found
     except ValueError:
-        pass  # torn by a power cut
-    objects.put(key, blob)
-    return blob
+        return None
+
+
+def _check_written(objects: Objects, plan: Plan, blobs: Mapping[str, bytes]) -> None:
+    """Raise StoreError, before anything is put, where there are units in other words than these."""
+    words = codebooks_sha256(unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs))
+    others = [each.key for each in receipts(objects).values() if each.made.get(CODEBOOKS, words) != words]
+    if others:
+        raise StoreError(
+            f"{objects.root}: its codebooks are gone, and those that this machine learns are not the ones that {others[0]} is"
+            " written in: hsk pull them from a good copy, or delete the store and extract it anew"
+        )
 
 
 # --- a sample
@@ -103,24 +115,29 @@ def _sample(plan: Plan, teacher: Teacher, rows: Rows) -> dict[str, Float16[np.nd
     """The vectors of some of the first rows, which are in random order, as they are before they are codes: by feature, of every
     layer, and of attention of every part."""
     wanted = coded(plan.features)
-    plain = planned_anew(plan, [_as_numbers(feature) for feature in wanted.values()])
+    plain = planned_anew(plan, [_as_numbers(feature, plan.splits["train"].longest) for feature in wanted.values()])
     some = rows.slice(0, min(len(rows), MOST_ROWS))
     found: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     with TeacherPass([plain], teacher) as passed:
         for _, batches in block_batches(some.n_tokens, ROWS_AT_ONCE, plan.pass_.batch_tokens):
-            for (columns,) in passed.run("train", (rows.take(batch) for batch in batches)):
-                for name, feature in wanted.items():
-                    found[name].append(_vectors_of(feature, columns))
-            if all(sum(map(len, own)) >= LEARNT_FROM + HELD_OUT for own in found.values()):
+            # Of each feature by itself, so that its words do not follow what else is kept.
+            lacking = [name for name, own in found.items() if sum(map(len, own)) < LEARNT_FROM + HELD_OUT]
+            if not lacking:
                 break
-    rng = np.random.default_rng(plan.pass_.seed)
-    return {name: rng.permutation(np.concatenate(own))[: LEARNT_FROM + HELD_OUT] for name, own in found.items()}
+            for (columns,) in passed.run("train", (rows.take(batch) for batch in batches)):
+                for name in lacking:
+                    found[name].append(_vectors_of(wanted[name], columns))
+    shuffled = {name: np.random.default_rng(plan.pass_.seed).permutation(np.concatenate(own)) for name, own in found.items()}
+    return {name: vectors[: LEARNT_FROM + HELD_OUT] for name, vectors in shuffled.items()}
 
 
-def _as_numbers(feature: Hidden | LayerVectors) -> Hidden | LayerVectors:
-    if isinstance(feature, Hidden):
-        return replace(feature, strategy=replace(feature.strategy, values="f16"))
-    return replace(feature, values="f16")
+def _as_numbers(feature: Hidden | LayerVectors, longest: int) -> Hidden | LayerVectors:
+    """The feature before its vectors are codes; of `hidden` every token that a rank chooses among, so that the words are the same
+    whatever its length."""
+    if not isinstance(feature, Hidden):
+        return replace(feature, values="f16")
+    keep = replace(feature.keep, length="all")
+    return replace(feature, keep=keep, length=longest, strategy=replace(feature.strategy, values="f16"))
 
 
 def _vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> np.ndarray:

@@ -31,8 +31,8 @@ SAMPLED_ROWS = 8192
 LEAST_SAMPLED_ROWS = 64
 """Rows of which hidden states are measured at least: masks of fewer compress worse than those of a unit."""
 
-CODES_RATIO = 0.99
-"""Of codes on disk to codes decoded, padding left out; of words likewise."""
+CODES_RATIO, WORDS_RATIO = 1.02, 0.93
+"""Of codes on disk to codes decoded, padding left out, of which something stays; of the words of codebooks."""
 
 VALUES_RATIO = {"f16": (0.75, 0.87), "f32": (0.79, 0.87), "q8": (0.88, 0.83), "q4": (0.76, 0.67)}
 """Of values on disk to values decoded, where almost nothing and where everything of a vector is kept; in between on the line. The
@@ -163,7 +163,7 @@ def output_sizes(plan: Plan, counts: Mapping[str, int], sample: SampledRows | No
         if path.endswith("/logits"):
             found[path] = ArraySize(round(ratio * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
         elif path.startswith(f"{CODEBOOKS}/"):
-            found[path] = ArraySize(round(CODES_RATIO * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
+            found[path] = ArraySize(round(WORDS_RATIO * decoded_bytes(spec)), decoded_bytes(spec), sample is not None)
         elif path.split("/")[1] in plan.said:
             _, name, array = path.split("/")
             feature, rows = plan.said[name], plan.splits["train"].rows

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16
 
+from hskstore.errors import OptionError
 from hskstore.store.features import PARTS, Feature, LayerVectors
 from hskstore.store.hidden import Hidden
-from hskstore.store.schema import ArraySpec, power_of_two_below
+from hskstore.store.schema import MAX_SHARD_BYTES, ArraySpec, power_of_two_below
 from hskstore.store.vectors import Codes
 
 CODEBOOKS = "codebooks"
@@ -42,6 +43,16 @@ def codebook_arrays(features: Mapping[str, Feature]) -> dict[str, ArraySpec]:
         for array, planned in feature.encoding.codebooks(places, feature.width).items():
             found[f"{CODEBOOKS}/{name}/{array}"] = planned.spec(layers, shard)
     return found
+
+
+def check_codebooks(arrays: Mapping[str, ArraySpec]) -> None:
+    """Raise OptionError for codebooks that are more than a reader takes, before anything is made."""
+    for path, spec in arrays.items():
+        if path.startswith(f"{CODEBOOKS}/") and spec.shard_bytes > MAX_SHARD_BYTES:
+            raise OptionError(
+                f"the codebooks of {path.split('/')[1]} would take {spec.shard_bytes / 2**30:.1f} GiB, more than the"
+                f" {MAX_SHARD_BYTES / 2**30:g} GiB that are read: take shorter codes (--values rq4 or rq8), or fewer layers"
+            )
 
 
 def codebooks_sha256(objects: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hskstore.config import Precision
 from hskstore.errors import OptionError, StoreError
-from hskstore.store.codebooks import BOOKS, CODEBOOKS, coded
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, check_codebooks, coded
 from hskstore.store.features import LISTED, Attended, Feature, LayerVectors, Qkv, Said
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KNOWN_ARRAYS, LABELS, SPLIT, KeptText, Split, SplitRows, Unit, in_units, plan_arrays
@@ -77,6 +77,10 @@ class Plan:
         for split, rows in self.splits.items():
             for unit in range(rows.units):
                 yield split, unit
+
+    @property
+    def n_units(self) -> int:
+        return bool(coded(self.features)) + sum(rows.units for rows in self.splits.values())
 
     def rows_of(self, unit: Unit) -> int:
         """Rows of the data in a unit: in that of codebooks none."""
@@ -256,13 +260,14 @@ def make_plan(
     labels: str | None,
     text: KeptText | None = None,
 ) -> Plan:
-    """The plan of one store, by an extraction or cut from a bigger store alike.
+    """The plan of one store, by an extraction or cut from a bigger store alike. Raises OptionError for codebooks beyond all size.
 
     `labels` is the label's dtype or None; `text` is None where only the tokens are kept.
     """
     named = {feature.name: feature for feature in features}
     in_store = in_units(named, splits, text=text)
-    outputs = len(teacher["labels"])
+    arrays = plan_arrays(named, in_store, labels=labels, logits=len(teacher["labels"]), text=text)
+    check_codebooks(arrays)
     return Plan(
         features=named,
         pass_=pass_,
@@ -270,6 +275,6 @@ def make_plan(
         tokenizer=tokenizer,
         task=task,
         splits=in_store,
-        arrays=plan_arrays(named, in_store, labels=labels, logits=outputs, text=text),
+        arrays=arrays,
         text=text,
     )

@@ -13,6 +13,8 @@ from hskstore.errors import StoreError
 from hskstore.store.codebooks import CODEBOOKS
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
+from hskstore.store.features import OfLayers
+from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Unit
 from hskstore.store.masks import unpack_mask
 from hskstore.store.objects import MAX_OBJECT_BYTES
@@ -20,6 +22,7 @@ from hskstore.store.places import Place, place_of
 from hskstore.store.plan import Plan
 from hskstore.store.schema import MAX_SHARD_BYTES, MAX_SHARD_CHUNKS, MAX_UNITS, ArraySpec
 from hskstore.store.shard import chunk_ranges, index_bytes, layer_sha256
+from hskstore.store.vectors import Codes
 
 
 class Store:
@@ -108,7 +111,7 @@ class Store:
     def read_all(self, path: str) -> Shaped[np.ndarray, "row ..."]:
         """One array, all its rows [N, ...]."""
         spec = self._spec(path)
-        units = self.plan.splits[path.partition("/")[0]].units
+        units = -(-spec.shape[0] // spec.shard)
         return np.concatenate([self.read(path, unit) for unit in range(units)]) if units else np.empty(spec.shape)
 
     def rows_sha256(self, split: str) -> str:
@@ -148,6 +151,11 @@ class Store:
                 continue
             stored = {array: found[f"{name}/{array}"][None] for array in ("values", "scale") if f"{name}/{array}" in found}
             (values,) = feature.encoding.decode(stored | self.words(name), feature.width)
+            if isinstance(feature.encoding, Codes):  # the codes of what is no token name words too
+                if isinstance(feature, Hidden):
+                    values[found["hidden/token"] < 0] = 0
+                elif isinstance(feature, OfLayers) and "token" in feature.axes:
+                    values[..., int(found["n_tokens"]) :, :] = 0
             found[f"{name}/values"] = values.astype(np.float32)
         if "hidden/mask" in found and self.plan.hidden is not None:
             found["hidden/mask"] = unpack_mask(found["hidden/mask"], self.plan.hidden.hidden_size)
@@ -167,7 +175,7 @@ def open_at(place: Place) -> Store:
     plan = read_plan(place)
     sealed = place.get(MANIFEST)
     if sealed is None:
-        done, total = len(receipts(place)), sum(split.units for split in plan.splits.values())
+        done, total = len(receipts(place)), plan.n_units
         condemned = place.get(CONDEMNED) is not None
         raise StoreError(
             f"{place.root} is not sealed: {done} of {total} units are done."
@@ -256,6 +264,6 @@ def read_plan(objects: Place) -> Plan:
             raise StoreError(f"{objects.root}: the plan asks for shards of {spec.shard_bytes} bytes in {path}; refused")
         if spec.chunks_per_shard > MAX_SHARD_CHUNKS:
             raise StoreError(f"{objects.root}: the plan asks for shards of {spec.chunks_per_shard} chunks in {path}; refused")
-    if sum(split.units for split in plan.splits.values()) > MAX_UNITS:
+    if plan.n_units > MAX_UNITS:
         raise StoreError(f"{objects.root}: the plan asks for more than {MAX_UNITS} units; refused")
     return plan

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hskstore.store.codebooks import BOOKS
 from hskstore.store.commit import (
     CONDEMNED,
     FILES,
@@ -165,6 +166,8 @@ def _condemn(place: Place, problems: Sequence[Problem], manifest: Manifest | Non
     keys = [MANIFEST] if place.get(MANIFEST) is not None else []
     for problem in problems:
         if problem.split is not None and problem.unit is not None:
+            if (problem.split, problem.unit) == BOOKS:
+                keys.append(problem.key)  # which is put create-only: what stands in its place would stay
             keys.append(receipt_key(problem.split, problem.unit))
         else:
             keys.append(problem.key)

@@ -23,6 +23,7 @@ from hskstore.store.objects import Objects
 from hskstore.store.plan import Pass, Plan
 from hskstore.store.schema import ArraySpec, with_check
 from hskstore.store.shard import ABSENT, fingerprint, unit_fingerprints
+from hskstore.store.vectors import ENCODINGS, Codes
 
 FILES = {"teacher.json": b'{"sha256":"5e"}', "tokenizer/tokenizer.json": b'{"model":{}}'}
 WIDTH, HIDDEN_SIZE, LENGTH, UNIT_ROWS = 5, 20, 3, 8
@@ -44,7 +45,8 @@ def make_plan(
         "validation": Split(rows=validation_rows, tokens=50, longest=7, unit_rows=UNIT_ROWS, sha256="cd"),
     }
     pairs = layer_pairs(2, student_layers=3, teacher_layers=6, top_layer=5)
-    kept = Hidden(Keep(2, LENGTH, 0.25), PlannedStrategy(3, 5, values=values), pairs, LENGTH, WIDTH, HIDDEN_SIZE)
+    width = HIDDEN_SIZE if isinstance(ENCODINGS[values], Codes) else WIDTH
+    kept = Hidden(Keep(2, LENGTH, 0.25), PlannedStrategy(3, 5, values=values), pairs, LENGTH, width, HIDDEN_SIZE)
     features: dict[str, Feature] = {each.name: each for each in ([kept, *others] if hidden else others)}
     return Plan(
         features=features,
@@ -70,7 +72,7 @@ def random_columns(plan: Plan, split: str, unit: int, seed: int = 0) -> dict[str
 def whole(plan: Plan, path: str, seed: int = 0) -> np.ndarray:
     """All rows of one array, as `random_columns` made them."""
     split = path.partition("/")[0]
-    units = range(plan.splits[split].units)
+    units = [number for name, number in plan.units() if name == split]
     return np.concatenate([random_columns(plan, split, unit, seed)[path] for unit in units])
 
 
@@ -81,7 +83,7 @@ def make_unit(
     columns = random_columns(plan, split, unit, seed)
     blobs = encode_unit(plan, split, unit, columns)
     entries = unit_fingerprints(plan.arrays_of(split), unit, blobs)
-    return Receipt(split, unit, len(columns[f"{split}/row_id"]), attempt, entries, made or {}), blobs
+    return Receipt(split, unit, plan.rows_of((split, unit)), attempt, entries, made or {}), blobs
 
 
 def write_store(root: str | Path, plan: Plan, *, only: Any = None, attempt: str = "first", made: Any = None) -> str:

@@ -115,8 +115,8 @@ def test_plain_zarr_reads_what_it_knows_of_a_later_store_too(plan, later):
 @pytest.mark.parametrize("sealed_too", [True, False])
 @pytest.mark.parametrize("look", [open_store, lambda root: verify(str(root)), lambda root: verify(str(root), condemn=True)])
 def test_a_store_of_a_newer_format_asks_for_an_upgrade_and_is_left_alone(plan, later, look, sealed_too):
-    forge(later, {"plan.json": canonical_json({**later_plan(plan), "version": 3, "arrays": "otherwise"})})
+    forge(later, {"plan.json": canonical_json({**later_plan(plan), "version": 4, "arrays": "otherwise"})})
     if not sealed_too:
         (later / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=rf"^{later} is a store of format version 3; this hskstore reads up to 2: upgrade it$"):
+    with pytest.raises(StoreError, match=rf"^{later} is a store of format version 4; this hskstore reads up to 3: upgrade it$"):
         look(later)

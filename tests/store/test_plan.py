@@ -37,7 +37,7 @@ strategies = st.builds(
     rank_layer=st.sampled_from(["aligned", "same"]),
     score=st.sampled_from(["probability", "raw"]),
     mask=st.sampled_from(["magnitude", "uniform", "random"]),
-    values=st.sampled_from(["f16", "f32", "q8", "q4"]),
+    values=st.sampled_from(["f16", "f32", "q8", "q4", "rq8"]),
 )
 splits = st.builds(Split, small, small, small, texts, st.sampled_from([1, 8, 512]))
 
@@ -53,7 +53,7 @@ def plans(draw):
     kept = [Hidden(keep, strategy, pairs, length, width, hidden_size)] if draw(st.booleans()) else []
     for kind in draw(st.sets(st.sampled_from([States, Cls]))):
         layers = draw(st.sets(st.integers(0, 50), min_size=1, max_size=4))
-        kept.append(kind(tuple(sorted(layers)), hidden_size, draw(st.sampled_from(["f16", "f32", "q8", "q4"]))))
+        kept.append(kind(tuple(sorted(layers)), hidden_size, draw(st.sampled_from(["f16", "f32", "q8", "q4", "rq8"]))))
     features = {each.name: each for each in kept}
     return Plan(
         features=features,
@@ -143,7 +143,13 @@ def test_units_are_those_of_every_split_and_arrays_those_of_one(plan):
 
 @pytest.mark.parametrize(
     ("values", "dtype", "width", "scaled"),
-    [("f16", "float16", 5, False), ("f32", "float32", 5, False), ("q8", "int8", 5, True), ("q4", "uint8", 3, True)],
+    [
+        ("f16", "float16", 5, False),
+        ("f32", "float32", 5, False),
+        ("q8", "int8", 5, True),
+        ("q4", "uint8", 3, True),
+        ("rq4", "uint8", 4, False),
+    ],
 )
 def test_only_quantised_stores_have_a_scale(values, dtype, width, scaled):
     arrays = make_plan(values).arrays

@@ -24,7 +24,7 @@ VALUES = "train/hidden/values/c/1/0/0/0"
 # --- what is read
 
 
-@pytest.mark.parametrize("values", ["f16", "f32", "q8", "q4"])
+@pytest.mark.parametrize("values", ["f16", "f32", "q8", "q4", "rq4"])
 def test_every_array_of_a_sealed_store_is_what_was_written(values, tmp_path):
     plan = make_plan(values)
     digest = write_store(tmp_path, plan)

@@ -112,7 +112,7 @@ def test_bytes_that_carry_no_checksum_of_their_own_are_refused(data):
 
 
 @pytest.mark.parametrize("consolidated", [True, False])
-@pytest.mark.parametrize("values", ["f16", "f32", "q8", "q4"])
+@pytest.mark.parametrize("values", ["f16", "f32", "q8", "q4", "rq4"])
 def test_plain_zarr_opens_the_documents(values, consolidated, tmp_path):
     plan = make_plan(values)
     for key, document in plan.documents().items():
@@ -120,13 +120,13 @@ def test_plain_zarr_opens_the_documents(values, consolidated, tmp_path):
         (tmp_path / key).write_bytes(document)
     group = zarr.open_group(tmp_path, mode="r", use_consolidated=consolidated)
     assert (group.metadata.consolidated_metadata is not None) == consolidated
-    assert group.attrs["hskstore"] == {"version": 1}
+    assert group.attrs["hskstore"] == {"version": 3 if values == "rq4" else 1}
     assert dict(group["train/hidden"].attrs) == {
         "teacher_layers": [3, 5],
         "rank_layers": [4, 6],
         "student_layers": [2, 3],
         "hidden_size": 20,
-        "width": 5,
+        "width": 20 if values == "rq4" else 5,
         "values": values,
     }
     found = {path: array for path, array in group.members(max_depth=None) if isinstance(array, zarr.Array)}

@@ -141,7 +141,7 @@ def test_some_layers_decode_to_the_slice_of_the_whole(layers, unit):
     assert found.tobytes() == rows[:, layers].tobytes()
 
 
-@pytest.mark.parametrize("values", ["f16", "q4"])
+@pytest.mark.parametrize("values", ["f16", "q4", "rq4"])
 def test_a_store_reads_some_layers_as_the_slice_of_a_whole_read(values, tmp_path):
     plan = make_plan(values, others=(States((0, 6), 20, values), Cls((3, 5), 20, values)))
     write_store(tmp_path, plan)

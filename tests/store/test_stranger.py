@@ -107,6 +107,14 @@ def test_a_plan_beyond_all_reason_is_refused_at_once(plan, tmp_path, name, seale
     refused(tmp_path, message + r".*; refused$", LOOKS[look])
 
 
+@pytest.mark.parametrize("look", LOOKS)
+def test_codebooks_beyond_all_reason_are_refused_at_once(tmp_path, look):
+    monster = monstrous(make_plan("rq4"), hidden_size=2**23, width=2**23)
+    assert Plan.from_bytes(monster.to_bytes(), "here") == monster, "it agrees with itself"
+    (tmp_path / "plan.json").write_bytes(monster.to_bytes())
+    refused(tmp_path, BYTES + r"codebooks/hidden/words; refused$", LOOKS[look])
+
+
 @pytest.mark.parametrize("numbers", [{"rows": 2**20 - 2, "unit_rows": 1}, {"rows": 2**30, "unit_rows": 2**12, "chunk": 1}])
 def test_more_units_than_the_seal_lists_objects_are_not_gone_through(plan, sealed, numbers):
     """The second one has 10^9 chunks and shards as they should be."""
@@ -125,7 +133,7 @@ def other_names(plan: Plan, split: str) -> bytes:
     return canonical_json(document)
 
 
-@pytest.mark.parametrize("split", ["..", ".", "", "a/b", "../..", "/", "A", "a b", "a\n", "é", "train\\x"])
+@pytest.mark.parametrize("split", ["..", ".", "", "a/b", "../..", "/", "A", "a b", "a\n", "é", "train\\x", "codebooks", "files"])
 def test_a_split_whose_name_is_no_folder_s_is_refused(plan, sealed, split):
     forge(sealed, {"plan.json": other_names(plan, split)})
     refused(sealed, r"/plan\.json cannot be read as a plan \(")
@@ -151,6 +159,15 @@ STRANGE = [None, -1, 0, 10**30, 0.5, 1.0, "", "x", "[/x]", "O", "\ud800", "\x1b[
 LEAVES = [path for path in leaves(make_plan().as_json()) if path[0] != "arrays" or path[1:2] in ((), ("train/label",))]
 
 
+@pytest.fixture(scope="module")
+def of_values(sealed_once: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A sealed store of numbers and one of codes, whose plans have the same fields."""
+    coded = tmp_path_factory.mktemp("coded") / "store"
+    write_store(coded, make_plan("rq4"))
+    return {"f16": sealed_once, "rq4": coded}
+
+
+@pytest.mark.parametrize("values", ["f16", pytest.param("rq4", marks=pytest.mark.long)])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(LEAVES), st.sampled_from(STRANGE))
 @example(("hidden", "hidden_size"), 2**40)
@@ -169,14 +186,14 @@ LEAVES = [path for path in leaves(make_plan().as_json()) if path[0] != "arrays" 
 @example(("splits", "train", "sha256"), "\ud800")
 @example(("tokenizer", "separators"), None)
 @example(("pass", "precision"), "[/x]")
-def test_a_sealed_plan_with_any_field_made_strange_is_refused_or_read_and_shown(plan, sealed_once, tmp_path_factory, path, value):
-    data = json.dumps(edited(plan.as_json(), path, value)).encode()
+def test_a_sealed_plan_with_any_field_made_strange_is_refused_or_read_and_shown(of_values, tmp_path_factory, values, path, value):
+    data = json.dumps(edited(make_plan(values).as_json(), path, value)).encode()
     root = tmp_path_factory.mktemp("strange") / "store"
     try:
         documents = Plan.from_bytes(data, "here").documents()
     except StoreError:
         documents = {}
-    for key, content in tree(sealed_once).items():
+    for key, content in tree(of_values[values]).items():
         (root / key).parent.mkdir(parents=True, exist_ok=True)
         (root / key).write_bytes(content)
     forge(root, {"plan.json": data, **documents})

@@ -1,0 +1,654 @@
+"""Vectors as codes: how codebooks are learnt and come to be, what is stored in them, cut of them, and learnt from them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hskstore.config import Keep, Strategy, Values
+from hskstore.errors import OptionError, StoreError
+from hskstore.explore.show import describe
+from hskstore.features.codes import Codebooks, decode_codes, encode_codes, learn_words, left_over
+from hskstore.features.pack import blank_beside
+from hskstore.features.view import derive_view, view
+from hskstore.methods import METHODS, Mud
+from hskstore.stage_one import codebooks
+from hskstore.stage_one.extract import extract
+from hskstore.stage_one.forecast import forecast
+from hskstore.stage_one.replay import replay
+from hskstore.stage_one.worker import UnitWorker
+from hskstore.stage_two.distill import distill
+from hskstore.stage_two.recipe import Recipe
+from hskstore.store import open_store
+from hskstore.store.codebooks import BOOKS, CODEBOOKS
+from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
+from hskstore.store.derive import derive
+from hskstore.store.encode import encode_unit
+from hskstore.store.features import States
+from hskstore.store.plan import planned_anew
+from hskstore.store.shard import unit_fingerprints
+from hskstore.store.vectors import ENCODINGS, WORDS, Codes
+from hskstore.store.verify import verify
+from tests.conftest import SHARED, hsk, sealed_tree, write_tsv
+from tests.store.conftest import edit_signed
+from tests.test_features import Asks, small_units
+from tests.test_forecast import real_sizes
+
+ROWS, WIDTH = 150, 32
+LAYERS: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (2, 4), "qkv": (1, 4), "pooled": (4,)}
+KEEP = "2,9,all"
+Made = Callable[..., Path]
+
+
+# --- words, learnt
+
+
+def drawn(rows: int, width: int = 8, seed: int = 0) -> torch.Tensor:
+    """Vectors whose coordinates go together, some of them far larger than others."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, width, generator=generator) @ torch.randn(width, width, generator=generator) + 3
+
+
+def coded_and_decoded(vectors: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    books = Codebooks.of(words.numpy()[None], torch.device("cpu"))
+    codes = encode_codes(vectors[:, None], books)
+    return decode_codes(codes.numpy(), books.words)[:, 0]
+
+
+@pytest.mark.parametrize(("seed", "width"), [(0, 8), (1, 1), (2, 13)])
+def test_fewer_codebooks_are_the_first_of_more(seed: int, width: int) -> None:
+    vectors = drawn(700, width, seed)
+    more = learn_words(vectors, 8, seed)
+    assert more.shape == (8, WORDS, width) and more.dtype == torch.float16 and more.isfinite().all()
+    assert learn_words(vectors, 4, seed).equal(more[:4]) and not learn_words(vectors, 1, seed + 1).equal(more[:1])
+
+
+def test_every_stage_leaves_less_over_as_it_is_told() -> None:
+    vectors = drawn(3000)
+    words = learn_words(vectors, 6, 0)
+    shares = left_over(vectors, words)
+    assert (shares.diff() < 0).all() and shares[0] < 0.5 and shares[-1] < 1e-3
+    difference = (coded_and_decoded(vectors, words) - vectors).square().sum()
+    told = difference / (vectors - vectors.mean(dim=0)).square().sum()
+    assert float(shares[-1]) == pytest.approx(float(told), rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_as_few_vectors_as_words_are_words(rows: int) -> None:
+    vectors = drawn(rows)
+    words = learn_words(vectors, 4, 0)
+    assert words.isfinite().all()
+    largest = vectors.abs().max()
+    assert (coded_and_decoded(vectors, words) - vectors).abs().max() < 2e-3 * largest
+
+
+def test_vectors_that_are_all_the_same_are_one_word_and_leave_nothing() -> None:
+    vectors = torch.tensor([1.5, -2, 0, 1000]).repeat(50, 1)
+    words = learn_words(vectors, 4, 0)
+    assert words.isfinite().all() and left_over(vectors, words).tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(coded_and_decoded(vectors, words), vectors, rtol=1e-3, atol=1e-3)
+
+
+# --- encoded and decoded
+
+
+def slow_codes(vectors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Of each stage the nearest word, of equals the first: [..., width] and [stage, word, width] -> [..., stage]."""
+    left, found = vectors.astype(np.float64), []
+    for own in words.astype(np.float64):
+        distance = ((left[..., None, :] - own) ** 2).sum(axis=-1)
+        found.append(distance.argmin(axis=-1))
+        left = left - own[found[-1]]
+    return np.stack(found, axis=-1)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([(), (5,), (3, 4)]), st.sampled_from([1, 4]), st.integers(1, 3), st.integers(0, 99))
+def test_a_code_names_of_each_stage_the_nearest_word_of_equals_the_first(
+    rest: tuple[int, ...], stages: int, width: int, seed: int
+) -> None:
+    """Whole numbers, so that ties are many and arithmetic is exact; of attention each part has words of its own."""
+    rng, places = np.random.default_rng(seed), (2, *rest[:-1])
+    words = rng.integers(-3, 4, (*places, stages, WORDS, width)).astype(np.float16)
+    vectors = rng.integers(-9, 10, (6, 2, *rest, width)).astype(np.float32)
+    books = Codebooks.of(words, torch.device("cpu"))
+    codes = encode_codes(torch.from_numpy(vectors), books).numpy()
+    assert codes.dtype == np.uint8 and codes.shape == (6, 2, *rest, stages)
+    for place in np.ndindex(places):
+        np.testing.assert_array_equal(codes[:, *place], slow_codes(vectors[:, *place], words[place]))
+    in_numpy = Codes(stages).decode({"values": codes, "words": words}, width)
+    np.testing.assert_array_equal(decode_codes(codes, books.words).numpy(), in_numpy)
+
+
+@pytest.mark.parametrize("values", [name for name, encoding in ENCODINGS.items() if isinstance(encoding, Codes)])
+def test_torch_decodes_what_numpy_decodes_to_the_last_bit(values: Values) -> None:
+    encoding = ENCODINGS[values]
+    assert isinstance(encoding, Codes) and encoding.stages == int(values.removeprefix("rq"))
+    rng = np.random.default_rng(0)
+    words = rng.normal(0, 100, (2, encoding.stages, WORDS, 33)).astype(np.float16)
+    codes = rng.integers(0, WORDS, (9, 2, 7, encoding.stages), dtype=np.uint8)
+    slow = encoding.decode({"values": codes, "words": words}, 33)
+    assert slow.dtype == np.float32
+    assert decode_codes(codes, torch.from_numpy(words).float()).numpy().tobytes() == slow.tobytes()
+
+
+def test_what_is_no_token_has_the_codes_of_zeros() -> None:
+    arrays = {"values": torch.full((2, 1, 3, 4), 7, dtype=torch.uint8)}
+    blank_beside(arrays, torch.tensor([[[False, True, True]], [[False, False, True]]]))
+    assert arrays["values"].amax(dim=-1).tolist() == [[[7, 0, 0]], [[7, 7, 0]]]
+
+
+# --- extracted
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    write_tsv(folder / "train.tsv", ROWS, seed=1)
+    write_tsv(folder / "dev.tsv", 20, seed=2)
+    return str(folder)
+
+
+def make(
+    teacher: str,
+    data: str,
+    out: Path,
+    layers: dict[str, tuple[int, ...]] = LAYERS,
+    *,
+    keep: str | None = KEEP,
+    values: Values = "rq4",
+    **options: Any,
+) -> Path:
+    (made,) = extract(
+        teacher,
+        data,
+        out=out,
+        keeps=[] if keep is None else [Keep.parse(keep)],
+        strategies=[Strategy(2, values=values)],
+        methods=[Asks(layers)],
+        **({"task": "sst2", "batch_tokens": 256} | options),
+    )
+    return Path(made.root)
+
+
+@pytest.fixture(scope="module")
+def extracted(teacher_folder: str, data: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A store of every coded feature, made when it is first asked for, to be read only."""
+
+    @cache
+    def made(values: Values = "rq4", *, many_units: bool = False) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            if many_units:
+                patch.setattr("hskstore.store.layout.unit_rows", small_units)
+            return make(teacher_folder, data, tmp_path_factory.mktemp(values), values=values)
+
+    return made
+
+
+@pytest.fixture
+def own(extracted: Made, tmp_path: Path) -> Path:
+    """The same store, to be damaged."""
+    return Path(shutil.copytree(extracted(), tmp_path / "own" / "it"))
+
+
+def again(teacher: str, data: str, own: Path) -> Path:
+    return make(teacher, data, own.parent)
+
+
+FEATURES = ("hidden", "states", "cls", "qkv", "pooled")
+
+
+def test_a_store_has_the_nearest_codes_of_the_teachers_vectors_and_tells_what_they_leave(extracted: Made) -> None:
+    store, exact = open_store(extracted()), open_store(extracted("f16"))
+    assert store.plan.version == 3 and next(store.plan.units()) == BOOKS
+    n_tokens = store.read_all("train/n_tokens")
+    real = np.arange(store.plan.splits["train"].longest) < n_tokens[:, None]
+    for name in FEATURES:
+        codes, vectors = store.read_all(f"train/{name}/values"), exact.read_all(f"train/{name}/values").astype(np.float32)
+        told, words = store.left_over(name), store.words(name)["words"]
+        assert told is not None and exact.left_over(name) is None and exact.words(name) == {}
+        assert codes.shape == (*vectors.shape[:-1], 4) and told.shape == words.shape[:-3]
+        for place in np.ndindex(told.shape):
+            own, expected = codes[:, *place], vectors[:, *place]
+            is_there = {
+                "hidden": exact.read_all("train/hidden/token")[:, *place] >= 0 if name == "hidden" else real,
+                "states": real,
+                "qkv": real,
+            }.get(name)
+            if is_there is not None:
+                assert not own[~is_there].any()
+                own, expected = own[is_there], expected[is_there]
+            nearest = slow_codes(expected, words[place])
+            shares = [
+                ((sum(words[place][stage].astype(np.float32)[codes[:, stage]] for stage in range(4)) - expected) ** 2).sum()
+                / ((expected - expected.mean(axis=0)) ** 2).sum()
+                for codes in (own, nearest)
+            ]
+            assert shares[0] == pytest.approx(shares[1], rel=0.02, abs=1e-5), "but for ties, which rounding decides"
+            assert shares[0] < 1.2 * told[place] < 1, "of which most vectors were learnt from"
+
+
+def test_a_row_is_decoded_with_zeros_where_there_is_no_token(extracted: Made) -> None:
+    store, exact = open_store(extracted()), open_store(extracted("f16"))
+    index = int(store.read_all("train/n_tokens").argmin())
+    row, same = store.row("train", index), exact.row("train", index)
+    n_tokens, empty = int(row["n_tokens"]), row["hidden/token"] < 0
+    assert n_tokens < row["states/values"].shape[1] and empty.any()
+    for name, padding in (
+        ("states", row["states/values"][:, n_tokens:]),
+        ("qkv", row["qkv/values"][:, :, n_tokens:]),
+        ("hidden", row["hidden/values"][empty]),
+    ):
+        assert not padding.any()
+        assert row[f"{name}/values"].shape == same[f"{name}/values"].shape
+        assert row[f"{name}/values"].dtype == np.float32
+        assert np.corrcoef(row[f"{name}/values"].ravel(), same[f"{name}/values"].ravel())[0, 1] > 0.9
+
+
+def test_a_batch_has_what_a_row_has(extracted: Made) -> None:
+    from hskstore.stage_two.rows import rows_from_store
+    from tests.made_up import want_of
+    from tests.test_features import want
+
+    store = open_store(extracted())
+    rows = rows_from_store(store, "train", places={"hidden": (0, 1), "states": (2, 0), "cls": (1,), "qkv": (1,), "pooled": (0,)})
+    wants = {name: want(name, *layers) for name, layers in (("states", (0, 4)), ("cls", (4,)), ("qkv", (4,)), ("pooled", (4,)))}
+    wants["hidden"] = want_of(store)
+    chosen = np.array([5, 17, 99])
+    batch = rows.batch(chosen, list(wants.values()))
+    for at, index in enumerate(chosen):
+        row = store.row("train", int(index))
+        longest = batch[wants["states"]].values.shape[2]
+        np.testing.assert_array_equal(batch[wants["states"]].values[:, at], row["states/values"][[0, 2], :longest])
+        np.testing.assert_array_equal(batch[wants["cls"]].values[0, at], row["cls/values"][1])
+        np.testing.assert_array_equal(batch[wants["pooled"]].values[0, at], row["pooled/values"][0])
+        heads = batch[wants["qkv"]]
+        for part, found in enumerate((heads.query, heads.key, heads.value)):
+            np.testing.assert_array_equal(found[0, at].transpose(0, 1).flatten(1), row["qkv/values"][1, part, :longest])
+        kept = batch[wants["hidden"]]
+        length = kept.values.shape[2]
+        np.testing.assert_array_equal(kept.values[:, at], row["hidden/values"][:, :length])
+        np.testing.assert_array_equal(kept.token_kept[:, at], row["hidden/token"][:, :length] >= 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["procs", "static"])
+def test_any_engine_makes_the_same_store(
+    engine: Any, teacher_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tsv(tmp_path / "train.tsv", 1700, seed=1)
+    write_tsv(tmp_path / "dev.tsv", 60, seed=2)
+    alone = make(teacher_folder, str(tmp_path), tmp_path / "alone")
+    if engine == "procs":
+        made = make(teacher_folder, str(tmp_path), tmp_path / engine, engine=engine, workers=2)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank in (1, 0):
+            monkeypatch.setenv("RANK", str(rank))
+            made = make(teacher_folder, str(tmp_path), tmp_path / engine, engine=engine)
+            assert (made / MANIFEST).exists() == (rank == 0)
+    assert sealed_tree(made) == sealed_tree(alone)
+
+
+def test_the_number_of_cores_does_not_show(teacher_folder: str, data: str, extracted: Made, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert sealed_tree(make(teacher_folder, data, tmp_path)) == sealed_tree(extracted())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_words_do_not_follow_what_else_is_kept(
+    teacher_folder: str, data: str, extracted: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor how many tokens of `hidden`, where the first rows have more vectors than are needed."""
+    monkeypatch.setattr(codebooks, "LEARNT_FROM", 300)
+    monkeypatch.setattr(codebooks, "HELD_OUT", 100)
+    monkeypatch.setattr(codebooks, "ROWS_AT_ONCE", 40)
+    every = open_store(make(teacher_folder, data, tmp_path / "every"))
+    assert not np.array_equal(every.words("states")["words"], open_store(extracted()).words("states")["words"])
+    for name, keep in (("states", None), ("cls", None), ("qkv", None), ("hidden", "1,2,all")):
+        layers = {} if name == "hidden" else {name: LAYERS[name][-1:]}
+        alone = open_store(make(teacher_folder, data, tmp_path / name, layers, keep=keep))
+        for array in ("words", "error"):
+            path = f"{CODEBOOKS}/{name}/{array}"
+            np.testing.assert_array_equal(alone.read_all(path)[0], every.read_all(path)[-1])
+
+
+def test_stopped_behind_its_codebooks_it_goes_on_and_learns_nothing_again(
+    teacher_folder: str, data: str, extracted: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitWorker, "__init__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(teacher_folder, data, tmp_path)
+    with pytest.raises(StoreError, match="is not sealed: 1 of 3 units are done"):
+        open_store(tmp_path / "it")
+    assert hsk("show", tmp_path / "it") == 0
+    monkeypatch.setattr(codebooks, "_learn", None)
+    assert sealed_tree(make(teacher_folder, data, tmp_path)) == sealed_tree(extracted())
+
+
+def shards(root: Path, name: str = "*", array: str = "*") -> list[Path]:
+    return sorted(path for path in root.glob(f"{CODEBOOKS}/{name}/{array}/c/**/*") if path.is_file())
+
+
+def test_codebooks_that_another_process_put_first_are_read(
+    teacher_folder: str, data: str, extracted: Made, tmp_path: Path
+) -> None:
+    """Other words, as a machine with other libraries would learn them."""
+    first = open_store(extracted())
+    columns = {path: first.read(path, 0).copy() for path in first.plan.arrays_of(CODEBOOKS)}
+    columns[f"{CODEBOOKS}/states/words"] = columns[f"{CODEBOOKS}/states/words"][..., ::-1, :].copy()
+    for key, blob in encode_unit(first.plan, *BOOKS, columns).items():
+        (tmp_path / "it" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "it" / key).write_bytes(blob)
+    made = open_store(make(teacher_folder, data, tmp_path))
+    np.testing.assert_array_equal(made.words("states")["words"], columns[f"{CODEBOOKS}/states/words"])
+    assert not verify(made.root, deep=True).problems and made.digest != first.digest
+    one, other = (store.row("train", 3)["states/values"] for store in (made, first))
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9, "the codes are of these words"
+
+
+@pytest.mark.parametrize("left", [0, 0.5], ids=["of nothing", "of half"])
+def test_a_torn_codebook_is_made_again(left: float, teacher_folder: str, data: str, extracted: Made, tmp_path: Path) -> None:
+    (whole,) = shards(extracted(), "qkv", "words")
+    torn = tmp_path / "it" / whole.relative_to(extracted())
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(whole.read_bytes()[: int(left * whole.stat().st_size)])
+    assert sealed_tree(make(teacher_folder, data, tmp_path)) == sealed_tree(extracted())
+
+
+def flip(root: Path) -> None:
+    (shard,) = shards(root, "cls", "words")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 4
+    shard.write_bytes(data)
+
+
+def swap(root: Path) -> None:
+    """Each is whole, and the other's."""
+    one, other = shards(root, "cls", "words") + shards(root, "qkv", "error")
+    (twin,) = shards(root, "states", "words")
+    one.write_bytes(twin.read_bytes())
+    (twin,) = shards(root, "states", "error")
+    other.write_bytes(twin.read_bytes())
+
+
+def lose(root: Path) -> None:
+    for shard in shards(root):
+        shard.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, swap, lose])
+def test_damaged_codebooks_are_found_condemned_and_made_again(
+    harm: Callable[[Path], None], teacher_folder: str, data: str, extracted: Made, own: Path
+) -> None:
+    harm(own)
+    if harm is flip:
+        with pytest.raises(StoreError, match=r"codebooks/cls/words/c/0/0/0/0 is damaged: .* \(unit 0 of codebooks\)"):
+            open_store(own).row("train", 3)
+    found = verify(str(own), deep=True, condemn=True)
+    assert {(problem.split, problem.unit) for problem in found.problems} == {BOOKS}
+    assert receipt_key(*BOOKS) in found.condemned and not any("train" in key for key in found.condemned)
+    assert sealed_tree(again(teacher_folder, data, own)) == sealed_tree(extracted())
+
+
+def test_where_other_words_are_learnt_than_units_are_written_in_nothing_is_put_or_sealed(
+    teacher_folder: str, data: str, extracted: Made, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(own)
+    verify(str(own), deep=True, condemn=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(codebooks, "learn_words", lambda vectors, stages, seed: learn_words(vectors, stages, seed + 1))
+        with pytest.raises(StoreError, match=r"its codebooks are gone, and those that .* units/train-000000\.json is written in"):
+            again(teacher_folder, data, own)
+    assert not (own / MANIFEST).exists() and not shards(own, "cls", "words")
+    assert sealed_tree(again(teacher_folder, data, own)) == sealed_tree(extracted()), "a machine that learns the same can"
+
+
+def test_a_unit_of_other_codebooks_is_not_sealed(teacher_folder: str, data: str, own: Path) -> None:
+    (own / MANIFEST).unlink()
+    edit_signed(own / receipt_key("train", 0), lambda receipt: receipt["made"].update({CODEBOOKS: "5e"}))
+    with pytest.raises(
+        StoreError, match=r"units/train-000000\.json is of codes in other codebooks than the store's; the store was"
+    ):
+        again(teacher_folder, data, own)
+    assert not (own / MANIFEST).exists()
+
+
+def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(extracted: Made) -> None:
+    plan = open_store(extracted()).plan
+    wide = States(tuple(range(64)), 4096, "rq32")
+    with pytest.raises(
+        OptionError, match=r"the codebooks of states would take 8\.0 GiB, more than the 1 GiB .*\(--values rq4 or"
+    ):
+        planned_anew(plan, [wide])
+
+
+# --- cut
+
+
+CUTS: list[tuple[Values, str | None, dict[str, tuple[int, ...]]]] = [
+    ("rq8", None, {"states": (2,)}),
+    ("rq4", None, {"states": (0, 4), "qkv": (4,)}),
+    ("rq4", KEEP, LAYERS),
+    ("rq4", "1,4,all", {"cls": (4,), "pooled": (4,)}),
+]
+
+
+@pytest.mark.parametrize(("values", "keep", "layers"), CUTS, ids=["layers", "both", "codes", "hidden"])
+def test_a_cut_is_what_the_teacher_would_have_written(
+    values: Values,
+    keep: str | None,
+    layers: dict[str, tuple[int, ...]],
+    teacher_folder: str,
+    data: str,
+    extracted: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = extracted("rq8", many_units=True)
+    monkeypatch.setattr("hskstore.store.layout.unit_rows", small_units)
+    direct = make(teacher_folder, data, tmp_path / "direct", layers, keep=keep, values=values)
+    made = derive(source, tmp_path / "cut", keep=None if keep is None else Keep.parse(keep), layers=layers, values=values)
+    assert sealed_tree(tmp_path / "cut") == sealed_tree(direct) and made.digest == open_store(direct).digest
+    assert not verify(str(tmp_path / "cut"), deep=True).problems
+
+
+def test_hsk_derives_shorter_codes_of_all_there_is_or_of_what_a_method_reads(
+    extracted: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = extracted("rq8")
+    assert hsk("derive", source, "--values", "rq4", "--out", tmp_path / "all") == 0
+    assert "values rq4; keep 2,9,all; states of layers 0, 2, 4" in " ".join(capsys.readouterr().out.split())
+    assert sealed_tree(tmp_path / "all") == sealed_tree(extracted())
+    words = ["--for", "distilbert", "--student-layers", 2]
+    assert hsk("derive", source, *words, "--values", "rq4", "--out", tmp_path / "short") == 0
+    assert hsk("pull", source, tmp_path / "long", *words) == 0
+    for name, values in (("short", "rq4"), ("long", "rq8")):
+        plan = open_store(tmp_path / name).plan
+        assert {each.name: (each.layers, each.values) for each in plan.said.values()} == {"states": ((4,), values)}
+    assert (
+        derive(tmp_path / "long", tmp_path / "later", layers={"states": (4,)}, values="rq4").digest
+        == open_store(tmp_path / "short").digest
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "keep", "why"),
+    [
+        ("rq4", "rq8", None, "--values rq8 cannot be cut from .*, whose vectors are rq4: only codes can be, as rq4 from rq8"),
+        ("rq4", "f16", None, "--values f16 cannot be cut from .*, whose vectors are rq4"),
+        ("f16", "rq4", None, "--values rq4 cannot be cut from .*, whose vectors are f16: .* extract with --values rq4"),
+        ("rq4", None, "2,9,0.5", "--keep 2,9,0.5 with --values rq4: codes are of whole vectors"),
+        ("rq4", "rq5", None, "--values rq5: choose one of"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(
+    stored: Values, asked: Any, keep: str | None, why: str, extracted: Made, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=why):
+        derive(
+            extracted(stored),
+            tmp_path / "cut",
+            keep=None if keep is None else Keep.parse(keep),
+            layers={"states": (4,)} if keep is None else {},
+            values=asked,
+        )
+    assert not (tmp_path / "cut").exists()
+
+
+@pytest.mark.parametrize("command", ["extract", "plan"])
+def test_a_part_of_a_vector_has_no_codes(
+    command: str, teacher_folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, teacher_folder, data, "--task", "sst2", "--student-layers", 2, "--values", "rq8", "--keep", "1,9,0.1"]
+    assert hsk(*words, *(["--out", tmp_path / "stores"] if command == "extract" else [])) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("hsk: --keep 1,9,0.1 with --values rq8: codes are of whole vectors") and "keep the width all" in told
+    assert not list(tmp_path.iterdir())
+
+
+# --- learnt from
+
+
+def test_of_a_rich_store_in_codes_there_are_views_and_no_stores(
+    teacher_folder: str, student_folder: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made,) = extract(teacher_folder, data, out=tmp_path, rich=True, strategies=[Strategy(2, values="rq8")], task="sst2")
+    seen = view(open_store(made.root), Keep(1, 3, 0.25), Strategy(2))
+    (exact,) = extract(
+        teacher_folder, data, out=tmp_path / "exact", keeps=[Keep(1, 3, "all")], strategies=[Strategy(2)], task="sst2"
+    )
+    whole = view(open_store(made.root), Keep(1, 3, "all"), Strategy(2))
+    one, other = (store.row("train", 7) for store in (whole, open_store(exact.root)))
+    np.testing.assert_array_equal(one["hidden/token"], other["hidden/token"])
+    assert np.corrcoef(one["hidden/values"].ravel(), other["hidden/values"].ravel())[0, 1] > 0.95
+    recipe = Recipe(student_folder, Mud(), max_steps=6, batch_size=(16,), precision="fp32")
+    found = distill(seen, recipe, out=tmp_path / "run")
+    assert all(np.isfinite(loss) for phase in found.phases for loss in phase.losses.values())
+    with pytest.raises(OptionError, match="keeps its states as rq8, from which no store can be cut"):
+        derive_view(seen, tmp_path / "cut")
+    assert hsk("derive", made.root, "--keep", "1,3,0.25", "--student-layers", 2, "--out", tmp_path / "cut") == 2
+    assert "keeps its states as rq8" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "cut").exists()
+
+
+# --- replayed, forecast, shown
+
+
+def test_a_replay_finds_every_row_as_it_was(extracted: Made, teacher_folder: str) -> None:
+    found = replay(str(extracted()), teacher_folder, rows=ROWS)
+    assert found.equal == found.rows == ROWS and found.differing == ()
+    assert found.differences == dict.fromkeys(("logits", *FEATURES), 0.0)
+
+
+def reseal(root: Path, unit: tuple[str, int], change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Alter a unit's arrays and make everything agree with them."""
+    store = open_store(root)
+    columns = {path: store.read(path, unit[1]).copy() for path in store.plan.arrays_of(unit[0])}
+    change(columns)
+    blobs = encode_unit(store.plan, *unit, columns)
+    entries = unit_fingerprints(store.plan.arrays_of(unit[0]), unit[1], blobs)
+    for key, blob in blobs.items():
+        (root / key).write_bytes(blob)
+    receipt = root / receipt_key(*unit)
+    receipt.write_bytes(replace(Receipt.from_bytes(receipt.read_bytes(), receipt_key(*unit)), objects=entries).to_bytes())
+    manifest = Manifest(store.manifest.store_id, {**store.manifest.objects, **entries})
+    (root / MANIFEST).write_bytes(manifest.to_bytes())
+    assert not verify(str(root), deep=True).problems
+
+
+ALTERED = [3, 77, 149]
+
+
+@pytest.mark.parametrize("path", ["train/states/values", "train/qkv/values"])
+def test_rows_whose_codes_are_of_something_else_are_named(path: str, own: Path, teacher_folder: str) -> None:
+    def alter(columns: dict[str, np.ndarray]) -> None:
+        columns[path][ALTERED] = columns[path][[row - 1 for row in ALTERED]]
+
+    reseal(own, ("train", 0), alter)
+    found = replay(str(own), teacher_folder, rows=ROWS)
+    assert sorted(found.differing) == ALTERED and found.equal == ROWS - len(ALTERED)
+
+
+def test_codes_of_other_words_than_the_stores_are_found(own: Path, teacher_folder: str) -> None:
+    def alter(columns: dict[str, np.ndarray]) -> None:
+        words = columns[f"{CODEBOOKS}/states/words"]
+        words[...] = words[..., ::-1, :].copy()
+
+    reseal(own, BOOKS, alter)
+    found = replay(str(own), teacher_folder, rows=ROWS)
+    assert len(found.differing) > 0.9 * ROWS and found.equal == 0
+
+
+def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: str) -> None:
+    told = forecast(
+        teacher_folder,
+        data,
+        keeps=[Keep.parse(KEEP)],
+        strategies=[Strategy(2, values="rq4")],
+        methods=[Asks(LAYERS)],
+        task="sst2",
+        batch_tokens=256,
+        device="cpu",
+        seconds=30,
+    ).stores[0]
+    store, sizes = open_store(extracted()), real_sizes(str(extracted()))
+    assert told.arrays.keys() == store.plan.arrays.keys()
+    for path, array in told.arrays.items():
+        assert array.decoded == store.read_all(path).nbytes, path
+        if path.startswith(f"{CODEBOOKS}/states"):  # of fewer vectors than words the words are mostly zeros
+            assert array.on_disk == pytest.approx(sizes[path], rel=0.3, abs=200), path
+
+
+def test_show_tells_what_codes_leave_by_layer(extracted: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    told = describe(str(extracted())).features
+    store = open_store(extracted())
+    for name in FEATURES:
+        own = store.left_over(name)
+        assert own is not None
+        expected = own if own.ndim == 1 else own.max(axis=1)
+        assert told[name].left_over == pytest.approx(expected.tolist(), abs=1e-4) and told[name].values == "rq4"
+    assert hsk("show", extracted()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    share = f"{100 * told['states'].left_over[0]:.1f} %"  # type: ignore[index]
+    assert "states of teacher layers 0, 2, 4, rq4" in said
+    assert f"what codes leave of the variance of states, by teacher layer: 0: {share}, 2: " in said
+    assert hsk("show", extracted(), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["features"]["cls"]["left_over"] == told["cls"].left_over
+    assert describe(str(extracted("f16"))).features["cls"].left_over is None
+
+
+@pytest.mark.long
+@pytest.mark.real
+def test_on_real_rows_the_plan_is_within_two_in_a_hundred(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, rows in (("train", 2500), ("dev", 100)):
+        lines = (SHARED / f"data/sst2_small/{split}.tsv").read_text().splitlines(keepends=True)
+        (data / f"{split}.tsv").write_text("".join(lines[: 1 + rows]))
+    teacher = str(SHARED / "models/minilm-l6-sst2")
+    options: dict[str, Any] = {"strategies": [Strategy(3, values="rq4")], "methods": [METHODS["distilbert"]()], "task": "sst2"}
+    told = forecast(teacher, str(data), device="cpu", seconds=4, **options)
+    ruled = forecast(teacher, str(data), rate=100, **options)
+    (made,) = extract(teacher, str(data), out=tmp_path / "stores", device="cpu", **options)
+    for each in (told, ruled):
+        assert each.stores[0].bytes == pytest.approx(made.bytes, rel=0.02)
+    left = describe(made.root).features["states"].left_over
+    assert left is not None and left[0] < 0.35
