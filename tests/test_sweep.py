@@ -134,6 +134,7 @@ def test_the_table_has_a_column_for_every_field_and_metric(swept: Swept) -> None
     assert json.loads(table["versions"][0].as_py())["torch"] == torch.__version__
 
 
+@pytest.mark.long
 def test_the_same_command_trains_nothing_again_and_another_grid_joins(
     world: SimpleNamespace, swept: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_the_same_command_trains_nothing_again_and_another_grid_joins(
     assert pq.read_table(out / "runs.parquet").num_rows == 5, "kd alone and everything were there"
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_a_row_that_says_why(
     world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_ray_cluster_finds_what_one_process_finds(world: SimpleNamespace, tmp_
     assert untimed(tmp_path / "here") == untimed(tmp_path / "there")
 
 
+@pytest.mark.long
 def test_students_are_kept_where_that_is_asked(world: SimpleNamespace, tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     file.write_text('keep = "all"\nmax_steps = 2\n')
