@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError, StoreError
-from hskstore.explore.show import describe
+from hskstore.explore.show import describe, describe_progress
 from hskstore.features.codes import Codebooks, decode_codes, encode_codes, learn_words, left_over
 from hskstore.features.pack import blank_beside
 from hskstore.features.view import derive_view, view
@@ -28,7 +28,8 @@ from hskstore.stage_one.replay import replay
 from hskstore.stage_one.worker import UnitWorker
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe
-from hskstore.store import open_store
+from hskstore.stage_two.rows import rows_from_store
+from hskstore.store import Store, open_store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS
 from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
 from hskstore.store.derive import derive
@@ -254,6 +255,17 @@ def test_a_row_is_decoded_with_zeros_where_there_is_no_token(extracted: Made) ->
         assert np.corrcoef(row[f"{name}/values"].ravel(), same[f"{name}/values"].ravel())[0, 1] > 0.9
 
 
+def test_words_are_read_once_for_all_windows(extracted: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = open_store(extracted()), []
+    read = Store.read
+    monkeypatch.setattr(Store, "read", lambda self, path, *rest: asked.append(path) or read(self, path, *rest))
+    for _ in range(2):
+        rows_from_store(store, "train", places={"states": (1,), "qkv": (0,)}, units=[0])
+    assert sorted(path for path in asked if path.startswith(CODEBOOKS)) == [
+        f"{CODEBOOKS}/{name}/words" for name in ("qkv", "states")
+    ]
+
+
 def test_a_batch_has_what_a_row_has(extracted: Made) -> None:
     from hskstore.stage_two.rows import rows_from_store
     from tests.made_up import want_of
@@ -338,7 +350,8 @@ def test_stopped_behind_its_codebooks_it_goes_on_and_learns_nothing_again(
             make(teacher_folder, data, tmp_path)
     with pytest.raises(StoreError, match="is not sealed: 1 of 3 units are done"):
         open_store(tmp_path / "it")
-    assert hsk("show", tmp_path / "it") == 0
+    told = describe_progress(str(tmp_path / "it"))
+    assert (told.units_done, told.units, told.rows_done) == (1, 3, 0)
     monkeypatch.setattr(codebooks, "_learn", None)
     assert sealed_tree(make(teacher_folder, data, tmp_path)) == sealed_tree(extracted())
 
@@ -598,7 +611,7 @@ def test_codes_of_other_words_than_the_stores_are_found(own: Path, teacher_folde
 
 
 def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: str) -> None:
-    told = forecast(
+    whole = forecast(
         teacher_folder,
         data,
         keeps=[Keep.parse(KEEP)],
@@ -608,7 +621,9 @@ def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: s
         batch_tokens=256,
         device="cpu",
         seconds=30,
-    ).stores[0]
+    )
+    assert 0 < whole.time.codebook_seconds < 60
+    told = whole.stores[0]
     store, sizes = open_store(extracted()), real_sizes(str(extracted()))
     assert told.arrays.keys() == store.plan.arrays.keys()
     for path, array in told.arrays.items():

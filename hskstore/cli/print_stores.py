@@ -137,6 +137,8 @@ def _print_time(cost: Forecast) -> None:
     if took.devices > 1:
         out.print(f"         about {duration(took.seconds_on_all_devices)} on all {took.devices} GPUs that are here")
     out.print(f"         and {duration(took.preparation_seconds)} before it, to load the teacher and read and tokenise the data")
+    if took.codebook_seconds:
+        out.print(f"         and about {duration(took.codebook_seconds)} of one core for its codebooks, by a rule of thumb")
     if trial is not None and trial.better_batch_tokens is not None:
         out.print(
             f"advice:  --batch-tokens {trial.better_batch_tokens} runs {trial.times_faster:.2g} times faster here than"

@@ -14,7 +14,7 @@ ITERATIONS = 5
 """Of Lloyd's algorithm, for each number of leading coordinates."""
 
 VECTORS_AT_ONCE = 2048
-"""That are encoded together on a CPU, so that they stay in its caches."""
+"""That are encoded together on a CPU, so that they stay in its caches. A GPU takes them all: small kernels leave it idle."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ def encode_codes(vectors: Float[Tensor, "batch layer *rest width"], books: Codeb
     """The word of each stage that is nearest to what the words before left over; of equals the first."""
     shape = books.words.shape
     codes = torch.empty((*vectors.shape[:-1], shape[-3]), dtype=torch.uint8, device=vectors.device)
+    at_once = VECTORS_AT_ONCE if vectors.device.type == "cpu" else max(1, vectors.numel() // shape[-1])
     for place in np.ndindex(shape[:-3]):
         at = (slice(None), *place)
         found = [
             _encode(some, books.words[place], books.half_squares[place])
-            for some in torch.split(vectors[at].reshape(-1, shape[-1]), VECTORS_AT_ONCE)
+            for some in torch.split(vectors[at].reshape(-1, shape[-1]), at_once)
         ]
         codes[at] = torch.cat(found).view(codes[at].shape)
     return codes

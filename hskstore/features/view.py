@@ -43,7 +43,6 @@ class View(Store):
         self._hidden = hidden
         self._selected: OrderedDict[int, Future[dict[str, np.ndarray]]] = OrderedDict()
         self._turn = Lock()
-        self._words = rich.words(States.name)
 
     @property
     def identity(self) -> str:
@@ -125,7 +124,7 @@ class View(Store):
         feature = self._rich.plan.features[States.name]
         assert isinstance(feature, States)
         stored = {"values": values[:, None]} | ({} if scale is None else {"scale": scale[:, None]})
-        words = {name: array[[feature.layers.index(layer)]] for name, array in self._words.items()}
+        words = {name: array[[feature.layers.index(layer)]] for name, array in self._rich.words(States.name).items()}
         return torch.from_numpy(np.ascontiguousarray(feature.encoding.decode(stored | words, feature.width)[:, 0]))
 
 

@@ -1,5 +1,6 @@
 """The codebooks of a store: learnt from the first rows of a pass, before anything is written in them, by whoever comes first."""
 
+import math
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan, planned_anew
 from hskstore.store.shard import unit_fingerprints
-from hskstore.store.vectors import Codes
+from hskstore.store.vectors import WORDS, Codes
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
@@ -34,6 +35,9 @@ MOST_ROWS = 4_608
 """That are run to find so many, which of a vector a row there are not."""
 
 ROWS_AT_ONCE = 256
+
+LEARNING_SECONDS = 1.6e-7
+"""Of one core, for each vector that codebooks are learnt from, each coordinate of it and each codebook."""
 
 
 def lay_codebooks(objects: Objects, plan: Plan, teacher: Teacher, rows: Rows, *, watch: Watch = unwatched) -> None:
@@ -74,6 +78,16 @@ def stand_in_words(plan: Plan) -> Words:
         *places, stages, words, width = plan.arrays[f"{CODEBOOKS}/{name}/words"].shape
         one = np.random.default_rng(0).standard_normal((words, width), dtype=np.float32).astype(np.float16)
         found[name] = np.tile(one, (*places, stages, 1, 1))
+    return found
+
+
+def learning_seconds(plan: Plan) -> float:
+    """About how long one core learns a store's codebooks; 0 where its vectors are numbers."""
+    train, found = plan.splits["train"], 0.0
+    for name, feature in coded(plan.features).items():
+        of_rows = isinstance(feature, LayerVectors) and "token" not in feature.axes
+        vectors = min(LEARNT_FROM, min(train.rows, MOST_ROWS) if of_rows else train.tokens)
+        found += LEARNING_SECONDS * vectors * math.prod(plan.arrays[f"{CODEBOOKS}/{name}/words"].shape) / WORDS
     return found
 
 

@@ -27,6 +27,7 @@ from hskstore.stage_one.calibration import (
     peak_bytes,
     samples_of,
 )
+from hskstore.stage_one.codebooks import learning_seconds
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import (
@@ -98,7 +99,8 @@ class TimeForecast:
 
     `low` and `high` are two standard errors of the measured rate away; None of a given rate, or too few batches.
     `compression_seconds` are of one core, which works beside a GPU and takes its turn on a CPU; `preparation_seconds` are what
-    loading, reading and tokenising took just now, and will take again.
+    loading, reading and tokenising took just now, and will take again; `codebook_seconds` are what learning codebooks will take
+    of one core before the first unit, by a rule.
     """
 
     measured: bool
@@ -109,6 +111,7 @@ class TimeForecast:
     padded_tokens_per_second: float | None
     compression_seconds: float | None
     preparation_seconds: float
+    codebook_seconds: float
     devices: int
     seconds_on_all_devices: float
 
@@ -188,7 +191,7 @@ def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seco
         splits=splits,
         stores=stores,
         memory=_memory(plans, found),
-        time=_time(splits, found, rate, compression, preparation, device),
+        time=_time(splits, found, rate, compression, preparation, sum(map(learning_seconds, plans)), device),
         trial=_trial(found),
     )
 
@@ -264,6 +267,7 @@ def _time(
     rate: float | None,
     compression: float | None,
     preparation: float,
+    codebooks: float,
     device: torch.device,
 ) -> TimeForecast:
     rows = sum(split.rows for split in splits.values())
@@ -283,6 +287,7 @@ def _time(
         padded_tokens_per_second=None if found is None else found.speed.padded_tokens_per_second,
         compression_seconds=compression,
         preparation_seconds=preparation,
+        codebook_seconds=codebooks,
         devices=devices,
         seconds_on_all_devices=pass_.all_devices,
     )

@@ -33,6 +33,7 @@ class Store:
         self.plan = plan
         self.manifest = manifest
         self.digest = manifest.digest
+        self._words: dict[str, Float16[np.ndarray, "layer ... stage word width"]] = {}
 
     @property
     def identity(self) -> str:
@@ -97,11 +98,16 @@ class Store:
 
     def words(self, feature: str) -> dict[str, Float16[np.ndarray, "layer ... stage word width"]]:
         """As "words" the codebooks of a feature's layers, which its codes are decoded with; empty where its vectors are numbers.
+        They are read once, and then held.
 
         Raises StoreError as `read` does.
         """
         path = f"{CODEBOOKS}/{feature}/words"
-        return {"words": self.read(path, 0)} if self.has(path) else {}
+        if not self.has(path):
+            return {}
+        if feature not in self._words:
+            self._words[feature] = self.read(path, 0)
+        return {"words": self._words[feature]}
 
     def left_over(self, feature: str) -> Float32[np.ndarray, "layer ..."] | None:
         """What its codes leave of the variance of a feature's vectors, by layer, and of attention by part; None of numbers."""

@@ -217,8 +217,8 @@ def test_an_edited_plan_is_refused(plan, sealed, name, message):
 
 
 def test_a_store_of_a_newer_format_asks_for_an_upgrade(plan, sealed):
-    (sealed / "plan.json").write_bytes(canonical_json(plan.as_json() | {"version": 3, "new": "field"}))
-    with pytest.raises(StoreError, match=r" is a store of format version 3; this hskstore reads up to 2: upgrade it$"):
+    (sealed / "plan.json").write_bytes(canonical_json(plan.as_json() | {"version": 4, "new": "field"}))
+    with pytest.raises(StoreError, match=r" is a store of format version 4; this hskstore reads up to 3: upgrade it$"):
         open_store(sealed)
 
 
