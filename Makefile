@@ -1,6 +1,8 @@
 # make setup | demo | test | test-all | faults | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
+# MARKS narrows the long tests, such as MARKS="not browser".
 PYTHON ?= python3
 BIN := .venv/bin
+MARKS ?= long
 
 .PHONY: setup demo test test-all faults lint
 
@@ -18,7 +20,7 @@ test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-all: test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "long and ($(MARKS))"
 
 faults: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults --faults benchmarks/results/faults_cpu_$(shell date +%F).md

@@ -13,6 +13,7 @@ from hskstore.version import __version__ as __version__
 if TYPE_CHECKING:
     from hskstore.config import Keep, Strategy
     from hskstore.explore.recommend import recommend
+    from hskstore.explore.report import report
     from hskstore.explore.search import search
     from hskstore.explore.sweep import sweep
     from hskstore.features.view import view
@@ -33,6 +34,7 @@ __all__ = [
     "finetune",
     "open_store",
     "recommend",
+    "report",
     "search",
     "sweep",
     "view",
@@ -48,6 +50,7 @@ _HOMES = {
     "finetune": "hskstore.stage_two.finetune",
     "open_store": "hskstore.store",
     "recommend": "hskstore.explore.recommend",
+    "report": "hskstore.explore.report",
     "search": "hskstore.explore.search",
     "sweep": "hskstore.explore.sweep",
     "view": "hskstore.features.view",

@@ -14,6 +14,7 @@ import typer.main
 from hskstore.cli import explore, methods, spans, stores, students, training
 from hskstore.cli.forecast import plan
 from hskstore.cli.options import JsonOpt, quiet_libraries
+from hskstore.cli.report import report
 from hskstore.errors import HskError
 from hskstore.version import __version__
 
@@ -112,6 +113,7 @@ app.command("eval", rich_help_panel=TWO)(training.evaluate)
 app.command(rich_help_panel=EXPLORE)(explore.sweep)
 app.command(rich_help_panel=EXPLORE)(explore.search)
 app.command(rich_help_panel=EXPLORE)(explore.recommend)
+app.command(rich_help_panel=EXPLORE)(report)
 app.command(rich_help_panel=STORES)(stores.show)
 app.command(rich_help_panel=STORES)(stores.verify)
 app.command(rich_help_panel=STORES)(stores.derive)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hskstore.config import Strategy
-from hskstore.explore.bootstrap import DRAWS, draws, interval, is_better
+from hskstore.explore.bootstrap import DRAWS, draws, groups, interval
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
 from hskstore.layers import plan_strategy
 from hskstore.methods import Kd
@@ -24,8 +24,8 @@ MANY = 10
 class Standing:
     """A configuration among the others: the mean `score` of its `seeds`, `bytes` that it reads, mean `seconds` of training.
 
-    The best one scores `behind` more, and 95 % of the draws of the rows lie from `low` to `high`; `tied`: it cannot be told from
-    the best.
+    The best one scores `behind` more, and 95 % of the draws of the rows lie from `low` to `high`. Those of one `group` cannot be
+    told from the first of them; `tied`: in the group of the best, which is 0.
     """
 
     configuration: str
@@ -42,6 +42,7 @@ class Standing:
     behind: float
     low: float
     high: float
+    group: int
     tied: bool
 
 
@@ -97,6 +98,7 @@ def _standings(facts: SweepFacts, done: Sequence[RunRow], said: Mapping[str, Pre
     sizes = {name: int(rows[0].bytes or 0) for name, rows in found.items()}
     order = sorted(found, key=lambda name: (-scores[name], sizes[name]))
     best = order[0]
+    group = {name: place for place, names in enumerate(groups({name: scores[name] for name in order}, drawn)) for name in names}
     standings = []
     for name in order:
         rows, (low, high) = found[name], interval(drawn[best], drawn[name])
@@ -116,7 +118,8 @@ def _standings(facts: SweepFacts, done: Sequence[RunRow], said: Mapping[str, Pre
                 behind=scores[best] - scores[name],
                 low=low,
                 high=high,
-                tied=name == best or not is_better(drawn[best], drawn[name]),
+                group=group[name],
+                tied=group[name] == 0,
             )
         )
     return standings
