@@ -311,6 +311,7 @@ def test_any_engine_makes_the_same_store(
     assert sealed_tree(made) == sealed_tree(alone)
 
 
+@pytest.mark.long
 def test_the_number_of_cores_does_not_show(teacher_folder: str, data: str, extracted: Made, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -321,6 +322,7 @@ def test_the_number_of_cores_does_not_show(teacher_folder: str, data: str, extra
         torch.set_num_threads(before)
 
 
+@pytest.mark.long
 def test_words_do_not_follow_what_else_is_kept(
     teacher_folder: str, data: str, extracted: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +362,7 @@ def shards(root: Path, name: str = "*", array: str = "*") -> list[Path]:
     return sorted(path for path in root.glob(f"{CODEBOOKS}/{name}/{array}/c/**/*") if path.is_file())
 
 
+@pytest.mark.long
 def test_codebooks_that_another_process_put_first_are_read(
     teacher_folder: str, data: str, extracted: Made, tmp_path: Path
 ) -> None:
@@ -377,6 +380,7 @@ def test_codebooks_that_another_process_put_first_are_read(
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9, "the codes are of these words"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("left", [0, 0.5], ids=["of nothing", "of half"])
 def test_a_torn_codebook_is_made_again(left: float, teacher_folder: str, data: str, extracted: Made, tmp_path: Path) -> None:
     (whole,) = shards(extracted(), "qkv", "words")
@@ -407,6 +411,7 @@ def lose(root: Path) -> None:
         shard.unlink()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", [flip, swap, lose])
 def test_damaged_codebooks_are_found_condemned_and_made_again(
     harm: Callable[[Path], None], teacher_folder: str, data: str, extracted: Made, own: Path
@@ -464,6 +469,7 @@ CUTS: list[tuple[Values, str | None, dict[str, tuple[int, ...]]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("values", "keep", "layers"), CUTS, ids=["layers", "both", "codes", "hidden"])
 def test_a_cut_is_what_the_teacher_would_have_written(
     values: Values,

@@ -227,6 +227,7 @@ def test_a_hard_action_leaves_out_what_is_bad(kind: str) -> None:
     assert sum(bool(bad < good / 5) for good, bad in late) >= 9, late
 
 
+@pytest.mark.long
 def test_what_conflicts_with_the_truth_is_found_out() -> None:
     good, bad = toy(TOYS["conflict"], 0, "soft", episodes=4)[-48:].mean(dim=0)
     assert bad < good / 2
@@ -295,6 +296,7 @@ def test_a_selector_learns_is_kept_and_is_used_again(place: Path, tmp_path: Path
     assert again.batches == found.batches
 
 
+@pytest.mark.long
 def test_every_training_begins_with_the_same_student_and_only_the_selector_goes_on(place: Path, tmp_path: Path) -> None:
     """Of a selector that hardly learns all episodes but for the noise are one."""
     kept: dict[str, Any] = {}
@@ -337,6 +339,7 @@ def test_weights_at_random_and_fixed_ones_need_no_training_before(place: Path, t
     assert len(set(made.values())) == 3
 
 
+@pytest.mark.long
 def test_any_terms_of_any_methods_can_be_chosen_among(place: Path, tmp_path: Path) -> None:
     words = {"method": "mud+ckd", "select": "mud.hidden,ckd.word_pair,prediction", "episodes": 1, "phase_steps": 4}
     recipe = Recipe.of(words)

@@ -289,7 +289,7 @@ def test_another_programs_plan_is_not_ours():
 
 def test_a_newer_format_asks_for_an_upgrade(plan):
     newer = canonical_json(plan.as_json() | {"version": FORMAT_VERSION + 1})
-    with pytest.raises(StoreError, match=r"^here is a store of format version 3; this hskstore reads up to 2: upgrade it$"):
+    with pytest.raises(StoreError, match=r"^here is a store of format version 4; this hskstore reads up to 3: upgrade it$"):
         Plan.from_bytes(newer, "here")
 
 
