@@ -152,6 +152,7 @@ def names(out: Path) -> set[str]:
     return {path.name for path in out.iterdir()}
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_student(world: tuple[Store, str], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     with kills(whole, tmp_path) as left:

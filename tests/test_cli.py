@@ -41,7 +41,12 @@ def store(world: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("mud", []), ("mud", ["--targets", "ignore"]), ("kd", ["--alpha", 0.5, "--temperature", 2]), ("finetune", [])],
+    [
+        ("mud", []),
+        pytest.param("mud", ["--targets", "ignore"], marks=pytest.mark.long),
+        pytest.param("kd", ["--alpha", 0.5, "--temperature", 2], marks=pytest.mark.long),
+        pytest.param("finetune", [], marks=pytest.mark.long),
+    ],
 )
 def test_a_student_is_trained_from_the_store_alone_and_is_a_plain_folder(
     method: str, options: list[Any], world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -384,6 +389,7 @@ def test_a_mistake_gets_one_message_exit_code_2_and_leaves_nothing_behind(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_message_and_what_was_finished_is_kept(world: Path, tmp_path: Path) -> None:
     """A file may not grow beyond 40 kB here: the first bigger shard does not fit, as on a full disk."""
     words = [*EXTRACT[:-1], str(tmp_path / "stores"), "--keep", "all", "--values", "f32"]
@@ -455,5 +461,6 @@ def test_help_groups_the_commands_by_the_story(capsys: pytest.CaptureFixture[str
     assert [panel.upper() or command for panel, command in told] == [
         *("OPTIONS ", "BEFORE ANY", "demo", "methods", "plan"),
         *("STAGE ONE", "finetune", "extract", "spans", "STAGE TWO", "distill", "eval"),
+        *("THE EXPLORER", "sweep", "search", "recommend", "report"),
         *("STORES", "show", "verify", "derive", "push", "pull", "STUDENTS", "student"),
     ]

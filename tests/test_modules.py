@@ -181,6 +181,7 @@ def test_a_bilstms_logits_do_not_depend_on_its_neighbours_padding(store: Store) 
             torch.testing.assert_close(alone[0], torch.from_numpy(together[row]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_bilstm_program_learns_from_a_store(store: Store, tmp_path: Path) -> None:
     program = Path(__file__).resolve().parents[1] / "pipelines/bilstm.py"
     words = [sys.executable, program, store.root, "--max-steps", "4", "--out", tmp_path / "run"]

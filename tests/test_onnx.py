@@ -197,6 +197,7 @@ def test_onnxruntime_and_numpy_alone_can_run_it(bert: Export, tmp_path: Path) ->
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits, atol=1e-4)
 
 
+@pytest.mark.long
 def test_nothing_is_printed(bert: Export, tmp_path: Path) -> None:
     code = f"from hskstore.models.onnx import export_onnx; export_onnx({bert.source!r}, 'out', int8=True)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

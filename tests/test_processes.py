@@ -277,7 +277,8 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return out, learn(out)
 
 
-@pytest.mark.parametrize("of", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("of", [2, 3])
 def test_several_processes_learn_of_every_term_what_one_learns(of: int, of_one: tuple[Path, Any], tmp_path: Path) -> None:
     save_folder(make_bert(layers=2, hidden=16, seed=1), tmp_path / "student")
     (tmp_path / "data").mkdir()

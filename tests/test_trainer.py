@@ -283,7 +283,7 @@ def test_the_watch_is_told_losses_the_dev_score_and_the_time_left(tmp_path: Path
 def test_losses_are_read_back_in_one_piece_and_the_first_bad_one_is_named() -> None:
     journal, state = Journal(None, lambda *_: None), RunState("")
     for step, value in enumerate([1.0, 2.0, float("nan"), 4.0]):
-        journal.note(step, 0.1, {"a": torch.tensor(value), "b": torch.tensor(10.0 * step)}, torch.tensor(value))
+        journal.note(step, 0.1, {"a": torch.tensor(value), "b": torch.tensor(10.0 * step)}, torch.tensor(value), {})
         if step == 1:
             journal.read_back("hidden", state)
     assert state.recent == [{"a": 1.0, "b": 0.0}, {"a": 2.0, "b": 10.0}]

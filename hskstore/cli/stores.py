@@ -162,7 +162,7 @@ def derive(
     as_json: JsonOpt = False,
 ) -> None:
     """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit.
-    Of a rich store any --keep, for any --student-layers and by any strategy."""
+    Of a rich store any --keep, for any --student-layers and by any strategy; of codes shorter ones, with --values."""
     values = strategy.get("values")
     if keep is None and not learners and values is None:
         raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or shorter codes with --values")
