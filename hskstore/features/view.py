@@ -24,6 +24,7 @@ from hskstore.store.derive import UNITS_AT_ONCE, Derived, admitted_tokens, deriv
 from hskstore.store.features import ClsRow, States
 from hskstore.store.hidden import Hidden, plan_hidden
 from hskstore.store.plan import planned_anew
+from hskstore.store.vectors import ENCODINGS, Codes
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
@@ -165,6 +166,11 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
     states, attention = plan.said.get(States.name), plan.said.get(ClsRow.name)
     if states is None:
         raise OptionError(f"{root} is no rich store: it holds no states to select from; make one with hsk extract --rich")
+    if isinstance(ENCODINGS[strategy.values], Codes):
+        raise OptionError(
+            f"--values {strategy.values}: codes are learnt where the teacher runs, and no view of {root} has any; choose f16, f32,"
+            f" q8 or q4, or hsk extract TEACHER DATA --keep {keep} --values {strategy.values}"
+        )
     if states.values == "f16" and strategy.values == "f32":
         raise OptionError(f"{root} keeps its states as f16: f32 values are lost; extract --rich with --values f32")
     most = int(admitted_tokens(rich, strategy).max())
