@@ -32,6 +32,7 @@ def report(
     if as_json:
         console.print_json(result)
         return
-    console.out.print(f"{result.page}: {console.size(result.bytes)}, {len(result.sections)} sections")
+    sections = len(result.sections)
+    console.out.print(f"{result.page}: {console.size(result.bytes)}, {sections} section{'s' if sections > 1 else ''}")
     if png is not None:
         console.out.print(f"{png}: {len(result.figures)} figures")
