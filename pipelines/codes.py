@@ -12,7 +12,7 @@ a store of its own, of the same rows in the same order: batches are the same. Wi
 import argparse
 import json
 
-from compare import Contender, Run, add_arguments, conclude, draw, draws, groups, learn, means, served, table
+from compare import Contender, Run, add_arguments, conclude, draw, drawn_scores, groups, learn, means, served, table
 
 from hskstore.config import Keep, Strategy, Values
 from hskstore.methods import METHODS, Kd, Method
@@ -64,7 +64,7 @@ def main() -> None:
     train(list(contenders), range(options.seeds))
     store = open_store(next(iter(contenders.values()))[0])
     task, gold = Task.from_json(store.plan.task), next(iter(found.values()))[0].label
-    top = groups(means(found), draws(task, found, gold))[0]
+    top = groups(means(found), drawn_scores(task, found, gold))[0]
     if len(top) > 1:
         train(top, range(options.seeds, options.top_seeds))
     result = conclude(task, found, gold, {name: own.bytes for name, (_, own) in contenders.items()})
