@@ -10,9 +10,8 @@ a store of its own, of the same rows in the same order: batches are the same. Wi
 """
 
 import argparse
-import json
 
-from compare import Contender, Run, add_arguments, conclude, draw, drawn_scores, groups, learn, means, served, table
+from compare import Contender, add_arguments, compare_all, served
 
 from hskstore.config import Keep, Strategy, Values
 from hskstore.methods import METHODS, Kd, Method
@@ -20,7 +19,6 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import open_store
 from hskstore.students import slice_teacher
-from hskstore.text.tasks import Task
 
 SLIVER, EVERYTHING = "1,9,0.1", "all,all,all"
 KNOWLEDGE: dict[str, tuple[str | None, Values]] = {
@@ -52,33 +50,10 @@ def main() -> None:
     if options.student is None and not (options.work / "student" / "config.json").exists():
         slice_teacher(options.teacher, layers, student)
     method = METHODS[options.method]()
-    contenders = {name: contender(name, method, student, len(layers), options) for name in options.only}
-    found: dict[str, list[Run]] = {name: [] for name in contenders}
-
-    def train(names: list[str], seeds: range) -> None:
-        for seed in seeds:
-            for name in names:
-                root, own = contenders[name]
-                found[name].append(learn(name, own, open_store(root), seed, options))
-
-    train(list(contenders), range(options.seeds))
-    store = open_store(next(iter(contenders.values()))[0])
-    task, gold = Task.from_json(store.plan.task), next(iter(found.values()))[0].label
-    top = groups(means(found), drawn_scores(task, found, gold))[0]
-    if len(top) > 1:
-        train(top, range(options.seeds, options.top_seeds))
-    result = conclude(task, found, gold, {name: own.bytes for name, (_, own) in contenders.items()})
-    text = table(result, task.metrics[0], len(gold))
-    print(text)
-    if options.out is not None:
-        numbers = {name: getattr(options, name) for name in ("method", "steps", "lr", "batch_size")}
-        document = {**numbers, "metric": task.metrics[0], "rows": len(gold), "knowledge": result}
-        options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-        options.out.with_suffix(".md").write_text(text)
-        draw(result, task.metrics[0], options.out.with_suffix(".svg"))
+    compare_all({name: contender(name, method, student, len(layers), options) for name in options.only}, options)
 
 
-def contender(name: str, method: Method, student: str, depth: int, options: argparse.Namespace) -> tuple[str, Contender]:
+def contender(name: str, method: Method, student: str, depth: int, options: argparse.Namespace) -> Contender:
     """A store that holds one kind of knowledge, and what is learnt from it."""
     keep, values = KNOWLEDGE[name]
     asked: Method = Kd() if keep is None else method
@@ -95,7 +70,7 @@ def contender(name: str, method: Method, student: str, depth: int, options: argp
     contenders, unserved = served(open_store(made.root), student, {name: Recipe(method=asked)}, options)
     if unserved:
         raise SystemExit(unserved[0])
-    return made.root, contenders[name]
+    return contenders[name]
 
 
 if __name__ == "__main__":

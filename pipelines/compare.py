@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from hskstore.config import Strategy
 from hskstore.explore.bootstrap import draws, groups, interval
 from hskstore.explore.knowledge import bytes_read
 from hskstore.explore.show import describe
-from hskstore.methods import METHODS, weighed
+from hskstore.methods import METHODS, Method, weighed
 from hskstore.methods.serving import lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.run import shape_of, usual_length
+from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import reading_options, rows_from_data, rows_from_store, telling_rows
@@ -95,28 +97,55 @@ def small(options: argparse.Namespace) -> tuple[str, str, int]:
     return str(data), str(student), len(layers)
 
 
+def compare_table(
+    options: argparse.Namespace, rows: Mapping[str, Recipe], methods: Sequence[Method], deciding: Collection[str]
+) -> None:
+    """A paper's table in small: one store for all that `methods` read, and those of its rows that are asked for."""
+    data, student, depth = small(options)
+    (store,) = extract(
+        options.teacher,
+        data,
+        task=options.task,
+        methods=methods,
+        strategies=[Strategy(depth)],
+        out=options.work / "stores",
+    )
+    recipes = {name: rows[name] for name in options.only}
+    compare(store.root, student, recipes, options, [name for name in deciding if name in recipes])
+
+
 def compare(
     root: str, student: str, recipes: Mapping[str, Recipe], options: argparse.Namespace, deciding: Collection[str] = ()
 ) -> None:
-    """Train, score, print and write. More seeds get those of the recipes that decide, or, where none is named, that are tied at
-    the top."""
-    store = open_store(root)
-    contenders, unserved = served(store, student, recipes, options)
+    """Train, score, print and write what one store serves. More seeds get those of the recipes that decide, or, where none is
+    named, that are tied at the top."""
+    contenders, unserved = served(open_store(root), student, recipes, options)
+    compare_all(contenders, options, deciding, unserved)
+
+
+def compare_all(
+    contenders: "Mapping[str, Contender]",
+    options: argparse.Namespace,
+    deciding: Collection[str] = (),
+    unserved: Sequence[str] = (),
+) -> None:
+    """`compare`, whatever store each learns from; all are of the same rows."""
     found: dict[str, list[Run]] = {name: [] for name in contenders}
     for seed in range(options.seeds):
         for name, contender in contenders.items():
-            found[name].append(learn(name, contender, store, seed, options))
-    gold = found[next(iter(found))][0].label
-    task = Task.from_json(store.plan.task)
+            found[name].append(learn(name, contender, seed, options))
+    first = next(iter(found))
+    gold, task = found[first][0].label, Task.from_json(contenders[first].store.plan.task)
     top = deciding or groups(means(found), drawn_scores(task, found, gold))[0]
     for name in top if len(top) > 1 else ():
-        found[name] += [learn(name, contenders[name], store, seed, options) for seed in range(options.seeds, options.top_seeds)]
+        found[name] += [learn(name, contenders[name], seed, options) for seed in range(options.seeds, options.top_seeds)]
     result = conclude(task, found, gold, {name: each.bytes for name, each in contenders.items()})
     text = table(result, task.metrics[0], len(gold)) + "".join(f"\nNot compared: {why}.\n" for why in unserved)
     print(text)
     if options.out is not None:
         numbers = {name: getattr(options, name) for name in ("steps", "lr", "batch_size")}
-        document = {"store": store.digest, **numbers, "metric": task.metrics[0], "rows": len(gold), "methods": result}
+        stores = {name: each.store.digest for name, each in contenders.items()}
+        document = {"stores": stores, **numbers, "metric": task.metrics[0], "rows": len(gold), "methods": result}
         options.out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
         options.out.with_suffix(".md").write_text(text)
         draw(result, task.metrics[0], options.out.with_suffix(".svg"))
@@ -127,8 +156,9 @@ def compare(
 
 @dataclass(frozen=True)
 class Contender:
-    """A recipe without its numbers, and the bytes on disk of all that it reads of the train rows."""
+    """A store, a recipe without its numbers, and the bytes on disk of all that it reads of the train rows."""
 
+    store: Store
     recipe: Recipe
     bytes: int
 
@@ -152,7 +182,7 @@ def served(
         epochs = (200, 100) if len(phases) == 2 else (300,)  # more than any number of steps asked for
         numbers = {"epochs": epochs, "lr": (options.lr,), "batch_size": (options.batch_size,), "max_steps": options.steps}
         whole = replace(recipe, student=student, **numbers)
-        contenders[name] = Contender(whole, bytes_read(store, phases, sizes))
+        contenders[name] = Contender(store, whole, bytes_read(store, phases, sizes))
     return contenders, unserved
 
 
@@ -170,8 +200,9 @@ class Run:
     label: Shaped[np.ndarray, " row"]
 
 
-def learn(name: str, contender: Contender, store: Store, seed: int, options: argparse.Namespace) -> Run:
+def learn(name: str, contender: Contender, seed: int, options: argparse.Namespace) -> Run:
     """Train one student, unless that was done, and score it."""
+    store = contender.store
     out = (
         options.work
         / f"{store.digest[:8]}-{Path(str(contender.recipe.student)).name}-{name}-{options.steps}-{options.lr:g}-{seed}"

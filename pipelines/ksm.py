@@ -11,12 +11,10 @@ temperature. How they are compared: pipelines/compare.py.
 
 import argparse
 
-from compare import add_table_arguments, compare, small
+from compare import add_table_arguments, compare_table
 
-from hskstore.config import Strategy
 from hskstore.methods import Kd, Ksm, Pkd, Selection, Weights
 from hskstore.methods.ksm import TERMS
-from hskstore.stage_one.extract import extract
 from hskstore.stage_two.recipe import Recipe
 
 PLAIN = Ksm()
@@ -43,18 +41,7 @@ DECIDING = ("ksm-soft", "ksm-hard", "random-soft", "all-fixed", "pkd")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_table_arguments(parser, ROWS)
-    options = parser.parse_args()
-    data, student, depth = small(options)
-    (store,) = extract(
-        options.teacher,
-        data,
-        task=options.task,
-        methods=[PLAIN, Pkd()],
-        strategies=[Strategy(depth)],
-        out=options.work / "stores",
-    )
-    recipes = {name: ROWS[name] for name in options.only}
-    compare(store.root, student, recipes, options, [name for name in DECIDING if name in recipes])
+    compare_table(parser.parse_args(), ROWS, [PLAIN, Pkd()], DECIDING)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ compared: pipelines/compare.py.
 
 import argparse
 
-from compare import add_table_arguments, compare, small
+from compare import add_table_arguments, compare_table
 
-from hskstore.config import Strategy
 from hskstore.methods import Finetune, Kd, Pkd, Tkd
-from hskstore.stage_one.extract import extract
 from hskstore.stage_two.recipe import Recipe
 
 PLAIN = Tkd()
@@ -40,18 +38,12 @@ DECIDING = ("tkd", "all", "teacher-tkd", "all-tkd")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_table_arguments(parser, ROWS)
-    options = parser.parse_args()
-    data, student, depth = small(options)
-    (store,) = extract(
-        options.teacher,
-        data,
-        task=options.task,
-        methods=[Pkd(), Tkd(tree="teacher")],
-        strategies=[Strategy(depth)],
-        out=options.work / "stores",
+    compare_table(
+        parser.parse_args(),
+        {name: Recipe(method=method) for name, method in ROWS.items()},
+        [Pkd(), Tkd(tree="teacher")],
+        DECIDING,
     )
-    recipes = {name: Recipe(method=ROWS[name]) for name in options.only}
-    compare(store.root, student, recipes, options, [name for name in DECIDING if name in recipes])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import rows_from_store
 from hskstore.stage_two.student import places_of
 from hskstore.store import Store, open_store
-from hskstore.watch import unwatched
+from hskstore.watch import Watch, unwatched
 from tests.conftest import WORDS, make_bert, save_folder, sentences
 from tests.test_offsets import byte_level
 from tests.test_processes import launch, way_moved
@@ -162,22 +162,24 @@ def test_it_runs_end_to_end_from_a_store_of_pairs_whose_teacher_is_gone(
     assert "- kept of its rows: spans, whose phrases were found by the chunker" in card
 
 
+def stopping(method: Method) -> Watch:
+    """Ctrl-C behind the second step of the first phase."""
+    names = {phase.name for phase in method.phases(TeacherShape(LAYERS, WIDTH), ModelShape("it", 2, (2, 16)))}
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage in names and done == 15 * 2:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 @pytest.mark.parametrize("method", [*DEFAULTS, EVERY[-1]], ids=lambda method: method.name)
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(method: Method, place: Path, tmp_path: Path) -> None:
     learn(place, method, tmp_path / "whole")
-    stopped = False
-
-    def stop(stage: str, done: int, total: int, note: str = "") -> None:
-        nonlocal stopped
-        if stage in names and done == 15 * 2 and not stopped:
-            stopped = True
-            raise KeyboardInterrupt
-
-    names = {phase.name for phase in method.phases(TeacherShape(LAYERS, WIDTH), ModelShape("it", 2, (2, 16)))}
     with pytest.raises(KeyboardInterrupt):
-        learn(place, method, tmp_path / "parts", watch=stop)
+        learn(place, method, tmp_path / "parts", watch=stopping(method))
     learn(place, method, tmp_path / "parts")
-    assert stopped and len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
+    assert len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -226,17 +228,8 @@ def test_it_learns_from_codes_and_goes_on_bit_for_bit(
     whole = distill(coded, recipe, out=tmp_path / "whole")
     losses = {name: value for phase in whole.phases for name, value in phase.losses.items()}
     assert any("." in name for name in losses) and all(np.isfinite(value) for value in losses.values())
-    stopped = False
-
-    def stop(stage: str, done: int, total: int, note: str = "") -> None:
-        nonlocal stopped
-        if stage in names and done == 15 * 2 and not stopped:
-            stopped = True
-            raise KeyboardInterrupt
-
-    names = {phase.name for phase in method.phases(TeacherShape(LAYERS, WIDTH), ModelShape("it", 2, (2, 16)))}
     with pytest.raises(KeyboardInterrupt):
-        distill(coded, recipe, out=tmp_path / "parts", watch=stop)
+        distill(coded, recipe, out=tmp_path / "parts", watch=stopping(method))
     distill(coded, recipe, out=tmp_path / "parts")
     assert len({(tmp_path / each / "model.safetensors").read_bytes() for each in ("whole", "parts")}) == 1
 

@@ -50,15 +50,6 @@ def warn(message: str) -> None:
     err.print(Text("warning:", style="yellow"), message)
 
 
-def size(count: float) -> str:
-    """Bytes as people read them, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 NARROWEST_PROSE = 24
 """Columns that prose is broken into at least; where there are fewer, every row becomes a record."""
 
@@ -144,10 +135,3 @@ def paragraphs(text: str) -> str:
     """Prose with blank lines between its paragraphs, each broken anew for this console."""
     parts = (" ".join(part.split()) for part in text.split("\n\n"))
     return "\n\n".join("\n".join(_broken(part, out.width)) for part in parts)
-
-
-def duration(seconds: float) -> str:
-    """A time as people read it: seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,8 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.explore.runs import RunRow
     from hskstore.explore.search import Searched
     from hskstore.explore.sweep import Swept
-from hskstore.cli.console import duration, err, grid, out, paragraphs, size
+from hskstore.cli.console import err, grid, out, paragraphs
+from hskstore.readable import duration, size
 
 
 def print_run(row: RunRow, ended: int, of: int) -> None:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.models.anatomy import Anatomy
     from hskstore.stage_two.card import Distilled
     from hskstore.stage_two.scores import Scored
-from hskstore.cli.console import grid, out, size
+from hskstore.cli.console import grid, out
+from hskstore.readable import size
 
 
 def print_scores(scores: Mapping[str, Scored]) -> None:

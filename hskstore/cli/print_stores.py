@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.store.features import Feature
     from hskstore.store.verify import Verified
     from hskstore.text.tally import TextFacts
-from hskstore.cli.console import duration, err, grid, out, size, warn
+from hskstore.cli.console import err, grid, out, warn
+from hskstore.readable import duration, size
 
 
 def print_plan(planned: list[PlannedStore]) -> None:

@@ -11,7 +11,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hskstore.cli.console import duration, err
+from hskstore.cli.console import err
+from hskstore.readable import duration
 from hskstore.watch import Watch, unwatched
 
 QUIET_SECONDS = 2.0

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hskstore.cli.options import JsonOpt, quiet_libraries
+from hskstore.readable import size
 
 
 def report(
@@ -33,6 +34,6 @@ def report(
         console.print_json(result)
         return
     sections = len(result.sections)
-    console.out.print(f"{result.page}: {console.size(result.bytes)}, {sections} section{'s' if sections > 1 else ''}")
+    console.out.print(f"{result.page}: {size(result.bytes)}, {sections} section{'s' if sections > 1 else ''}")
     if png is not None:
         console.out.print(f"{png}: {len(result.figures)} figures")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hskstore.cli.options import JsonOpt
+from hskstore.readable import size
 
 ConllOpt = Annotated[Path, typer.Option(help="The folder of CoNLL-2000: train.txt, test.txt or dev.txt, each also .gz.")]
 
@@ -20,11 +21,11 @@ def spans_train(
     from hskstore.text.chunker import train_chunker
 
     result = train_chunker(conll, out)
-    size = sum(len(data) for data in result.files().values())
+    on_disk = sum(len(data) for data in result.files().values())
     if as_json:
-        console.print_json({"folder": str(out), "tags": len(result.tagger.labels), "bytes": size, "sha256": result.sha256})
+        console.print_json({"folder": str(out), "tags": len(result.tagger.labels), "bytes": on_disk, "sha256": result.sha256})
         return
-    console.out.print(f"{out}: {len(result.tagger.labels)} parts of speech, {console.size(size)}, sha256 {result.sha256}")
+    console.out.print(f"{out}: {len(result.tagger.labels)} parts of speech, {size(on_disk)}, sha256 {result.sha256}")
 
 
 def spans_eval(

@@ -24,6 +24,7 @@ from hskstore.cli.options import (
     strategies_for,
 )
 from hskstore.errors import OptionError
+from hskstore.readable import size
 
 CutOpt = Annotated[str | None, typer.Option(help="DEPTH,LENGTH,WIDTH: what to keep of the hidden states that the store keeps.")]
 CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for, or of a rich store: layers of the student.")]
@@ -259,7 +260,7 @@ def _print_derived(result: Any, kept: str, as_json: bool) -> None:
     if as_json:
         console.print_json(result)
         return
-    console.out.print(f"{result.root}: {kept}, {console.size(result.bytes)}, sealed, digest {result.digest}")
+    console.out.print(f"{result.root}: {kept}, {size(result.bytes)}, sealed, digest {result.digest}")
     console.out.print(f"cut from {result.source[:16]} in {result.seconds:.1f} s")
 
 
@@ -272,6 +273,6 @@ def _copy(source: str, target: str, as_json: bool) -> None:
     if as_json:
         console.print_json(result)
         return
-    console.out.print(f"{result.root}: {console.size(result.bytes)}, sealed, digest {result.digest}")
+    console.out.print(f"{result.root}: {size(result.bytes)}, sealed, digest {result.digest}")
     there = "" if result.sent == result.objects else "; the rest was there already"
-    console.out.print(f"sent {result.sent} of {result.objects} objects, {console.size(result.sent_bytes)}{there}")
+    console.out.print(f"sent {result.sent} of {result.objects} objects, {size(result.sent_bytes)}{there}")

@@ -9,6 +9,7 @@ from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
 from hskstore.cli.options import DataArg, DeviceOpt, JsonOpt, quiet_libraries
 from hskstore.errors import OptionError
+from hskstore.readable import size
 
 
 def student_new(
@@ -134,7 +135,7 @@ def student_export(
         return
     what = "int8" if result.int8 else "float32"
     console.out.print(
-        f"{result.folder}/model.onnx: {what}, {console.size(result.bytes)}; its logits differ from torch's by"
+        f"{result.folder}/model.onnx: {what}, {size(result.bytes)}; its logits differ from torch's by"
         f" {result.difference:.2g} at most"
     )
 

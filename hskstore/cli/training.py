@@ -11,6 +11,7 @@ from hskstore import config
 from hskstore.cli.flags import Command, flags_of, with_flags
 from hskstore.cli.options import DataArg, DeviceOpt, JsonOpt, first_process, prepare_torch, quiet_libraries, resumable
 from hskstore.errors import OptionError
+from hskstore.readable import size
 
 
 @with_flags(options=flags_of(config.FinetuneOptions))
@@ -147,5 +148,5 @@ def evaluate(
     print_models.print_scores(result.by_split)
     if split and len(split) > 1:
         print_models.print_scores({"together": Scored(result.score, result.standard_error, result.rows)})
-    weights = console.size(result.bytes) if result.bytes else "weights on the hub"
+    weights = size(result.bytes) if result.bytes else "weights on the hub"
     console.out.print(f"{result.parameters:,} parameters, {weights}, {result.latency_ms:.1f} ms an example on the CPU")

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from hskstore.errors import OptionError
 from hskstore.explore.report_curves import Configured
-from hskstore.explore.report_parts import Bars, Figure, Part, Table, duration, plain, size
+from hskstore.explore.report_parts import Bars, Figure, Part, Table, plain
 from hskstore.explore.report_store import teacher_seconds_per_row, teacher_words
 from hskstore.explore.runs import RunRow, SweepFacts
+from hskstore.readable import duration, size
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store
 from hskstore.text.tasks import Task

@@ -116,22 +116,6 @@ def plain(text: object, most: int = LONGEST_TEXT) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
-def size(count: float) -> str:
-    """Bytes, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time as people read it."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def percent(share: float) -> str:
     """Of everything, to three digits."""
     return f"{100 * share:.3g} %"

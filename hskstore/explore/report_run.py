@@ -8,10 +8,11 @@ from typing import Any
 
 from hskstore.errors import HskError, OptionError
 from hskstore.explore.report_log import Curves, curve, read_log
-from hskstore.explore.report_parts import Figure, Line, Part, Plot, Section, Table, duration, plain, score
+from hskstore.explore.report_parts import Figure, Line, Part, Plot, Section, Table, plain, score
 from hskstore.explore.report_rows import wrong_rows
 from hskstore.models.folder import RECIPE, RESULT
 from hskstore.models.load import load_classifier
+from hskstore.readable import duration
 from hskstore.stage_two.rows import reading_options, rows_from_store
 from hskstore.stage_two.scores import predict
 from hskstore.store import Store

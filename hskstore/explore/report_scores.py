@@ -13,8 +13,9 @@ from hskstore.explore.report_curves import (
     marginal,
     singles,
 )
-from hskstore.explore.report_parts import Figure, Line, Part, Plot, Table, bounded, digits, percent, plain, score, size
+from hskstore.explore.report_parts import Figure, Line, Part, Plot, Table, bounded, digits, percent, plain, score
 from hskstore.methods import Kd
+from hskstore.readable import size
 
 MOST_CONFIGURATIONS = 150
 """Of a table, and of a figure beside those of the front."""

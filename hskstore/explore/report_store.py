@@ -6,9 +6,10 @@ from datetime import datetime
 import numpy as np
 
 from hskstore.errors import HskError
-from hskstore.explore.report_parts import Bars, Figure, Line, Part, Plot, Section, Table, bounded, duration, percent, plain, size
+from hskstore.explore.report_parts import Bars, Figure, Line, Part, Plot, Section, Table, bounded, percent, plain
 from hskstore.explore.report_rows import shaded_rows
 from hskstore.explore.show import StoreDescription, describe, describe_progress
+from hskstore.readable import duration, size
 from hskstore.store import Store
 from hskstore.store.commit import Receipt, receipts
 from hskstore.store.hidden import Hidden

@@ -110,7 +110,7 @@ def left_over(vectors: Float[Tensor, "row width"], words: Float16[Tensor, "stage
 
 def _cluster(vectors: Float[Tensor, "row width"], generator: torch.Generator) -> Float[Tensor, "word width"]:
     """The centres of 256 clusters: k-means along the first principal axis, then along twice as many axes as before, up to all of
-    them, each time from where it stood. Begun in all dimensions it leaves 3 to 9 % more over (pipelines/LOG.md)."""
+    them, each time from where it stood. Begun in all dimensions it leaves 2 to 8 % more over (pipelines/LOG.md)."""
     width = vectors.shape[1]
     mean = vectors.mean(dim=0)
     centred = vectors - mean

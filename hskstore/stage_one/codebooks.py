@@ -179,9 +179,11 @@ def _learn(plan: Plan, sample: Mapping[str, np.ndarray], watch: Watch) -> Column
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, "hsk-codebooks", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
-        for done, ((name, place), job) in enumerate(zip(places, jobs, strict=True), start=1):
+        done, total = 0, sum(len(sample[name]) for name, _ in places)
+        for (name, place), job in zip(places, jobs, strict=True):
             columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
-            watch("codebooks", done, len(places))
+            done += len(sample[name])
+            watch("codebooks", done, total)
     torch.set_num_threads(threads)
     return columns
 
