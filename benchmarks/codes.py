@@ -175,7 +175,7 @@ def ours(name: str, learnt: torch.Tensor, others: torch.Tensor, axes: int | None
     for size in (4, 8, 16, MOST_STAGES):
         books = Codebooks.of(words[:size][None].numpy(), CPU)
         codes, seconds = timed(lambda: encode_codes(((others - mean) @ basis if axes else turned)[:, None], books))  # noqa: B023
-        again = decode_codes(codes.numpy(), books.words)[:, 0]
+        again = decode_codes(codes.numpy(), books.words)[0]
         yield f"{name}{size}", size, again @ basis.T + mean if axes else again, learning * size / MOST_STAGES, seconds
 
 

@@ -62,7 +62,7 @@ def drawn(rows: int, width: int = 8, seed: int = 0) -> torch.Tensor:
 def coded_and_decoded(vectors: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     books = Codebooks.of(words.numpy()[None], torch.device("cpu"))
     codes = encode_codes(vectors[:, None], books)
-    return decode_codes(codes.numpy(), books.words)[:, 0]
+    return decode_codes(codes.numpy(), books.words)[0]
 
 
 @pytest.mark.parametrize(("seed", "width"), [(0, 8), (1, 1), (2, 13)])
@@ -81,6 +81,14 @@ def test_every_stage_leaves_less_over_as_it_is_told() -> None:
     difference = (coded_and_decoded(vectors, words) - vectors).square().sum()
     told = difference / (vectors - vectors.mean(dim=0)).square().sum()
     assert float(shares[-1]) == pytest.approx(float(told), rel=1e-3)
+
+
+def test_words_do_not_differ_along_axes_where_there_is_nothing_but_chance() -> None:
+    vectors = torch.rand(2000, 8, generator=torch.Generator().manual_seed(0))
+    vectors[:, 2:] *= 1e-2
+    (words,) = learn_words(vectors, 1, 0).float()
+    among_eight = 1e-2 / 12**0.5 / 8**0.5  # how far middles of eight vectors, which these are, lie apart by chance
+    assert (words[:, 2:].std(dim=0) < among_eight / 4).all() and (words[:, :2].std(dim=0) > 0.15).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 200])
@@ -127,7 +135,7 @@ def test_a_code_names_of_each_stage_the_nearest_word_of_equals_the_first(
     for place in np.ndindex(places):
         np.testing.assert_array_equal(codes[:, *place], slow_codes(vectors[:, *place], words[place]))
     in_numpy = Codes(stages).decode({"values": codes, "words": words}, width)
-    np.testing.assert_array_equal(decode_codes(codes, books.words).numpy(), in_numpy)
+    np.testing.assert_array_equal(decode_codes(codes, books.words).numpy().swapaxes(0, 1), in_numpy)
 
 
 @pytest.mark.parametrize("values", [name for name, encoding in ENCODINGS.items() if isinstance(encoding, Codes)])
@@ -137,9 +145,25 @@ def test_torch_decodes_what_numpy_decodes_to_the_last_bit(values: Values) -> Non
     rng = np.random.default_rng(0)
     words = rng.normal(0, 100, (2, encoding.stages, WORDS, 33)).astype(np.float16)
     codes = rng.integers(0, WORDS, (9, 2, 7, encoding.stages), dtype=np.uint8)
-    slow = encoding.decode({"values": codes, "words": words}, 33)
+    slow = encoding.decode({"values": codes, "words": words}, 33).swapaxes(0, 1)
     assert slow.dtype == np.float32
-    assert decode_codes(codes, torch.from_numpy(words).float()).numpy().tobytes() == slow.tobytes()
+    table = torch.from_numpy(words).float()
+    assert decode_codes(codes, table).numpy().tobytes() == slow.tobytes()
+    assert decode_codes(codes[:, [1]], table, layers=[1]).numpy().tobytes() == slow[1:].tobytes()
+
+
+@pytest.mark.parametrize("parts", [(), (3,)])
+def test_where_there_is_no_vector_zeros_are_decoded(parts: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    table = torch.from_numpy(rng.normal(size=(2, *parts, 4, WORDS, 5))).float()
+    codes = rng.integers(0, WORDS, (6, 2, *parts, 7, 4), dtype=np.uint8)
+    is_there = rng.random((6, 7)) < 0.5
+    is_there[0], is_there[-1] = False, False  # the first and the last vector of a batch too
+    broadcast = is_there.reshape(6, *[1] * len(parts), 7)
+    found = decode_codes(codes, table, is_there=broadcast)
+    expected = torch.where(torch.from_numpy(broadcast)[..., None], decode_codes(codes, table), 0)
+    assert torch.equal(found, expected)
+    assert not decode_codes(codes, table, is_there=np.zeros_like(broadcast)).any()
 
 
 def test_what_is_no_token_has_the_codes_of_zeros() -> None:

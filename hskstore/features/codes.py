@@ -1,16 +1,18 @@
 """Vectors as codes, on the teacher's device and in the loader: the torch half of `store.vectors.Codes`."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float16, Float32, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from hskstore.store.vectors import WORDS
 
-ITERATIONS = 5
+ITERATIONS = 3
 """Of Lloyd's algorithm, for each number of leading coordinates."""
 
 VECTORS_AT_ONCE = 2048
@@ -68,18 +70,29 @@ def nearest_words(
 
 
 def decode_codes(
-    codes: UInt8[np.ndarray, "batch layer *rest stage"], words: Float[Tensor, "*place stage word width"]
-) -> Float[Tensor, "batch layer *rest width"]:
-    """As `store.vectors.Codes.decode` does, to the last bit, in a third of its time."""
+    codes: UInt8[np.ndarray, "batch layer *rest stage"],
+    words: Float[Tensor, "*place stage word width"],
+    *,
+    layers: Sequence[int] | None = None,
+    is_there: Bool[np.ndarray, "..."] | None = None,
+) -> Float[Tensor, "layer batch *rest width"]:
+    """As `store.vectors.Codes.decode` does, to the last bit, in a tenth of its time; but layers stand first.
+
+    `layers` are those of `words` that the codes are of, where they are not all of them. Where there is no vector, by `is_there`
+    (it broadcasts to [layer, batch, *rest]), nothing is summed: zeros.
+    """
     *places, stages, _, width = words.shape
-    found = torch.empty((*codes.shape[:-1], width))
-    first = torch.arange(0, stages * WORDS, WORDS)
-    for place in np.ndindex(*places):
-        at = (slice(None), *place)
-        named = torch.from_numpy(codes[at].reshape(-1, stages)).long() + first
-        summed = embedding_bag(named, words[place].reshape(-1, width), mode="sum")
-        found[at] = summed.view(found[at].shape)
-    return found
+    by_layer = codes.swapaxes(0, 1)
+    shape = by_layer.shape[:-1]
+    found = np.broadcast_to(True if is_there is None else is_there, shape)
+    first = stages * WORDS * np.arange(math.prod(places)).reshape(places)[slice(None) if layers is None else layers]
+    behind = len(shape) - 1 - len(places)
+    own = np.broadcast_to(first.reshape(len(first), 1, *places[1:], *[1] * behind), shape)[found]
+    summands = by_layer[found].astype(np.int64) + own[:, None] + np.arange(0, stages * WORDS, WORDS)
+    ends = np.cumsum(stages * found.reshape(-1))
+    bags = np.concatenate([[0], ends[:-1]])  # that of no vector is empty
+    table = words.reshape(-1, width)
+    return embedding_bag(torch.from_numpy(summands.reshape(-1)), table, torch.from_numpy(bags), mode="sum").view(*shape, width)
 
 
 # --- learning
@@ -123,20 +136,39 @@ def _cluster(vectors: Float[Tensor, "row width"], generator: torch.Generator) ->
         words = pad(words, (0, leading.shape[1] - words.shape[1]))
         for _ in range(ITERATIONS):
             words = _moved(leading, words)
-    found: Tensor = words @ axes.T + mean
+    found: Tensor = _shrunk(turned, words) @ axes.T + mean
     return found
+
+
+def _shrunk(vectors: Float[Tensor, "row width"], words: Float[Tensor, "word width"]) -> Float[Tensor, "word width"]:
+    """Each word in the middle of the vectors that it is nearest to, but drawn to zero, which is the mean of all, along the axes
+    where words differ little more than such middles do by chance (empirical Bayes: Efron and Morris, 1975)."""
+    sizes, sums = _gathered(vectors, words)
+    middles = sums / sizes.clamp(min=1)
+    between = (sizes * middles.square()).sum(dim=0)
+    within = (vectors.square().sum(dim=0) - between).clamp(min=0) / max(1, len(vectors) - WORDS)
+    spread = (between - WORDS * within).clamp(min=0) / len(vectors)
+    found: Tensor = middles * (spread / (spread + within / sizes.clamp(min=1))).nan_to_num(0)
+    return found
+
+
+def _gathered(
+    vectors: Float[Tensor, "row width"], words: Float[Tensor, "word width"]
+) -> tuple[Float[Tensor, "word 1"], Float[Tensor, "word width"]]:
+    """How many vectors each word is nearest to, and their sum."""
+    nearest = nearest_words(vectors, words, words.square().sum(dim=1) / 2)
+    sums = torch.zeros_like(words).index_add_(0, nearest, vectors)
+    return torch.bincount(nearest, minlength=WORDS).to(sums.dtype)[:, None], sums
 
 
 def _moved(vectors: Float[Tensor, "row width"], words: Float[Tensor, "word width"]) -> Float[Tensor, "word width"]:
     """Each word in the middle of the vectors that it is nearest to; one that has none halves the vectors of another, the largest
     ones first."""
-    nearest = nearest_words(vectors, words, words.square().sum(dim=1) / 2)
-    sizes = torch.bincount(nearest, minlength=WORDS)
-    sums = torch.zeros_like(words).index_add_(0, nearest, vectors)
-    found = sums / sizes.clamp(min=1)[:, None]
+    sizes, sums = _gathered(vectors, words)
+    found: Tensor = sums / sizes.clamp(min=1)
     empty = (sizes == 0).nonzero()[:, 0]
     if len(empty):
-        largest = sizes.argsort(descending=True, stable=True)[: len(empty)]
+        largest = sizes[:, 0].argsort(descending=True, stable=True)[: len(empty)]
         empty = empty[: len(largest)]
         apart = vectors.std(correction=0) * 1e-3
         found[empty] = found[largest] + apart

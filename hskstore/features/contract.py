@@ -73,21 +73,15 @@ class FeatureRows:
         self,
         stored: Mapping[str, Shaped[np.ndarray, "batch layer ..."]],
         places: Sequence[int],
-        is_token: Bool[np.ndarray, "batch token"] | None = None,
-    ) -> Float[np.ndarray, "batch layer ... width"]:
+        is_there: Bool[np.ndarray, "..."] | None = None,
+    ) -> Float[Tensor, "layer batch ... width"]:
         """The vectors of what was `chosen` of "values", and of "scale" where there is one: f16 where the store's are, else
-        float32. Where they are of tokens, `is_token` says of which there are any; the others are zeros."""
+        float32. Where they are codes, those that are not there, by `is_there` (it broadcasts), are zeros."""
         encoding = self.feature.encoding
-        if not isinstance(encoding, Codes):
-            found: np.ndarray = encoding.decode(stored, self.feature.width)
-            return found
-        assert self.words is not None
-        own = self._own(places)
-        vectors = decode_codes(stored["values"], self.words if own is None else self.words[own])
-        if is_token is not None:
-            beyond = torch.from_numpy(~is_token).view(len(is_token), *[1] * (vectors.ndim - 3), -1, 1)
-            vectors.masked_fill_(beyond, 0)
-        return vectors.numpy()
+        if isinstance(encoding, Codes):
+            assert self.words is not None
+            return decode_codes(stored["values"], self.words, layers=self._own(places), is_there=is_there)
+        return torch.from_numpy(np.ascontiguousarray(encoding.decode(stored, self.feature.width).swapaxes(0, 1)))
 
     def _own(self, places: Sequence[int]) -> list[int] | None:
         """Where stored layers stand among those in memory; None: all of them, in this order."""

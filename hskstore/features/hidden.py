@@ -141,11 +141,11 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
         coordinate = _coordinates(feature, mask).reshape(shape) if whole else np.zeros(shape, dtype=np.int64)
         if not whole:
             coordinate[kept] = _coordinates(feature, mask[kept])
-    values = own.decoded(stored, places)
+    values = own.decoded(stored, places, kept.swapaxes(0, 1))
     return HiddenTargets(
         position=_by_layer((token if whole else np.where(kept, token, 0)).astype(np.int64)),
         token_kept=_by_layer(kept),
-        values=_by_layer(values if whole else np.where(kept[..., None], values, 0)),
+        values=values if whole else values.masked_fill(torch.from_numpy(~kept.swapaxes(0, 1))[..., None], 0),
         coordinate=None if coordinate is None else _by_layer(coordinate),
         width=feature.hidden_size,
     )

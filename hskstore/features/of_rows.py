@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,5 +26,4 @@ def row_targets(
 ) -> RowTargets:
     """Of some rows and stored layers, whatever the rows' lengths."""
     stored = {name: own.chosen(name, rows, places) for name in own.arrays}
-    values = own.decoded(stored, places)
-    return RowTargets(torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1))))
+    return RowTargets(own.decoded(stored, places))

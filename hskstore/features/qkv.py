@@ -57,10 +57,10 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
     feature, longest = own.feature, int(n_tokens.max())
     stored = {name: own.chosen(name, rows, places)[:, :, :, :longest] for name in own.arrays}
     is_real = np.arange(longest) < n_tokens[:, None]
-    values = own.decoded(stored, places, is_real)
-    by_head = values.reshape(*values.shape[:-1], feature.heads, feature.width // feature.heads)
-    # [batch, layer, part, token, head, size] -> [part, layer, batch, head, token, size]
-    query, key, value = torch.from_numpy(np.ascontiguousarray(by_head.transpose(2, 1, 0, 4, 3, 5)))
+    values = own.decoded(stored, places, is_real[:, None])
+    by_head = values.view(*values.shape[:-1], feature.heads, feature.width // feature.heads)
+    # [layer, batch, part, token, head, size] -> [part, layer, batch, head, token, size]
+    query, key, value = by_head.permute(2, 0, 1, 4, 3, 5).contiguous()
     return QkvTargets(query, key, value, torch.from_numpy(is_real))
 
 

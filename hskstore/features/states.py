@@ -68,9 +68,7 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
     if aligned is not None:
         is_real, is_token = aligned[:, :longest] >= 0, aligned[:, :longest] > -2
         position = torch.from_numpy(np.where(is_real, aligned[:, :longest], 0).astype(np.int64))
-    values = own.decoded(stored, places, is_token)
-    by_layer = torch.from_numpy(np.ascontiguousarray(values.swapaxes(0, 1)))
-    return StateTargets(by_layer, torch.from_numpy(is_real), position)
+    return StateTargets(own.decoded(stored, places, is_token), torch.from_numpy(is_real), position)
 
 
 STATES: Kind[StateTargets] = Kind("states", _sight, _capture, _targets)

@@ -36,7 +36,7 @@ MOST_ROWS = 4_608
 
 ROWS_AT_ONCE = 256
 
-LEARNING_SECONDS = 1.6e-7
+LEARNING_SECONDS = 1.2e-7
 """Of one core, for each vector that codebooks are learnt from, each coordinate of it and each codebook."""
 
 
