@@ -1,10 +1,10 @@
-# make setup | demo | test | test-all | faults | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
+# make setup | demo | test | test-all | faults | docs | lint: each does its own set-up. PYTHON names the interpreter that makes .venv.
 # MARKS narrows the long tests, such as MARKS="not browser".
 PYTHON ?= python3
 BIN := .venv/bin
 MARKS ?= long
 
-.PHONY: setup demo test test-all faults lint
+.PHONY: setup demo test test-all faults docs lint
 
 setup: .venv/installed
 
@@ -24,6 +24,9 @@ test-all: test
 
 faults: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/faults --faults benchmarks/results/faults_cpu_$(shell date +%F).md
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from hskstore.features.spans import SPANS, SpanTargets, check_spans
 from hskstore.features.states import STATES, StateTargets
 
 KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (HIDDEN, STATES, CLS, CLS_ROW, QKV, ATTENDED, POOLED, SPANS)}
+"""Every feature by its name: a closed set."""
 
 __all__ = [
     "ATTENDED",

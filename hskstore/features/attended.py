@@ -45,3 +45,4 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
 
 
 ATTENDED: Kind[AttendedTargets] = Kind("attended", _sight, _capture, _targets)
+"""The tokens that each token attends to most, head by head, of some teacher layers."""

@@ -24,3 +24,4 @@ def _capture(feature: Cls, plan: Plan, seen: Seen, batch: Inputs, rows: Rows, bo
 
 
 CLS: Kind[RowTargets] = Kind("cls", _sight, _capture, row_targets)
+"""The vector of the first token, of some teacher layers."""

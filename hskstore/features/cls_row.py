@@ -51,3 +51,4 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
 
 
 CLS_ROW: Kind[ClsRowTargets] = Kind("cls_row", _sight, _capture, _targets)
+"""The [CLS] row of the attention, mean over heads, of some teacher layers."""

@@ -173,3 +173,4 @@ def aligned_share(own: FeatureRows) -> float:
 
 
 HIDDEN: Kind[HiddenTargets] = Kind("hidden", _sight, _capture, _targets)
+"""Kept layers x tokens x coordinates: a configuration."""

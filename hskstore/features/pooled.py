@@ -36,3 +36,4 @@ def _capture(feature: Pooled, plan: Plan, seen: Seen, batch: Inputs, rows: Rows,
 
 
 POOLED: Kind[RowTargets] = Kind("pooled", _sight, _capture, row_targets)
+"""The mean of a row's tokens, of some teacher layers."""

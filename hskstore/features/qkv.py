@@ -65,3 +65,4 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
 
 
 QKV: Kind[QkvTargets] = Kind("qkv", _sight, _capture, _targets)
+"""Queries, keys and values of the attention, of some teacher layers."""

@@ -61,3 +61,4 @@ def check_spans(
 
 
 SPANS: Kind[SpanTargets] = Kind("spans", _sight, _capture, _targets)
+"""Phrases and split words of every row, as tokens; of no layer."""

@@ -72,3 +72,4 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
 
 
 STATES: Kind[StateTargets] = Kind("states", _sight, _capture, _targets)
+"""Every real token's vector, of some teacher layers."""

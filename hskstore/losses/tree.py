@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from hskstore.losses.term import Term, wide
 
 Reduction = Literal["mean", "sum"]
+"""Of squared differences: their mean, or the literal sum of the paper."""
 
 
 def student_tree(

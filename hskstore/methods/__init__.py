@@ -52,6 +52,7 @@ METHODS: Mapping[
     "mgskd": Mgskd,
     "ksm": Ksm,
 }
+"""Every method by its name: a closed set."""
 
 
 def make_method(

@@ -17,6 +17,7 @@ from hskstore.models.observe import NOTHING, Seen, Sight
 from hskstore.models.run import ModelShape
 
 Phasing = Literal["joint", "two"]
+"""What is learnt of the inside: beside the predictions, or before them."""
 OF_THE_RUN = frozenset({"prediction", "gold"})
 """The terms that belong to the run, not to a method: all others are of what a method learns inside."""
 

@@ -52,6 +52,7 @@ PRESETS: dict[str, Shape] = {
     # Liu et al. (2021), ROSITA, in the shape of the second student of Marginal Utility Diminishes
     "rosita-6": Shape(6, 768, 2, 768, head_size=64, embedding_rank=128),
 }
+"""Smaller BERTs by the names that people use."""
 
 
 def new_student(shape: Shape | str, out: str | Path, *, vocab_from: str = DEFAULT_VOCABULARY, seed: int = 0) -> NewStudent:
