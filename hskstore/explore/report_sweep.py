@@ -124,7 +124,7 @@ def _learning(folder: SweepFolder, rows: Sequence[RunRow], told: Sequence[tuple[
         tuple((line.label, f"{line.x[-1]:.0f}", score(line.y[0]), score(max(line.y)), score(line.y[-1])) for line in lines),
     )
     words = "; ".join(f"{line.label}: from {score(line.y[0])} to {score(line.y[-1])}" for line in lines)
-    plot = Plot("step of the last phase", f"dev {metric}", tuple(lines))
+    plot = Plot("step", f"dev {metric}", tuple(lines))
     return Part(title, figures=(Figure("learning", f"Dev {metric} by step", f"{words}.", plot, table),))
 
 

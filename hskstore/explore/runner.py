@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from accelerate.tracking import GeneralTracker
 from hskstore.engines.contract import OnRows
+from hskstore.config import TrackerName
 from hskstore.errors import DataError, HskError, ModelError, OptionError, StoreError
 from hskstore.explore.grids import Configuration
 from hskstore.explore.held import Held
@@ -65,7 +67,7 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Sweeping:
     """What the runs of a sweep share, as every process of it is told: where the rich store, the student and the further rows lie,
-    the folder of the sweep, and whether students are kept."""
+    the folder of the sweep, whether students are kept, and where runs are logged."""
 
     store: str
     student: str
@@ -77,6 +79,7 @@ class Sweeping:
 
 
 class Runner:
+    log_with: Sequence[TrackerName | GeneralTracker] | None = None
     """Plans runs, and does them one after the other: those of one configuration read its rows once.
 
     Raises OptionError where the store is no rich one, ModelError where the student does not fit it, DataError where nothing has
@@ -193,7 +196,15 @@ class Runner:
         out = self.folder.run_folder(planned.run)
         try:
             store = self._read(planned.configuration)
-            learnt = learn(store, self._recipe(planned), out=out, device=self.shared.device, on_score=on_score, watch=self._tell)
+            learnt = learn(
+                store,
+                self._recipe(planned),
+                out=out,
+                device=self.shared.device,
+                log_with=self.shared.log_with,
+                on_score=on_score,
+                watch=self._tell,
+            )
             row = self._ended(row, store, learnt)
             if self.shared.keep_students:
                 learnt.save(self.shared.command or None)
