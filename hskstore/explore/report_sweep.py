@@ -138,7 +138,7 @@ def _kept(told: Sequence[tuple[str, Configured]], facts: SweepFacts, store: Stor
     role, each = readers[0]
     row, keep = each.first, kept_of(each.first)
     assert keep is not None
-    names = ("top_layer", "layer_map", "rank", "rank_layer", "mask", "values")
+    names = ("top_layer", "layer_map", "rank", "rank_layer", "mask")
     chosen = {name: value for name in names if (value := getattr(row, name)) is not None}
     chosen |= {} if row.rank_score is None else {"score": row.rank_score}
     try:

@@ -89,6 +89,7 @@ def sweep(
         folder.join()
         told = _Told(folder, planned, on_run)
         todo = [each for each in planned if each.run not in told.seen]
+        runner.make_codes(todo)
         if jobs == 1 and engine == "procs":
             for each in todo:
                 runner.do(each)
