@@ -51,6 +51,7 @@ from hskstore.stage_two.learner import build_learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.settings import phase_settings
 from hskstore.stage_two.student import fit_student
+from hskstore.stage_two.trackers import Log
 from hskstore.stage_two.trainer import CLIP_NORM, PhaseLoop, Run, sum_terms
 from hskstore.store import open_store
 from hskstore.students import slice_teacher
@@ -174,7 +175,7 @@ def cases_of(name: str, root: str, student: str) -> list[Case]:
         None,
         processes.start(torch.device("cpu"), bf16=False),
         Checkpoint(Path("nowhere")),
-        Journal(None, unwatched),
+        Journal(Log(Path(), ()), unwatched),
         processes.Interrupts(),
     )
     several = len(settings) > 1

@@ -27,6 +27,7 @@ Values: TypeAlias = Literal["f16", "f32", "q8", "q4", "rq4", "rq8", "rq16", "rq3
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Engine: TypeAlias = Literal["inline", "procs", "static", "ray"]
 TrainPrecision: TypeAlias = Literal["auto", "fp32", "bf16"]
+TrackerName: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 Loader: TypeAlias = Literal["auto", "ram", "blocks"]
 Targets: TypeAlias = Literal["zero", "ignore"]
 RegressionTarget: TypeAlias = Literal["teacher", "gold"]

@@ -1,104 +1,131 @@
-"""Marginal Utility Diminishes, Figure 8 in small: does a sliver of the hidden states teach as well as all of them?
+"""Marginal Utility Diminishes, end to end, on any GLUE task: how much of a teacher's hidden states is worth its bytes?
 
-One teacher, one student cut from its layers, the same number of steps for every method, several seeds:
+    python pipelines/mud.py ../shared/data/sst2_small --task sst2 --teacher ../shared/models/minilm-l6-sst2 --students 2,4,6
+    python pipelines/mud.py glue/mrpc --task mrpc --model google-bert/bert-base-uncased --students every:4 every:2
+    python pipelines/mud.py --quick
 
-    python pipelines/mud.py ../shared/models/minilm-l6-sst2 ../shared/data/sst2_small --task sst2 --student-layers 2,4,6
-
-The teacher runs once, for one rich store, of which both configurations are views; after that only the store is read. A run that
-was stopped goes on where it was.
+A teacher: fine-tuned from --model, or --teacher, a ready folder. It runs once over the data, for one rich store. Students are cut
+out of its layers. Each learns every configuration of the paper's grids from the store alone, and gold labels, and the teacher's
+predictions (hsk sweep); then what to take is said (hsk recommend), and one page tells it all (hsk report). Stopped and started
+again, it goes on where it was. What it leaves in --work: teacher/, stores/rich, students/NAME, sweeps/NAME, report.html.
 """
 
 import argparse
-import json
-import math
-import statistics
+import shlex
+import sys
 from pathlib import Path
+from typing import get_args
 
-from hskstore.config import Keep, Strategy
-from hskstore.features.view import view
-from hskstore.methods import Finetune, Kd, Method, Mud
-from hskstore.stage_one.extract import extract
-from hskstore.stage_two.distill import distill
-from hskstore.stage_two.evaluate import evaluate
-from hskstore.stage_two.recipe import Recipe
-from hskstore.store import Store, open_store
+import tomli_w
+import typer
+
+from hskstore import Strategy, extract, finetune, recommend, report, sweep
+from hskstore.cli.options import quiet_libraries, resumable
+from hskstore.cli.print_explore import print_recommended, print_run, print_swept
+from hskstore.cli.progress import bars
+from hskstore.errors import HskError, OptionError
+from hskstore.explore.demo import corpus_tokenizer, new_bert, write_corpus
+from hskstore.explore.grids import GridName
+from hskstore.models.folder import save_model
 from hskstore.students import slice_teacher
+from hskstore.watch import Watch
+
+QUICK = {"task": "cola", "grid": ["quick"], "seeds": 2, "steps": 6}
+QUICK_ROWS = {"train": 512, "dev": 128}
+QUICK_TEACHER = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+GRIDS = {name: {"grid": name} for name in get_args(GridName)} | {"quick": {"keep": ["1,1,1.0", "1,9,0.1", "2,4,0.5"]}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher")
-    parser.add_argument("data")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--student-layers", default="2,4,6", help="the teacher's layers that make the student")
-    parser.add_argument("--keep", default="1,9,0.1", help="the sliver; it is compared with keeping all")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--splits", nargs="+", default=["validation", "test"], help="scored together")
-    parser.add_argument("--work", type=Path, default=Path("runs/mud_figure"), help="stores, students and runs go here")
-    parser.add_argument("--out", type=Path, help="the result as JSON")
-    options = parser.parse_args()
-
-    layers = tuple(int(layer) for layer in options.student_layers.split(","))
-    student = options.work / "student"
-    if not (student / "config.json").exists():
-        slice_teacher(options.teacher, layers, student)
-    strategy = Strategy(len(layers))
-    (rich,) = extract(
-        options.teacher, options.data, task=options.task, rich=True, strategies=[strategy], out=options.work / "stores"
+    parser.add_argument("data", nargs="?", help="a folder of the task's train and dev files, or a hub name")
+    parser.add_argument("--task", help="a GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli")
+    teacher = parser.add_mutually_exclusive_group()
+    teacher.add_argument("--model", help="the pretrained encoder that becomes the teacher: folder or hub name")
+    teacher.add_argument("--teacher", help="a teacher that is ready: folder or hub name")
+    parser.add_argument(
+        "--students", nargs="+", default=["every:2"], help="the teacher's layers of each: 2,4,6, bottom:3, every:2"
     )
-    sliver, everything = (view(open_store(rich.root), Keep.parse(keep), strategy) for keep in (options.keep, "all"))
-    result = {
-        "teacher": score(options.teacher, options),
-        "store": {"bytes": rich.bytes, "digest": rich.digest},
-        "steps": options.steps,
-        "runs": [],
-    }
-    methods: dict[str, tuple[Method, Store]] = {
-        "finetune": (Finetune(), sliver),
-        "kd": (Kd(), sliver),
-        f"mud {options.keep}": (Mud(), sliver),
-        "mud all": (Mud(), everything),
-    }
-    for seed in range(options.seeds):
-        for name, (method, store) in methods.items():
-            out = options.work / f"{name.replace(' ', '-').replace(',', '_')}-{options.steps}-{seed}"
-            if not (out / "metrics.json").exists():
-                recipe = Recipe(str(student), method, epochs=epochs(method), max_steps=options.steps, seed=seed)
-                distill(store, recipe, out=out)
-            seconds = json.loads((out / "metrics.json").read_text())["seconds"]
-            result["runs"].append({"method": name, "seed": seed, "seconds": seconds} | score(str(out), options))
-            print(json.dumps(result["runs"][-1]), flush=True)
-            if options.out is not None:
-                options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    parser.add_argument("--grid", nargs="+", help="table5 (default), depth, length, width, or TOML files as hsk sweep reads them")
+    parser.add_argument("--steps", type=int, help="of a run of the paper's grids, at most; default: the paper's epochs")
+    parser.add_argument("--seeds", type=int, help="of each configuration; default: 3")
+    parser.add_argument("--split", nargs="+", default=[], help="of the data, labelled, scored besides the dev rows")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--work", type=Path, default=Path("runs/mud"), help="all that is made goes here")
+    parser.add_argument("--quick", action="store_true", help="a tiny teacher on made-up data: does it all work?")
+    options = parser.parse_args()
+    quiet_libraries()
+    if options.quick:
+        if options.data or options.task or options.model or options.teacher:
+            parser.error("--quick makes up its own data and teacher: leave them out")
+        make_up(options)
+    elif not (options.data and options.task and (options.model or options.teacher)):
+        parser.error("name DATA, its --task, and --model or --teacher; or --quick")
+    try:
+        with resumable(), bars() as watch:
+            run(options, watch)
+    except HskError as error:
+        parser.exit(2, f"mud.py: {error}\n")
+    except typer.Exit as stop:
+        parser.exit(stop.exit_code)
 
 
-def epochs(method: Method) -> tuple[int, ...]:
-    """More than any number of steps asked for, in the paper's proportion of the phases: hidden states 2, predictions 1."""
-    return (200, 100) if method.name == Mud.name else (300,)
+def make_up(options: argparse.Namespace) -> None:
+    """The options of a quick run, where they are not given, and its data and blank teacher."""
+    for name, value in QUICK.items():
+        setattr(options, name, getattr(options, name) or value)
+    options.data, options.model = str(options.work / "data"), str(options.work / "blank")
+    write_corpus(Path(options.data), QUICK_ROWS, label="label")
+    if not Path(options.model, "model.safetensors").exists():
+        tokenizer = corpus_tokenizer()
+        save_model(new_bert(QUICK_TEACHER, tokenizer), tokenizer, Path(options.model))
 
 
-def score(model: str, options: argparse.Namespace) -> dict[str, object]:
-    """The first metric on all scored rows together, with its standard error."""
-    found = evaluate(model, options.data, task=options.task, splits=options.splits, latency=False)
-    metric = next(iter(found.score))
-    return {"metric": metric, "score": found.score[metric], "standard_error": found.standard_error[metric], "rows": found.rows}
+def run(options: argparse.Namespace, watch: Watch) -> None:
+    work, task, command = options.work, options.task, shlex.join(["python", *sys.argv])
+    grids = [grid_file(grid, options) for grid in options.grid or ["table5"]]
+    teacher = options.teacher or str(work / "teacher")
+    if not options.teacher and not (work / "teacher" / "metrics.json").exists():
+        finetune(options.model, options.data, out=teacher, task=task, watch=watch)
+    (store,) = extract(teacher, options.data, task=task, rich=True, strategies=[Strategy(1)], out=work / "stores", watch=watch)
+    sweeps = []
+    for layers in options.students:
+        name = layers.replace(",", "-").replace(":", "-")
+        student = work / "students" / name
+        if not (student / "model.safetensors").exists():
+            slice_teacher(teacher, layers, student)
+        sweeps.append(work / "sweeps" / name)
+        for grid in grids:
+            swept = sweep(
+                store.root,
+                str(student),
+                grid=grid,
+                out=sweeps[-1],
+                seeds=options.seeds or 3,
+                jobs=options.jobs,
+                data=options.data if options.split else None,
+                splits=options.split,
+                command=command,
+                on_run=print_run,
+                watch=watch,
+            )
+            print_swept(swept)
+        print_recommended(recommend(sweeps[-1]))
+    page = report([*sweeps, store.root], out=work / "report.html", command=command)
+    print(f"{page.page} tells it all")
 
 
-def table(result: dict) -> str:
-    """Means over seeds: the score, one standard error of a model's score over the choice of rows, the spread over seeds."""
-    lines = ["| method | score | one standard error | seeds' spread | seconds |", "|---|---|---|---|---|"]
-    teacher = result["teacher"]
-    lines.append(f"| teacher | {teacher['score']:.4f} | {teacher['standard_error']:.4f} | | |")
-    for name in dict.fromkeys(run["method"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["method"] == name]
-        scores = [run["score"] for run in runs]
-        spread = statistics.stdev(scores) if len(scores) > 1 else math.nan
-        rows_error = statistics.mean(run["standard_error"] for run in runs)
-        seconds = statistics.mean(run["seconds"] for run in runs)
-        lines.append(f"| {name} | {statistics.mean(scores):.4f} | {rows_error:.4f} | {spread:.4f} | {seconds:.0f} |")
-    return "\n".join(lines)
+def grid_file(grid: str, options: argparse.Namespace) -> str:
+    """One of the paper's grids as a file, gold labels alone beside it, for so many steps; what is a file stays as it is."""
+    if grid not in GRIDS:
+        if options.steps is not None:
+            raise OptionError(f"--steps {options.steps} is for the paper's grids; in {grid} write max_steps = {options.steps}")
+        return grid
+    steps = {} if options.steps is None else {"max_steps": options.steps}
+    path: Path = options.work / "grids" / f"{grid}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps({"method": ["mud", "finetune"], **GRIDS[grid], **steps}))
+    return str(path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hskstore.errors import OptionError
-from hskstore.explore.demo import _tokenizer, run_demo, sentences
+from hskstore.explore.demo import corpus_tokenizer, run_demo, sentences
 
 
 def test_sentences_are_distinct_half_of_them_broken_and_a_function_of_the_seed() -> None:
@@ -18,7 +18,7 @@ def test_sentences_are_distinct_half_of_them_broken_and_a_function_of_the_seed()
 
 
 def test_every_word_is_known() -> None:
-    tokenizer = _tokenizer()
+    tokenizer = corpus_tokenizer()
     for text, _ in islice(sentences(7), 500):
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 

@@ -81,6 +81,14 @@ def test_width_has_three_masks() -> None:
     assert masks == {"Mag Mask": "magnitude", "Uniform Mask": "uniform", "Rand Mask": "random"}
 
 
+def test_values_beside_a_named_grid_are_those_of_everything() -> None:
+    found = cross({"grid": "table5", "values": ["f16", "rq8"], "max_steps": 7}, "it", **LAYERS)
+    whole = [each for each in found if str(each.keep) == "all,all,all"]
+    assert [(each.series, each.strategy_for(4).values) for each in whole] == [("everything as rq8", "rq8"), ("everything", "f16")]
+    assert len(found) == len(read_grid("table5", **LAYERS)) + 1
+    assert all(dict(each.options)["max_steps"] == 7 for each in found)
+
+
 KEEPS = ["1,9,0.1", "2,all,0.5", "1,1,8"]
 
 

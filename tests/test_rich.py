@@ -129,7 +129,7 @@ def test_what_is_lost_is_refused_by_name(rich: dict[str, Store], teacher_folder:
     (plain,) = extract(teacher_folder, data_folder, out=tmp_path, keeps=[Keep(1, 3, 0.5)], strategies=[Strategy(2)], task="sst2")
     with pytest.raises(OptionError, match="is no rich store: it holds no states to select from"):
         view(open_store(plain.root), Keep(1, 2, 0.5), Strategy(2))
-    with pytest.raises(OptionError, match="--values rq8: codes are learnt where the teacher runs, and no view of"):
+    with pytest.raises(OptionError, match=r"--values rq8: codes have codebooks, and no view of .* store of them: hsk derive"):
         view(rich["f16"], Keep(1, 2, "all"), Strategy(2, values="rq8"))
     with pytest.raises(OptionError, match="--top-layer 5: the teacher has layers 1 to 4"):
         view(rich["f16"], Keep(1, 2, 0.5), Strategy(2, top_layer=5))

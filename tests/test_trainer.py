@@ -30,6 +30,7 @@ from hskstore.stage_two.precision import resolve_precision
 from hskstore.stage_two.rows import TrainingRows
 from hskstore.stage_two.scores import DevScore
 from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trackers import Log
 from hskstore.stage_two.trainer import sum_terms, train
 from hskstore.store import open_store
 from tests.conftest import make_bert
@@ -281,7 +282,7 @@ def test_the_watch_is_told_losses_the_dev_score_and_the_time_left(tmp_path: Path
 
 
 def test_losses_are_read_back_in_one_piece_and_the_first_bad_one_is_named() -> None:
-    journal, state = Journal(None, lambda *_: None), RunState("")
+    journal, state = Journal(Log(Path(), ()), lambda *_: None), RunState("")
     for step, value in enumerate([1.0, 2.0, float("nan"), 4.0]):
         journal.note(step, 0.1, {"a": torch.tensor(value), "b": torch.tensor(10.0 * step)}, torch.tensor(value), {})
         if step == 1:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hskstore.cli.options import DeviceOpt, JsonOpt, bytes_of, quiet_libraries, resumable
+from hskstore.cli.options import DeviceOpt, JsonOpt, LogWithOpt, bytes_of, quiet_libraries, resumable, trackers_of
 
 RichStoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A sealed rich store (hsk extract --rich): folder or URL.")]
 StudentOpt = Annotated[str, typer.Option(help="The student that every run starts from: folder or hub name.")]
@@ -41,6 +41,7 @@ def sweep(
     data: ScoredOpt = None,
     split: SplitOpt = None,
     keep_students: Annotated[bool, typer.Option("--keep-students", help="Save every student, in runs/.")] = False,
+    log_with: LogWithOpt = None,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -51,6 +52,8 @@ def sweep(
 
     quiet_libraries()
     from hskstore.explore.sweep import sweep as run
+
+    trackers = trackers_of(log_with)
 
     with resumable(), progress.bars() as watch:
         result = run(
@@ -65,6 +68,7 @@ def sweep(
             data=data,
             splits=split or (),
             keep_students=keep_students,
+            log_with=trackers,
             device=device,
             command=_command(),
             on_run=print_run,

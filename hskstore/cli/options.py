@@ -37,6 +37,13 @@ StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
+LogWithOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tensorboard,wandb,mlflow",
+        help="Where losses and scores are logged while it trains. Default: tensorboard, where it is installed.",
+    ),
+]
 DeviceOpt = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
 
@@ -97,6 +104,15 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     enable_progress_bars() if console.err.is_terminal else disable_progress_bars()
     logging.getLogger("hskstore").handlers = [console.Warnings()]
+
+
+def trackers_of(log_with: str | None) -> tuple[Any, ...] | None:
+    """Of --log-with. Raises OptionError for one that is unknown or not installed."""
+    from hskstore.stage_two.trackers import LogTo
+
+    named = None if log_with is None else tuple(dict.fromkeys(name.strip() for name in log_with.split(",")))
+    LogTo(named)
+    return named
 
 
 def bytes_of(text: str) -> int:

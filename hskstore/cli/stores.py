@@ -163,10 +163,11 @@ def derive(
     as_json: JsonOpt = False,
 ) -> None:
     """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit.
-    Of a rich store any --keep, for any --student-layers and by any strategy; of codes shorter ones, with --values."""
+    Of a rich store any --keep, for any --student-layers and by any strategy. With --values rq8 whole vectors become codes, and
+    codes shorter ones."""
     values = strategy.get("values")
     if keep is None and not learners and values is None:
-        raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or shorter codes with --values")
+        raise OptionError("say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or codes with --values rq8")
     if learners and strategy.keys() - {"values"}:
         raise OptionError("--for cuts what methods read as it is stored; how hidden states are chosen goes with --keep alone")
     if learners or not (strategy.keys() - {"values"} or student_layers):
@@ -207,12 +208,17 @@ def _derive_view(store: str, keep: str, strategies: Sequence[config.Strategy], o
         raise OptionError("a store is of one --student-layers: derive the others by commands of their own")
     quiet_libraries()
     from hskstore.features.view import derive_view, view
+    from hskstore.stage_one.coded import coded_view, derive_coded
     from hskstore.store import open_store
+    from hskstore.store.vectors import are_codes
 
     with resumable(), progress.bars() as watch:
-        made = view(open_store(store), config.Keep.parse(keep), strategies[0])
-        result = derive_view(made, out, watch=watch)
-    _print_derived(result, f"keep {keep} for a student of {strategies[0].student_layers} layers", as_json)
+        rich, wanted, strategy = open_store(store), config.Keep.parse(keep), strategies[0]
+        if are_codes(strategy.values):
+            result = derive_coded(coded_view(rich, wanted, strategy, out, watch=watch), watch=watch)
+        else:
+            result = derive_view(view(rich, wanted, strategy), out, watch=watch)
+    _print_derived(result, f"keep {keep} for a student of {strategy.student_layers} layers", as_json)
 
 
 def _derive(
@@ -245,13 +251,30 @@ def _derive(
         wanted = None if plan.hidden is None else plan.hidden.keep
         layers = {name: list(feature.layers) for name, feature in plan.features.items() if name != "hidden"}
     with resumable(), progress.bars() as watch:
-        result = run(store, out, keep=wanted, layers=layers, values=values, watch=watch)
+        if values is not None and _codes_numbers(store, values):
+            from hskstore.stage_one.coded import derive_coded, in_codes
+            from hskstore.store import open_store
+
+            made = in_codes(open_store(store), values, out, keep=wanted, layers=layers, watch=watch)
+            result = derive_coded(made, watch=watch)
+        else:
+            result = run(store, out, keep=wanted, layers=layers, values=values, watch=watch)
     kept = [
         *([] if values is None else [f"values {values}"]),
         *([] if wanted is None else [f"keep {wanted}"]),
         *(f"{name} of layers {', '.join(map(str, own))}" if own else name for name, own in layers.items()),
     ]
     _print_derived(result, "; ".join(kept) or "logits alone", as_json)
+
+
+def _codes_numbers(store: str, values: config.Values) -> bool:
+    """Whether vectors of a store, which are numbers, are to become codes."""
+    from hskstore.store import open_store
+    from hskstore.store.codebooks import coded
+    from hskstore.store.vectors import ENCODINGS, are_codes
+
+    plan = open_store(store).plan
+    return values in ENCODINGS and are_codes(values) and bool(plan.said) and not coded(plan.features)
 
 
 def _print_derived(result: Any, kept: str, as_json: bool) -> None:

@@ -9,7 +9,17 @@ import typer
 
 from hskstore import config
 from hskstore.cli.flags import Command, flags_of, with_flags
-from hskstore.cli.options import DataArg, DeviceOpt, JsonOpt, first_process, prepare_torch, quiet_libraries, resumable
+from hskstore.cli.options import (
+    DataArg,
+    DeviceOpt,
+    JsonOpt,
+    LogWithOpt,
+    first_process,
+    prepare_torch,
+    quiet_libraries,
+    resumable,
+    trackers_of,
+)
 from hskstore.errors import OptionError
 from hskstore.readable import size
 
@@ -78,6 +88,7 @@ def distill_with_flags() -> Command:
             typer.Option(help="Of a rich STORE: what to learn from of its hidden states, DEPTH,LENGTH,WIDTH."),
         ] = None,
         strategy: Any = None,
+        log_with: LogWithOpt = None,
         device: DeviceOpt = None,
         as_json: JsonOpt = False,
     ) -> None:
@@ -89,23 +100,31 @@ def distill_with_flags() -> Command:
         elif strategy and keep is None:
             raise OptionError("how hidden states are chosen goes with --keep, and a rich store")
         else:
-            _train(store, chosen, keep, strategy, out, device, as_json)
+            _train(store, chosen, keep, strategy, out, log_with, device, as_json)
 
     command.__name__, command.__doc__ = distill.__name__, distill.__doc__
     return command
 
 
 def _train(
-    store: str, recipe: Any, keep: str | None, strategy: dict[str, Any], out: Path, device: str | None, as_json: bool
+    store: str,
+    recipe: Any,
+    keep: str | None,
+    strategy: dict[str, Any],
+    out: Path,
+    log_with: str | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     from hskstore.cli import console, print_models, progress
 
     quiet_libraries()
+    trackers, command = trackers_of(log_with), shlex.join(["hsk", *sys.argv[1:]])
     from hskstore.stage_two.distill import distill as run
 
     with resumable(), progress.bars(shown=first_process()) as watch:
         read = store if keep is None else _view(store, recipe, keep, strategy)
-        result = run(read, recipe, out=out, device=device, command=shlex.join(["hsk", *sys.argv[1:]]), watch=watch)
+        result = run(read, recipe, out=out, device=device, command=command, log_with=trackers, watch=watch)
     if not first_process():
         return
     if as_json:

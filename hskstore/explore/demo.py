@@ -7,8 +7,9 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     began = time.monotonic()
     corpus = folder / "corpus"
     say(f"1. a corpus: {sum(ROWS.values())} English sentences, half of them broken, from a grammar of {len(_words())} words")
-    write_corpus(corpus)
-    tokenizer = _tokenizer()
+    write_corpus(corpus, ROWS, label="acceptable")
+    tokenizer = corpus_tokenizer()
     columns: dict[str, Any] = {"text": ["sentence"], "label": "acceptable"}
 
     say("2. a teacher: 4 layers, trained on the gold labels")
-    save_model(_bert(TEACHER, tokenizer), tokenizer, folder / "blank")
+    save_model(new_bert(TEACHER, tokenizer), tokenizer, folder / "blank")
     taught = finetune(
         str(folder / "blank"),
         str(corpus),
@@ -116,7 +117,7 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     )
     shutil.rmtree(folder / "teacher")
     say("4. the teacher is deleted; four students of 2 layers learn, each in the same number of steps")
-    save_model(_bert(STUDENT, tokenizer), tokenizer, folder / "student")
+    save_model(new_bert(STUDENT, tokenizer), tokenizer, folder / "student")
     sliver, everything = (store.root for store in stores)
     ways: dict[str, tuple[Method, str]] = {
         "gold labels alone": (Finetune(), sliver),
@@ -149,13 +150,13 @@ def _run(folder: Path, say: Callable[[str], None], watch: Watch) -> DemoResult:
     return DemoResult(metric, teacher.rows, rows, round(time.monotonic() - began, 1))
 
 
-def write_corpus(folder: Path) -> None:
-    """Three TSV files of distinct sentences, each with its label: acceptable 1, broken 0."""
+def write_corpus(folder: Path, rows: Mapping[str, int], *, label: str) -> None:
+    """A TSV file of so many distinct sentences for each split; in the column `label` acceptable ones have 1, broken ones 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = sentences(SEED)
-    for split, count in ROWS.items():
-        lines = [f"{text}\t{label}\n" for text, label in (next(rows) for _ in range(count))]
-        (folder / f"{split}.tsv").write_text("sentence\tacceptable\n" + "".join(lines))
+    drawn = sentences(SEED)
+    for split, count in rows.items():
+        lines = [f"{text}\t{acceptable}\n" for text, acceptable in islice(drawn, count)]
+        (folder / f"{split}.tsv").write_text(f"sentence\t{label}\n" + "".join(lines))
 
 
 def sentences(seed: int) -> Iterator[tuple[str, int]]:
@@ -229,8 +230,8 @@ def _words() -> list[str]:
     return [*closed, *nouns, *verbs, *inflected, *ADJECTIVES, *PREPOSITIONS, *ADVERBS]
 
 
-def _tokenizer() -> Any:
-    """A word a token."""
+def corpus_tokenizer() -> Any:
+    """Of the corpus, a word a token."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: index for index, word in enumerate([*special, *_words()])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -243,6 +244,7 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, model_input_names=inputs, **names)
 
 
-def _bert(shape: dict[str, int], tokenizer: Any) -> Any:
+def new_bert(shape: Mapping[str, int], tokenizer: Any) -> Any:
+    """A classifier of that shape in the tokenizer's words, which has learnt nothing."""
     torch.manual_seed(SEED)
     return BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape))

@@ -123,7 +123,8 @@ def cross(given: Mapping[str, Any], where: str, *, student_layers: int, teacher_
     """Every combination of what a grid file lists, once each, and kd alone and everything with what it has of them.
 
     An option that a method of the list does not have is nothing to that method, as are `keep` and how hidden states are chosen
-    to one that reads none. `grid = "table5"` stands in place of `keep` and of how hidden states are chosen.
+    to one that reads none. `grid = "table5"` stands in place of `keep` and of how hidden states are chosen; `values` beside it
+    are those of everything, which is there once for each.
     """
     choosing = _choosing()
     known = {name: option for name, option in recipe_options().items() if name not in CROSSED_APART} | choosing
@@ -132,7 +133,7 @@ def cross(given: Mapping[str, Any], where: str, *, student_layers: int, teacher_
     if grid is not None:
         if grid not in get_args(GridName):
             raise OptionError(f"{where}: grid is {grid}; expected one of {', '.join(get_args(GridName))}")
-        if beside := [name for name in given if name == "keep" or name in choosing]:
+        if beside := [name for name in given if name == "keep" or (name in choosing and name != "values")]:
             raise OptionError(f"{where}: grid = {grid!r} says what is kept and how it is chosen; leave out {', '.join(beside)}")
     values = {name: _values(name, value, known.get(name), where) for name, value in given.items() if name != "grid"}
     named = [] if grid is None else named_grid(grid, student_layers=student_layers, teacher_layers=teacher_layers)
@@ -250,6 +251,9 @@ def _combined(chosen: Mapping[str, Plain], named: Sequence[Configuration], where
     elif named:
         for each in named:
             yield Configuration(each.series, each.keep, each.strategy, options)
+        values = str(chosen.get("values", _choosing()["values"].default))
+        if values != _choosing()["values"].default:
+            yield Configuration(f"{EVERYTHING} as {values}", Keep("all", "all", "all"), (("values", values),), options)
     elif "keep" not in chosen:
         raise OptionError(f"{where}: the method {method} reads hidden states: say which, keep = ['1,9,0.1', '2,all,0.5']")
     else:

@@ -9,6 +9,7 @@ from hskstore.explore.show import array_bytes
 from hskstore.methods import Phase
 from hskstore.stage_one.sizes import encoded_bytes
 from hskstore.store import Store
+from hskstore.store.codebooks import CODEBOOKS
 from hskstore.store.derive import admitted_tokens
 from hskstore.store.hidden import Hidden, planned_units
 
@@ -18,7 +19,7 @@ SAMPLED_ROWS = 1024
 
 def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) -> int:
     """On disk, of train: inputs, and of what is learnt from the layers that are read, whose shares of an array are taken as
-    equal; spans, which have none, whole. `sizes` are the arrays' bytes, by path."""
+    equal, and the words of their codebooks; spans, which have none, whole. `sizes` are the arrays' bytes, by path."""
     wanted: dict[str, set[int]] = {}
     for want in (want for phase in phases for want in phase.reads):
         wanted.setdefault(want.kind.name, set()).update(want.places(store.plan.features[want.kind.name]))
@@ -27,7 +28,9 @@ def bytes_read(store: Store, phases: Sequence[Phase], sizes: Mapping[str, int]) 
     for path, size in sizes.items():
         split, _, array = path.partition("/")
         feature = array.partition("/")[0]
-        if split != "train":
+        if split == CODEBOOKS and array.endswith("/words"):
+            feature = array.removesuffix("/words")
+        elif split != "train":
             continue
         if feature in store.plan.features:
             layers = store.plan.features[feature].layers

@@ -12,6 +12,7 @@ from hskstore.explore.grids import EVERYTHING
 from hskstore.explore.report_parts import deviation, digits
 from hskstore.explore.runs import RunRow
 from hskstore.methods import Kd
+from hskstore.store.vectors import ENCODINGS
 
 Dimension = Literal["depth", "length", "width"]
 DIMENSIONS: tuple[Dimension, ...] = ("depth", "length", "width")
@@ -107,11 +108,11 @@ def configured(rows: Iterable[RunRow], groups: Mapping[str, int]) -> list[Config
 def marginal(found: Sequence[Configured]) -> list[Amount]:
     """Figures 8 and 9: the teacher's predictions alone (0) first, everything (1) last. Amounts are those that the paper names;
     of other configurations the share of everything, to two digits. What one dimension alone was tried with has its own
-    figures."""
+    figures; all of it in fewer bytes is seen against these."""
     amounts: dict[tuple[str, float], list[Configured]] = {}
     for each in found:
         share = each.first.share_of_hsk
-        if share is None or (share == 0 and each.first.method != Kd.name):
+        if share is None or (share == 0 and each.first.method != Kd.name) or is_rounded(each.first):
             continue
         if share == 0 or is_everything(each.first):
             amounts.setdefault(("", 0.0 if share == 0 else 1.0), []).append(each)
@@ -148,7 +149,7 @@ def singles(found: Sequence[Configured], dimension: Dimension) -> list[Point]:
     alike: dict[tuple[str, float], list[float]] = {}
     for each in found:
         row, keep = each.first, kept_of(each.first)
-        if keep is None or is_everything(row) or row.series.startswith(JOINT):
+        if keep is None or is_everything(row) or is_rounded(row) or row.series.startswith(JOINT):
             continue
         if any(not _is_all(getattr(keep, other)) for other in DIMENSIONS if other != dimension):
             continue
@@ -195,8 +196,18 @@ def kept_of(row: RunRow) -> Keep | None:
 
 
 def is_everything(row: RunRow) -> bool:
+    """All of it, as it is."""
+    return _is_whole(row) and not is_rounded(row) and row.series in ("", EVERYTHING)
+
+
+def is_rounded(row: RunRow) -> bool:
+    """All of it, in fewer bytes: as integers or codes."""
+    return _is_whole(row) and any(row.values == name and not encoding.exact for name, encoding in ENCODINGS.items())
+
+
+def _is_whole(row: RunRow) -> bool:
     keep = kept_of(row)
-    return keep is not None and all(_is_all(getattr(keep, each)) for each in DIMENSIONS) and row.series in ("", EVERYTHING)
+    return keep is not None and all(_is_all(getattr(keep, each)) for each in DIMENSIONS)
 
 
 def _is_all(amount: object) -> bool:

@@ -124,7 +124,7 @@ def _learning(folder: SweepFolder, rows: Sequence[RunRow], told: Sequence[tuple[
         tuple((line.label, f"{line.x[-1]:.0f}", score(line.y[0]), score(max(line.y)), score(line.y[-1])) for line in lines),
     )
     words = "; ".join(f"{line.label}: from {score(line.y[0])} to {score(line.y[-1])}" for line in lines)
-    plot = Plot("step of the last phase", f"dev {metric}", tuple(lines))
+    plot = Plot("step", f"dev {metric}", tuple(lines))
     return Part(title, figures=(Figure("learning", f"Dev {metric} by step", f"{words}.", plot, table),))
 
 
@@ -138,7 +138,7 @@ def _kept(told: Sequence[tuple[str, Configured]], facts: SweepFacts, store: Stor
     role, each = readers[0]
     row, keep = each.first, kept_of(each.first)
     assert keep is not None
-    names = ("top_layer", "layer_map", "rank", "rank_layer", "mask", "values")
+    names = ("top_layer", "layer_map", "rank", "rank_layer", "mask")
     chosen = {name: value for name in names if (value := getattr(row, name)) is not None}
     chosen |= {} if row.rank_score is None else {"score": row.rank_score}
     try:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.tracking import GeneralTracker
 
+from hskstore.config import TrackerName
 from hskstore.engines.contract import OnRows
 from hskstore.errors import DataError, HskError, ModelError, OptionError, StoreError
 from hskstore.explore.grids import Configuration
@@ -27,6 +30,7 @@ from hskstore.memory import free_memory
 from hskstore.methods import Phase, weighed
 from hskstore.methods.serving import is_rich, teacher_shape
 from hskstore.models.run import ModelShape, shape_of
+from hskstore.stage_one.coded import Coded, coded_view, derive_coded
 from hskstore.stage_two.checkpoint import forget_checkpoint
 from hskstore.stage_two.distill import Learnt, learn
 from hskstore.stage_two.recipe import Recipe
@@ -35,6 +39,7 @@ from hskstore.stage_two.scores import DevScore, predict_splits
 from hskstore.stage_two.settings import for_task
 from hskstore.stage_two.student import check_store, load_student
 from hskstore.store import Store, open_store
+from hskstore.store.vectors import are_codes
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tasks import Task
 from hskstore.text.tokenizers import tokenizer_sha256
@@ -65,7 +70,7 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Sweeping:
     """What the runs of a sweep share, as every process of it is told: where the rich store, the student and the further rows lie,
-    the folder of the sweep, and whether students are kept."""
+    the folder of the sweep, whether students are kept, and where runs are logged."""
 
     store: str
     student: str
@@ -74,6 +79,7 @@ class Sweeping:
     device: str | None = None
     keep_students: bool = False
     command: str = ""
+    log_with: Sequence[TrackerName | GeneralTracker] | None = None
 
 
 class Runner:
@@ -169,6 +175,13 @@ class Runner:
         store, phases = self.phases_of(configuration)
         return bytes_read(store, phases, sizes_with_view(store))
 
+    def make_codes(self, planned: Sequence[PlannedRun]) -> None:
+        """Seal the stores in codes that some runs read, each once; goes on where it stopped. Raises StoreError."""
+        made = {store.out.root: store for each in planned if isinstance(store := self._selected(each.configuration), Coded)}
+        for root, store in made.items():
+            self._stage = f"{Path(root).name}: "
+            derive_coded(store, watch=self._tell)
+
     def run(self, planned: PlannedRun) -> None:
         """As a worker does it: the row is its only effect."""
         self.do(planned)
@@ -193,7 +206,15 @@ class Runner:
         out = self.folder.run_folder(planned.run)
         try:
             store = self._read(planned.configuration)
-            learnt = learn(store, self._recipe(planned), out=out, device=self.shared.device, on_score=on_score, watch=self._tell)
+            learnt = learn(
+                store,
+                self._recipe(planned),
+                out=out,
+                device=self.shared.device,
+                log_with=self.shared.log_with,
+                on_score=on_score,
+                watch=self._tell,
+            )
             row = self._ended(row, store, learnt)
             if self.shared.keep_students:
                 learnt.save(self.shared.command or None)
@@ -221,16 +242,23 @@ class Runner:
         return planned.configuration.recipe(self.shared.student, planned.seed)
 
     def _selected(self, configuration: Configuration) -> Store:
-        """What a configuration reads: a view, or the rich store itself. Nothing is read yet."""
+        """What a configuration reads: a view, the rich store itself, or what becomes a store in codes. Nothing is read yet."""
         if configuration.keep is None:
             return self.rich
-        return view(self.rich, configuration.keep, configuration.strategy_for(self.student.layers))
+        strategy = configuration.strategy_for(self.student.layers)
+        if not are_codes(strategy.values):
+            return view(self.rich, configuration.keep, strategy)
+        chosen = hashlib.sha256(f"{configuration.keep} {strategy!r}".encode()).hexdigest()[:8]
+        place = self.folder.coded_folder(f"{strategy.values}-{configuration.keep.name}-{chosen}")
+        return coded_view(self.rich, configuration.keep, strategy, place, watch=self._tell)
 
     def _read(self, configuration: Configuration) -> Store:
         """The same, held in memory while runs of the configuration follow each other."""
         reads = replace(configuration, series="", options=())
         if self._last is None or self._last[0] != reads:
             selected = self._selected(configuration)
+            if isinstance(selected, Coded):
+                selected = open_store(selected.out.root)
             held = selected if selected is self.rich else Held(selected, int(SHARE_HELD * free_memory()))
             self._last = reads, held
         return self._last[1]

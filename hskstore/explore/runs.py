@@ -136,6 +136,10 @@ class SweepFolder:
         """Where a run's checkpoint lies while it goes on, its log, and its student if that is kept."""
         return self.root / "runs" / run
 
+    def coded_folder(self, name: str) -> Path:
+        """Where the stores in codes lie that runs read."""
+        return self.root / "stores" / name
+
     def begin(self, facts: SweepFacts) -> None:
         """Raises OptionError where the folder has runs of another store, student or other rows."""
         file = self.root / FACTS

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from accelerate.tracking import GeneralTracker
 
-from hskstore.config import check_choice, check_count
+from hskstore.config import TrackerName, check_choice, check_count
 from hskstore.engines import require_ray, run_procs, run_ray
 from hskstore.errors import OptionError
 from hskstore.explore.grids import read_grid
@@ -18,6 +19,7 @@ from hskstore.explore.runs import TABLE, RunRow, SweepFolder
 from hskstore.explore.scored import FurtherData
 from hskstore.memory import cores
 from hskstore.models.device import choose_device
+from hskstore.stage_two.trackers import LogTo
 from hskstore.store.objects import URL
 from hskstore.watch import Watch, unwatched
 
@@ -51,6 +53,7 @@ def sweep(
     data: str | None = None,
     splits: Sequence[str] = (),
     keep_students: bool = False,
+    log_with: Sequence[TrackerName | GeneralTracker] | None = None,
     device: str | None = None,
     command: str = "",
     on_run: Callable[[RunRow, int, int], None] | None = None,
@@ -61,7 +64,8 @@ def sweep(
 
     Goes on where it stopped; runs of other grids in the same folder stay. `jobs` processes of this machine, or, with `engine`
     "ray", actors in the cluster at `address`, do the runs; the same run is the same wherever torch has as many threads. A run
-    that fails is a row that says why. `on_run` is told each row, and how many of how many there are.
+    that fails is a row that says why. Where codes are read, a store of them is made in `out` first. `log_with` as in
+    `distill`. `on_run` is told each row, and how many of how many there are.
 
     Raises DataError, EngineError, ModelError, OptionError or StoreError.
     """
@@ -75,7 +79,7 @@ def sweep(
         if device not in (None, "cpu", "cuda"):
             raise OptionError(f"--device {device}: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu")
     further = further_data(data, splits)
-    shared = Sweeping(str(store), student, str(out), further, device, keep_students, command)
+    shared = Sweeping(str(store), student, str(out), further, device, keep_students, command, LogTo(log_with).trackers)
     folder = SweepFolder(out)
     with folder.alone():
         runner = Runner(shared, watch=watch)
@@ -85,6 +89,7 @@ def sweep(
         folder.join()
         told = _Told(folder, planned, on_run)
         todo = [each for each in planned if each.run not in told.seen]
+        runner.make_codes(todo)
         if jobs == 1 and engine == "procs":
             for each in todo:
                 runner.do(each)

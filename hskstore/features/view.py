@@ -168,8 +168,9 @@ def _planned(rich: Store, keep: Keep, strategy: PlannedStrategy) -> Hidden:
         raise OptionError(f"{root} is no rich store: it holds no states to select from; make one with hsk extract --rich")
     if isinstance(ENCODINGS[strategy.values], Codes):
         raise OptionError(
-            f"--values {strategy.values}: codes are learnt where the teacher runs, and no view of {root} has any; choose f16,"
-            f" f32, q8 or q4, or hsk extract TEACHER DATA --keep {keep} --values {strategy.values}"
+            f"--values {strategy.values}: codes have codebooks, and no view of {root} has any; choose f16, f32, q8 or q4,"
+            f" or make a store of them: hsk derive {root} --keep {keep} --student-layers {strategy.student_layers} --values"
+            f" {strategy.values}"
         )
     if states.values == "f16" and strategy.values == "f32":
         raise OptionError(f"{root} keeps its states as f16: f32 values are lost; extract --rich with --values f32")

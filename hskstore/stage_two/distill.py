@@ -4,14 +4,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from accelerate.tracking import GeneralTracker
 from jaxtyping import Float
 from torch import nn
 
+from hskstore.config import TrackerName
 from hskstore.errors import OptionError
 from hskstore.models.anatomy import parameters
 from hskstore.models.folder import RECIPE, refuse_existing_model, set_labels
@@ -27,6 +29,7 @@ from hskstore.stage_two.scores import REWARD_ROWS, DevScore, dev_score, dev_wort
 from hskstore.stage_two.selecting import Selecting
 from hskstore.stage_two.settings import PhaseSettings, completed, phase_settings, with_episodes
 from hskstore.stage_two.student import Student, fit_student, uneven_pairs
+from hskstore.stage_two.trackers import LogTo
 from hskstore.stage_two.trainer import train
 from hskstore.store import Store, open_store
 from hskstore.text.tasks import Task
@@ -63,6 +66,7 @@ def distill(
     tokenizer: str | None = None,
     device: str | None = None,
     command: str | None = None,
+    log_with: Sequence[TrackerName | GeneralTracker] | None = None,
     watch: Watch = unwatched,
 ) -> Distilled:
     """Train the recipe's student, or in its place `student`, any torch module, from `store` and save it in `out`.
@@ -70,7 +74,8 @@ def distill(
     A module is what `models.run.run_model` can call. It is trained in place (to go on after a stop, build it anew) and left
     where it was trained, in eval mode; of one that is no Hugging Face model the weights alone are saved. Its words are the
     store's, or those of `tokenizer` (a folder or hub name). Goes on from the last checkpoint in `out`. The whole recipe lies
-    beside the student, as recipe.toml; `command` stands in its card.
+    beside the student, as recipe.toml; `command` stands in its card. `log_with`: trackers by name, or of your own; None:
+    TensorBoard, where it is installed.
 
     Raises StoreError where the store lacks what the method requires, ModelError where the student does not fit the store,
     OptionError for options that make no sense.
@@ -81,7 +86,7 @@ def distill(
         " them from the start"
     )
     refuse_existing_model(out, "" if recipe.student is None else more)
-    learnt = learn(store, recipe, out=out, student=student, tokenizer=tokenizer, device=device, watch=watch)
+    learnt = learn(store, recipe, out=out, student=student, tokenizer=tokenizer, device=device, log_with=log_with, watch=watch)
     if is_main():
         learnt.save(command)
     return learnt.distilled
@@ -95,11 +100,12 @@ def learn(
     student: nn.Module | None = None,
     tokenizer: str | None = None,
     device: str | None = None,
+    log_with: Sequence[TrackerName | GeneralTracker] | None = None,
     on_score: Callable[[DevScore], None] | None = None,
     watch: Watch = unwatched,
 ) -> Learnt:
     """`distill`, but for saving the student: its checkpoint stays in `out`. `on_score` is told each dev score while it trains."""
-    chosen = _chosen(recipe, student)
+    chosen, log_to = _chosen(recipe, student), LogTo(log_with)
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)
     fitted = fit_student(chosen, store, recipe, tokenizer=tokenizer)
@@ -137,6 +143,7 @@ def learn(
             worth=worth,
             precision=precision,
             device=device,
+            log_to=replace(log_to, options={**recipe.as_options(), "store": store.digest}),
             watch=watch,
         )
     learner.student.eval()

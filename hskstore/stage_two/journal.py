@@ -1,17 +1,16 @@
-"""How a run goes, while it runs: losses read back from the device, TensorBoard, and a line for whoever watches."""
+"""How a run goes, while it runs: losses read back from the device, to its log, and a line for whoever watches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hskstore.errors import ModelError
-from hskstore.stage_two.checkpoint import RunState, written
+from hskstore.stage_two.checkpoint import RunState
+from hskstore.stage_two.trackers import Log
 from hskstore.watch import Watch
 
 RECENT_STEPS = 50
@@ -33,9 +32,9 @@ class Noted:
 
 
 class Journal:
-    """Notes steps without asking the device, and reads several back in one copy. `log` is None where nothing is written."""
+    """Notes steps without asking the device, and reads several back in one copy."""
 
-    def __init__(self, log: Any, watch: Watch) -> None:
+    def __init__(self, log: Log, watch: Watch) -> None:
         self._log = log
         self._watch = watch
         self._noted: list[Noted] = []
@@ -73,15 +72,12 @@ class Journal:
             if chosen:
                 state.schedule = scheduled(state.schedule, each.step, chosen)
             weights = {f"weight/{name}": weight for name, weight in chosen.items()}
-            self.write(phase, {**losses, **weights, "rate": each.rate}, each.step)
+            self.write(phase, {**losses, **weights, "rate": each.rate}, each.step, state)
 
-    def write(self, phase: str, values: Mapping[str, float], step: int) -> None:
-        """Numbers for TensorBoard."""
-        if self._log is None:
-            return
-        with written(Path(self._log.log_dir)):
-            for name, value in values.items():
-                self._log.add_scalar(f"{phase}/{name}", value, step)
+    def write(self, phase: str, values: Mapping[str, float], step: int, state: RunState) -> None:
+        """Numbers for the log, at their step of the phase; there, steps are counted through all phases."""
+        before = sum(result.steps for result in state.done)
+        self._log.write({f"{phase}/{name}": value for name, value in values.items()}, before + step)
 
     def tell(self, phase: str, done: int, total: int, state: RunState, seconds_left: float | None) -> None:
         """Say how far a phase is: losses, the last dev score and the best, and the time left for all phases that follow too."""
@@ -94,19 +90,7 @@ class Journal:
         self._watch(phase, done, total, "; ".join(words))
 
     def close(self) -> None:
-        if self._log is not None:
-            with written(Path(self._log.log_dir)):
-                self._log.close()
-
-
-def open_log(folder: Path) -> Any:
-    """A TensorBoard writer; None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    with written(folder):
-        return SummaryWriter(str(folder))
+        self._log.close()
 
 
 def scheduled(schedule: Sequence[dict[str, float]], step: int, chosen: Mapping[str, float]) -> list[dict[str, float]]:

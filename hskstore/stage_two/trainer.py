@@ -29,11 +29,12 @@ from hskstore.stage_two.checkpoint import RUN_VERSION, Checkpoint, Ended, PhaseR
 from hskstore.stage_two.choosing import Choosing
 from hskstore.stage_two.dropout import FastDropout
 from hskstore.stage_two.feed import Feed, Prefetched, Share, Step, Supply
-from hskstore.stage_two.journal import Journal, mean_losses, open_log
+from hskstore.stage_two.journal import Journal, mean_losses
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
 from hskstore.stage_two.scores import DevScore
 from hskstore.stage_two.settings import PhaseSettings
+from hskstore.stage_two.trackers import LogTo
 from hskstore.watch import Watch, unwatched
 
 WEIGHT_DECAY = 0.01
@@ -59,6 +60,7 @@ def train(
     worth: Callable[[Learner], float] | None = None,
     precision: TrainPrecision = "auto",
     device: str | None = None,
+    log_to: LogTo | None = None,
     watch: Watch = unwatched,
 ) -> list[PhaseResult]:
     """Train in place, phase after phase, and leave the best weights of the last phase in `learner`.
@@ -68,7 +70,8 @@ def train(
     batches; `score` is the dev score, asked for at the end of
     each epoch of a phase that predicts, and `worth` what a chooser of weights learns by. Checkpoints go to `out`/checkpoint with
     every dev score, else at the end of an epoch once a minute at most, and on Ctrl-C; runs go on from them, and the caller
-    removes them with `forget_checkpoint` once the student is saved. Under `accelerate launch` or `torchrun` the rows of each
+    removes them with `forget_checkpoint` once the student is saved. `log_to` is where its
+    numbers go besides. Under `accelerate launch` or `torchrun` the rows of each
     batch are split among the processes, and the first one writes.
 
     Raises OptionError where a checkpoint belongs to another run or is damaged, ModelError where the loss is no longer finite.
@@ -99,12 +102,14 @@ def train(
     if state.step or state.phase:
         checkpoint.restore_weights(state, learner)
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
-    journal = Journal(open_log(out / "log") if accelerator.is_main_process else None, watch)
-    with processes.interrupts() as held:
-        run = Run(learner, start, supply, method, phases, order, seed, score, worth, accelerator, checkpoint, journal, held)
-        while state.phase < len(phases):
-            state = PhaseLoop(run, state).train()
-    journal.close()
+    journal = Journal((log_to or LogTo()).begin(out, goes_on=bool(state.step or state.phase)), watch)
+    try:
+        with processes.interrupts() as held:
+            run = Run(learner, start, supply, method, phases, order, seed, score, worth, accelerator, checkpoint, journal, held)
+            while state.phase < len(phases):
+                state = PhaseLoop(run, state).train()
+    finally:
+        journal.close()
     return state.done
 
 
@@ -289,7 +294,7 @@ class PhaseLoop:
             found = processes.from_first(lambda: score(run.learner))
         values = {"step": state.step, **found.values}
         state.scores = [*state.scores, values]
-        run.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step)
+        run.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step, state)
         if state.best is None or found.value > state.best[found.metric]:
             state.best = values
             if run.accelerator.is_main_process:

@@ -167,7 +167,8 @@ def _cut_codebooks(cut: _Cut) -> Columns:
     """The layers and stages that stay of the source's codebooks, and what these leave of the variance."""
     columns: dict[str, np.ndarray] = {}
     for name, feature in coded(cut.plan.features).items():
-        stages, layers = feature.encoding.stored_width(feature.width), list(cut.places[name])
+        stages = feature.encoding.stored_width(feature.width)
+        layers = list(cut.places.get(name, range(len(feature.layers))))
         for array, axis in (("words", -3), ("error", -1)):
             path = f"{CODEBOOKS}/{name}/{array}"
             columns[path] = cut.source.read(path, 0)[layers].take(range(stages), axis=axis)

@@ -138,6 +138,11 @@ ENCODINGS: Mapping[Values, Encoding] = {
 }
 
 
+def are_codes(values: Values) -> bool:
+    """Whether vectors that are stored so are codes. Raises KeyError for what is no encoding."""
+    return isinstance(ENCODINGS[values], Codes)
+
+
 def unpack_nibbles(packed: UInt8[np.ndarray, "*rows pair"], width: int) -> Int8[np.ndarray, "*rows {width}"]:
     """Two 4-bit two's complement values a byte, the first in the low half -> integers."""
     pairs = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
