@@ -18,7 +18,7 @@ from hskstore.explore.runs import TABLE, RunRow, SweepFolder
 from hskstore.explore.scored import FurtherData
 from hskstore.memory import cores
 from hskstore.models.device import choose_device
-from hskstore.store.objects import URL
+from hskstore.store.urls import URL
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)

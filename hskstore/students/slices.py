@@ -111,8 +111,8 @@ def _check_places(model: Any, chosen: Sequence[int], name: str) -> None:
         same = bool((found - expected).abs().max() <= PLACE_TOLERANCE * expected.abs().max())
     if not same:
         raise ModelError(
-            f"{name}: the layers of a {model.config.model_type} are built for their places, and layers"
-            f" {','.join(map(str, chosen))} would be others as layers 1 to {len(chosen)}: choose from the bottom, as bottom:2 does"
+            f"{name}: the layers of a {model.config.model_type} are built for their places; {','.join(map(str, chosen))} would be"
+            f" others as layers 1 to {len(chosen)}: choose from the bottom, such as bottom:2"
         )
 
 
