@@ -135,6 +135,8 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 
 NOT_TRIED = {
     "layoutlmv2": "reads images of pages, by detectron2",
+    "t5gemma2": "cannot be made tiny by its config; refused by that alone, as an encoder and a decoder",
+    "zamba": "transformers cannot tie the shared weights of so few layers",
     "mra": "attends to nothing where its CUDA kernels are not: transformers gives zeros",
 }
 """Families that cannot be tried here, and why."""
