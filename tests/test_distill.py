@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoModelForSequenceClassification, DebertaConfig, DebertaV2Config, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    DebertaConfig,
+    DebertaV2Config,
+    PreTrainedTokenizerFast,
+    ReformerConfig,
+    ReformerForSequenceClassification,
+)
 
 from hskstore.config import Keep, Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
@@ -387,6 +394,14 @@ def test_auto_is_fp32_for_a_student_that_does_not_run_in_bf16(
     found = distill(small, Recipe(student, method, max_steps=2), out=tmp_path / "run")
     assert found.precision == json.loads((tmp_path / "run" / "metrics.json").read_text())["precision"] == precision
     assert [student in line and "it is trained in fp32" in line for line in caplog.messages] == [True] * (precision == "fp32")
+
+
+def test_a_student_that_trains_on_rows_of_one_length_alone_is_refused_by_name(small: Store, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16), "attn_layers": ["local"]}
+    config = ReformerConfig(vocab_size=30, max_position_embeddings=64, num_attention_heads=2, attention_head_size=8, **sizes)
+    student = save_folder(ReformerForSequenceClassification(config), tmp_path / "reformer")
+    with pytest.raises(ModelError, match="a reformer with axial positions trains on rows of one length alone: choose a student"):
+        distill(small, Recipe(student=student, method=Kd()), out=tmp_path / "out")
 
 
 def test_bf16_for_a_student_that_does_not_run_in_it_is_refused(small: Store, tmp_path: Path) -> None:

@@ -209,35 +209,77 @@ def test_a_sliced_students_layers_and_all_around_them_are_the_teachers_own(
     assert made.parameters == model.num_parameters()
 
 
+FEW = {
+    "vocab_size": 5 + len(WORDS),
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "num_hidden_layers": 6,
+    "pad_token_id": 0,
+}
+
+
+def modernbert(folder: Path, **options: Any) -> str:
+    """Layers 1 and 4 see whole rows, the others four tokens to either side; the first has no norm before its attention."""
+    ends = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    torch.manual_seed(0)
+    config = tf.ModernBertConfig(**FEW, **ends, local_attention=8, initializer_range=0.2, **options)
+    return save_folder(tf.ModernBertForSequenceClassification(config), folder)
+
+
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("text", "layers", "every"), [("bottom:4", [1, 2, 3, 4], 3), ("1,4", [1, 4], 1), ("1,3,4,5", [1, 3, 4, 5], 2)]
+)
+def test_layers_of_several_kinds_stay_of_their_kinds(text: str, layers: list[int], every: int, tmp_path: Path) -> None:
+    """A row of 40 tokens is longer than the windows: what the copies compute is what the layers do where they came from."""
+    teacher = modernbert(tmp_path / "teacher", global_attn_every_n_layers=3)
+    made = slice_teacher(teacher, text, tmp_path / "student")
+    whole, _ = load_classifier(teacher)
+    sliced, trained = load_classifier(made.folder)
+    kinds = whole.config.layer_types
+    assert trained and sliced.config.layer_types == [kinds[layer - 1] for layer in layers]
+    assert sliced.config.global_attn_every_n_layers == every, "as transformers 4 reads it"
+    whole.model.layers = torch.nn.ModuleList(whole.model.layers[layer - 1] for layer in layers)
+    ids = torch.randint(5, FEW["vocab_size"], (1, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(sliced.eval()(ids).logits, whole.eval()(ids).logits)
+
+
+def test_a_cadence_that_no_number_says_is_not_named(tmp_path: Path) -> None:
+    made = slice_teacher(modernbert(tmp_path / "teacher", global_attn_every_n_layers=3), "1,4,5", tmp_path / "student")
+    config = load_classifier(made.folder)[0].config
+    assert config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
+    assert "global_attn_every_n_layers" not in json.loads(Path(made.folder, "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "said"),
     [
         (
-            lambda sizes: tf.AlbertForSequenceClassification(tf.AlbertConfig(**sizes, embedding_size=8)),
-            "no single list of 4 layers",
+            lambda folder: save_folder(tf.AlbertForSequenceClassification(tf.AlbertConfig(**FEW, embedding_size=8)), folder),
+            "bottom:2",
+            "no single list of 6 layers",
         ),
-        (
-            lambda sizes: tf.ModernBertForSequenceClassification(
-                tf.ModernBertConfig(**sizes, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3)
-            ),
-            "the family modernbert are of several kinds",
-        ),
+        (modernbert, "every:2", r"the layers of a modernbert are built for their places; 2,4,6 would be others"),
+        (modernbert, "4,1", r"4,1 would be others as layers 1 to 2: choose from the bottom, such as bottom:2"),
     ],
-    ids=["albert", "modernbert"],
+    ids=["albert", "modernbert without its first", "modernbert in another order"],
 )
-def test_a_family_whose_layers_cannot_be_chosen_is_refused_by_name(family: Any, said: str, tmp_path: Path) -> None:
-    sizes = {
-        "vocab_size": 5 + len(WORDS),
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "num_hidden_layers": 4,
-        "pad_token_id": 0,
-    }
-    folder = save_folder(family(sizes), tmp_path / "teacher")
+def test_a_family_whose_layers_cannot_be_chosen_is_refused_by_name(family: Any, layers: str, said: str, tmp_path: Path) -> None:
+    folder = family(tmp_path / "teacher")
     with pytest.raises(ModelError, match=said):
-        slice_teacher(folder, "bottom:2", tmp_path / "new")
+        slice_teacher(folder, layers, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_no_weight_shows_of_a_layers_place_is_seen_in_what_it_computes(tmp_path: Path) -> None:
+    """Every second layer of this SmolLM3 has no rotary embedding, as its config counts them."""
+    torch.manual_seed(0)
+    config = tf.SmolLM3Config(**FEW, num_key_value_heads=2, no_rope_layer_interval=2, initializer_range=0.2)
+    folder = save_folder(tf.SmolLM3ForSequenceClassification(config), tmp_path / "teacher")
+    with pytest.raises(ModelError, match="the layers of a smollm3 are built for their places; 1,3 would be others"):
+        slice_teacher(folder, "1,3", tmp_path / "new")
+    assert slice_teacher(folder, "bottom:2", tmp_path / "student").layers == 2
 
 
 # --- a pruned teacher, at the command line

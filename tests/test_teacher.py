@@ -200,6 +200,17 @@ DECODERS: dict[str, Make] = {
     "bloom, which runs eager": lambda: tf.BloomForSequenceClassification(
         tf.BloomConfig(vocab_size=60, hidden_size=32, n_layer=3, n_head=4, num_labels=3, pad_token_id=1)
     ),
+    "gpt_oss, whose heads attend to sinks too": lambda: tf.GptOssForSequenceClassification(
+        tf.GptOssConfig(
+            **SIZES,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            sliding_window=4,
+            pad_token_id=1,
+        )
+    ),
     "bert, as a decoder": lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZES, is_decoder=True)),
 }
 NO_SQUARE: dict[str, Make] = {
@@ -313,6 +324,18 @@ def test_a_family_that_cannot_teach_is_refused_by_its_config_alone(config: Any, 
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"^{tmp_path}: {said}"):
         load_teacher(str(tmp_path), device=torch.device("cpu"))
+
+
+def test_attention_is_compared_by_the_size_of_the_states(caplog: pytest.LogCaptureFixture) -> None:
+    """MobileBERT's are in the thousands, having no layer norms, of which float32 leaves fewer decimals."""
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32, "initializer_range": 0.2}
+    teacher = Teacher(
+        tf.MobileBertForSequenceClassification(tf.MobileBertConfig(**SIZES, **sizes)), None, name="it", device=torch.device("cpu")
+    )
+    batch = padded_batch()
+    teacher.probe(*batch)
+    assert not teacher.eager and teacher.forward(*batch, Sight(frozenset({3}))).hidden[3].abs().max() > 1000
 
 
 def test_a_row_of_one_token_is_told_nothing_of_and_runs() -> None:

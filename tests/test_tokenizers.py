@@ -27,7 +27,7 @@ from hskstore.text.dataset import Examples
 from hskstore.text.rows import Rows
 from hskstore.text.tally import TextFacts, TokenCounts
 from hskstore.text.tokenise import tokenise
-from hskstore.text.tokenizers import load_tokenizer
+from hskstore.text.tokenizers import load_tokenizer, model_files, tokenizer_from_files, tokenizer_sha256
 from tests.conftest import WORDS, hsk, make_bert, make_tokenizer, save_folder, sentences
 
 PAIRS: dict[str, Any] = {"text": ("one", "two"), "label": "label", "task": None}
@@ -517,3 +517,14 @@ def test_a_tokenizer_that_fails_at_texts_is_one_message_that_names_it(what: str,
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(ModelError, match=f"^{tmp_path}"):
         tokenise(Examples((["the cat", "unheard of"],), None), load_tokenizer(str(tmp_path)), 16)
+
+
+def test_a_models_tokenizer_has_the_names_that_transformers_4_knows() -> None:
+    """Of 5's own class, and of more special tokens than the usual, 4 makes nothing; both read these."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["cat"]})
+    config = json.loads(model_files(tokenizer)["tokenizer_config.json"])
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["additional_special_tokens"] == ["cat"] and "extra_special_tokens" not in config
+    again = tokenizer_from_files(model_files(tokenizer))
+    assert tokenizer_sha256(again) == tokenizer_sha256(tokenizer) and "cat" in again.all_special_tokens

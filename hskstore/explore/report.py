@@ -18,7 +18,7 @@ from hskstore.explore.show import is_sealed
 from hskstore.models.folder import RESULT
 from hskstore.stage_two.checkpoint import written
 from hskstore.store import Store, open_store
-from hskstore.store.objects import URL
+from hskstore.store.urls import URL
 
 
 @dataclass(frozen=True)

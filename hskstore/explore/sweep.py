@@ -20,7 +20,7 @@ from hskstore.explore.scored import FurtherData
 from hskstore.memory import cores
 from hskstore.models.device import choose_device
 from hskstore.stage_two.trackers import LogTo
-from hskstore.store.objects import URL
+from hskstore.store.urls import URL
 from hskstore.watch import Watch, unwatched
 
 log = logging.getLogger(__name__)

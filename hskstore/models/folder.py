@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from hskstore.errors import HskError, OptionError
 from hskstore.models import pruned_bert as pruned_bert  # registered with the Auto classes by being imported
-from hskstore.text.tokenizers import Tokenizer, tokenizer_files
+from hskstore.text.tokenizers import Tokenizer, model_files
 
 RESULT = "metrics.json"
 RECIPE = "recipe.toml"
@@ -69,7 +69,7 @@ def save_model(
                 model.save_pretrained(folder)
             else:
                 safetensors.torch.save_model(model, str(folder / WEIGHTS))
-            for name, data in tokenizer_files(tokenizer).items():
+            for name, data in model_files(tokenizer).items():
                 (folder / name).write_bytes(data)
             if card is not None:
                 (folder / "README.md").write_text(card)

@@ -22,7 +22,7 @@ from hskstore.errors import HskError, ModelError, OptionError
 from hskstore.models.folder import ONNX_FILE, new_model, refuse_existing_model
 from hskstore.models.load import label_names, load_classifier, read_config
 from hskstore.models.run import INPUTS, accepted_inputs, usable_positions
-from hskstore.text.tokenizers import load_tokenizer, tokenizer_files
+from hskstore.text.tokenizers import load_tokenizer, model_files
 
 TOLERANCE = 1e-4
 """By how much the logits of the float file may differ from torch's."""
@@ -166,7 +166,7 @@ def export_onnx(model: str, out: str | Path, *, int8: bool = False) -> Exported:
         with new_model(out) as folder:
             file = folder / ONNX_FILE
             classifier.config.save_pretrained(folder)
-            for name, data in tokenizer_files(tokenizer).items():
+            for name, data in model_files(tokenizer).items():
                 (folder / name).write_bytes(data)
             graph = _graph(classifier, model)
             # The class names are for those who have this file alone.

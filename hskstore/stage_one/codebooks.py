@@ -48,7 +48,7 @@ def lay_codebooks(objects: Objects, plan: Plan, teacher: Teacher, rows: Rows, *,
     """
     if not coded(plan.features) or read_receipt(objects, receipt_key(*BOOKS)) is not None:
         return
-    learnt = encode_unit(plan, *BOOKS, _learn(plan, _sample(plan, teacher, rows), watch))
+    learnt = encode_unit(plan, *BOOKS, learn_codebooks(plan, _sample(plan, teacher, rows), watch))
     _check_written(objects, plan, {key: _whole(objects, plan, key) or blob for key, blob in learnt.items()})
     blobs = {key: _laid(objects, plan, key, blob) for key, blob in learnt.items()}
     entries = unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs)
@@ -168,7 +168,7 @@ def _vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> np.ndarray:
 # --- learning
 
 
-def _learn(plan: Plan, sample: Mapping[str, np.ndarray], watch: Watch) -> Columns:
+def learn_codebooks(plan: Plan, sample: Mapping[str, np.ndarray], watch: Watch) -> Columns:
     """The arrays of the codebooks: those of each layer on a thread of its own, so that their bytes do not follow the cores."""
     places = [(name, place) for name, vectors in sample.items() for place in np.ndindex(vectors.shape[1:-1])]
     columns: dict[str, np.ndarray] = {}

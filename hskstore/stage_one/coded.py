@@ -16,7 +16,7 @@ from hskstore.errors import OptionError
 from hskstore.features.codes import Codebooks, encode_codes
 from hskstore.features.view import view
 from hskstore.layers import LayerPair
-from hskstore.stage_one.codebooks import HELD_OUT, LEARNT_FROM, MOST_ROWS, ROWS_AT_ONCE, _learn, read_words
+from hskstore.stage_one.codebooks import HELD_OUT, LEARNT_FROM, MOST_ROWS, ROWS_AT_ONCE, learn_codebooks, read_words
 from hskstore.stage_one.teacher_pass import block_batches
 from hskstore.store import Plan, Store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, codebook_arrays, coded
@@ -63,7 +63,7 @@ class Coded(Store):
     @cached_property
     def learnt(self) -> Columns:
         """The arrays of the codebooks."""
-        return _learn(self.plan, {name: self._sample(name) for name in coded(self.plan.features)}, self._watch)
+        return learn_codebooks(self.plan, {name: self._sample(name) for name in coded(self.plan.features)}, self._watch)
 
     def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> Shaped[np.ndarray, "row ..."]:
         """As `Store.read`."""

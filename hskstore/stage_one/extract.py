@@ -27,7 +27,7 @@ from hskstore.stage_one.worker import UnitWorker, recruit
 from hskstore.store import open_store
 from hskstore.store.codebooks import BOOKS
 from hskstore.store.commit import begin, condemned_digest, examine, seal
-from hskstore.store.objects import URL
+from hskstore.store.urls import URL
 from hskstore.text.metrics import tell_better_order
 from hskstore.text.rows import open_rows
 from hskstore.text.tally import TextFacts

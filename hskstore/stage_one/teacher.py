@@ -18,7 +18,8 @@ from hskstore.models.run import Inputs
 log = logging.getLogger(__name__)
 
 PROBE_TOLERANCE = 2e-3
-"""Largest difference of a probability or hidden value between SDPA and eager attention, fp32, states of order 10."""
+"""Largest difference of a probability or hidden value between SDPA and eager attention, fp32, states of order 10; where the
+numbers of a layer are larger, as in MobileBERT, it grows with the largest."""
 
 SUMMARIZED = ("xlnet", "xlm", "flaubert")
 """Families that classify by one position of a row, which their config names."""
@@ -194,8 +195,8 @@ class Teacher:
             return False
         rows = [row[mask.sum(dim=1) > 1] for row in seen.cls_row.values() if row.shape == mask.shape]
         if len(rows) == self.layers:
-            own = torch.stack([row[:, 0] for row in rows])
-            return own.numel() > 0 and bool((own > 1 - 1e-6).all())
+            beyond = torch.stack([row[:, 1:].sum(dim=1) for row in rows])  # its own may be less than 1: GPT-OSS has sinks
+            return beyond.numel() > 0 and bool((beyond < 1e-6).all())
         last = ids.gather(1, mask.sum(dim=1, keepdim=True) - 1)
         follows = mask & (torch.arange(ids.shape[1]) > 0)
         others = torch.where(follows, last, ids)
@@ -238,7 +239,8 @@ class Teacher:
         pairs = [(state, slow.hidden[layer]) for layer, state in fast.hidden.items()]
         pairs += [(fast.cls_row[layer], row) for layer, row in slow.cls_row.items()]
         # Torch's maximum, not Python's: a difference that is no number is then the largest.
-        worst = float(torch.stack([(left - right)[real].abs().max() for left, right in pairs]).max())
+        differences = [(left - right)[real].abs().max() / (right[real].abs().max() / 10).clamp(min=1) for left, right in pairs]
+        worst = float(torch.stack(differences).max())
         if not worst <= PROBE_TOLERANCE:
             raise ModelError(
                 f"{self.name}: SDPA and eager attention differ by {worst:.2g} on a padded batch, so this model's states"

@@ -23,7 +23,7 @@ from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.observe import NOTHING, Sight, heads_of
 from hskstore.models.pruning import as_pruned_bert
-from hskstore.models.run import Inputs, ModelShape, check_length, check_vocabulary, known_words, shape_of
+from hskstore.models.run import Inputs, ModelShape, check_length, check_vocabulary, hugging_face_config, known_words, shape_of
 from hskstore.stage_two.feed import Supply, first_rows
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import Places, TrainingRows, check_words, reading_options, rows_from_store, telling_rows
@@ -88,6 +88,7 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     _check_vocabulary(model, name, reading.get("tokenizer"), store)
     dev = {split: rows_from_store(store, split, **reading) for split in plan.splits if split != "train"}
     _check_rows(model, name, max(int(rows.n_tokens.max()) for rows in dev.values()))
+    _check_trains(model, name)
     shape = shape_of(model, *telling_rows(dev["validation"]), name=name)
     if shape.outputs != len(plan.teacher["labels"]):
         raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
@@ -109,6 +110,16 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
         check_begins_with_special(own, name, [["a"]] * len(plan.task["text"]), Cls.name)
     data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
     return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order, chosen)
+
+
+def _check_trains(model: nn.Module, name: str) -> None:
+    """Raise ModelError for a Reformer that trains on rows of one length alone, as it says when a batch is already under way."""
+    config = hugging_face_config(model)
+    if config is not None and getattr(config, "axial_pos_embds", False):
+        raise ModelError(
+            f"{name}: a {config.model_type} with axial positions trains on rows of one length alone: choose a student of another"
+            " family, such as a BERT"
+        )
 
 
 def check_store(store: Store, phases: Sequence[Phase], student: ModelShape, method: Method) -> None:

@@ -10,7 +10,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from hskstore.errors import StoreError
-from hskstore.store.objects import check_url, fetch_ranges, most_bytes
+from hskstore.store.objects import fetch_ranges, most_bytes
+from hskstore.store.urls import check_url
 
 TIMEOUT_SECONDS = 60
 """Of a connection that brings nothing. The library has none, and would wait for ever."""

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -21,10 +22,13 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from hskstore.errors import StoreError
 from hskstore.store.schema import MAX_SHARD_BYTES
+from hskstore.store.urls import URL, check_url
 
 if TYPE_CHECKING:  # types alone, which obstore has not got when it runs
     from obstore import UpdateVersion
     from obstore.store import ClientConfig, RetryConfig
+
+log = logging.getLogger(__name__)
 
 MAX_OBJECT_BYTES = MAX_SHARD_BYTES
 MAX_DOCUMENT_BYTES = 64 * 2**20
@@ -48,13 +52,19 @@ STRANDED = re.compile(r"#\d+$")
 INSTANCE_METADATA = ("/latest/api/token", "/latest/meta-data/", "/computeMetadata/", "/metadata/identity/")
 """Where S3, GCS and Azure are asked for credentials when the environment has none: a machine of theirs answers there."""
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)(.*)", re.DOTALL)
-"""A scheme, the bucket, and what lies in it; a path that merely has :// somewhere is none."""
-
-BUCKET = re.compile(r"[A-Za-z0-9._~@:\[\]-]*")
-
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What a disk answers that keeps no folders to flush, as network and FUSE mounts do."""
+
+ELSEWHERE = ("redirect without LOCATION", "PermanentRedirect", "AuthorizationHeaderMalformed")
+"""What is said of a bucket of S3 that lies in another region than the request was for."""
+
+EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
+
+UNKNOWN = re.compile(r"status code: 501|NotImplemented")
+"""What a server answers that knows no conditional writes."""
+
+MANY_WRITERS, ONE_WRITER = set[str](), set[str]()
+"""Buckets whose server keeps writers apart by conditional writes, and those where none does, as this process found."""
 
 RETRY_SETTINGS = re.compile(r", max_retries: \d+, retry_timeout: \w+ *(?=-)")
 SAID = re.compile(r"<Message>([^<]*)</Message>")
@@ -85,6 +95,11 @@ class Objects:
             if self._folder is not None:
                 self._check(key)
                 _make_folder((self._folder / key).parent)
+            elif create and self._bucket not in MANY_WRITERS:
+                created = self._created_first(key, data)
+                if created is not None:
+                    return created
+                create = self._bucket not in ONE_WRITER
             for left in reversed(range(tries)):
                 try:
                     obstore.put(self._store, key, data, mode="create" if create else "overwrite")
@@ -123,6 +138,38 @@ class Objects:
                     " (gs://..., s3://...)"
                 ) from None
 
+    def _created_first(self, key: str, data: bytes) -> bool | None:
+        """`put` with `create` in a bucket where nothing was created yet, or where one process alone shall write; None: nothing
+        was written, and nothing stands there.
+
+        The server may know no conditional writes, or pass over the condition: the first object is created once more, with the
+        same bytes, which must fail. Neither is tried again for minutes, as the client would.
+        """
+        if self.get(key) is not None:
+            return False
+        if self._bucket in ONE_WRITER:
+            return None
+        created, once = False, self._client({"max_retries": 0})
+        try:
+            obstore.put(once, key, data, mode="create")
+            created = True
+            obstore.put(once, key, data, mode="create")
+            self._tell_one_writer("passes over conditional writes (If-None-Match)")
+        except AlreadyExistsError:
+            MANY_WRITERS.add(self._bucket)
+        except BaseError as error:
+            if not created and UNKNOWN.search(str(error)):
+                self._tell_one_writer("knows no conditional writes (If-None-Match)")
+        return created or None
+
+    def _tell_one_writer(self, why: str) -> None:
+        ONE_WRITER.add(self._bucket)
+        log.warning(
+            "%s: this server %s, which keep one process from writing over another's work: let one process alone write there",
+            self._bucket,
+            why,
+        )
+
     def replace(self, key: str, over: bytes, data: bytes) -> bool:
         """Write one object in the place of one that still has the bytes `over`; False says that it has others, or is gone."""
         with self._explained(f"written ({key})"):
@@ -135,7 +182,8 @@ class Objects:
                 version = {name: found.meta.get(name) for name in ("e_tag", "version") if found.meta.get(name) is not None}
                 if bytes(found.bytes().to_bytes()) != over:
                     return False
-                obstore.put(self._store, key, data, mode=cast("UpdateVersion", version))
+                alone = self._bucket in ONE_WRITER
+                obstore.put(self._store, key, data, mode="overwrite" if alone else cast("UpdateVersion", version))
             except (FileNotFoundError, PreconditionError):
                 return False
         return True
@@ -211,9 +259,19 @@ class Objects:
     def _store(self) -> ObjectStore:
         if self._folder is not None:
             return LocalStore(self._folder)
-        scheme, bucket, path = URL.fullmatch(self.root).groups()  # type: ignore[union-attr]
+        return self._client(RETRY)
+
+    def _client(self, retry: "RetryConfig") -> ObjectStore:
+        """Of an object store."""
         # Every character of a path is the key's: what is not quoted here, a URL would end at (#, ?), or drop.
-        return from_url(f"{scheme}://{bucket}{quote(path)}", client_options=CLIENT, retry_config=RETRY)
+        path = self.root.removeprefix(self._bucket)
+        return from_url(f"{self._bucket}{quote(path)}", client_options=CLIENT, retry_config=retry)
+
+    @property
+    def _bucket(self) -> str:
+        """The scheme and bucket of a URL."""
+        scheme, bucket, _ = URL.fullmatch(self.root).groups()  # type: ignore[union-attr]
+        return f"{scheme}://{bucket}"
 
     def _files(self) -> Iterator[Path]:
         """Everything in a local folder; nothing elsewhere."""
@@ -244,6 +302,13 @@ class Objects:
         except (BaseError, OSError, ValueError) as error:
             if "NoSuchBucket" in str(error):
                 raise StoreError(f"{self.root}: there is no such bucket") from None
+            if any(said in str(error) for said in ELSEWHERE):
+                region = EXPECTED_REGION.search(str(error))
+                asked = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1, the default"
+                raise StoreError(
+                    f"{self.root} could not be {verb}: the bucket lies in another region than {asked}: set AWS_REGION to"
+                    f" {'that of the bucket' if region is None else region[1]}"
+                ) from error
             if any(path in str(error) for path in INSTANCE_METADATA):
                 raise StoreError(
                     f"{self.root} could not be {verb}: no credentials were found. Set them in the environment; for S3"
@@ -254,34 +319,6 @@ class Objects:
                     f"{self.root}: the disk is full. What was finished is kept: make room and run the same command again"
                 ) from error
             raise StoreError(f"{self.root} could not be {verb}: {_cause(error)}") from error
-
-
-def check_url(root: str) -> None:
-    """Raise StoreError for a URL that could be read in two ways, or names no place. Of a local path every character is its own.
-
-    What stands behind the bucket is a key as it is, with its blanks, # and ?.
-    """
-    url = URL.fullmatch(root)
-    if url is None:
-        return
-    scheme, bucket, path = url.groups()
-    parts = path.strip("/").split("/") if path.strip("/") else []
-    wrong = None
-    if scheme == "file":
-        if bucket or "%" in path or "?" in path or "#" in path:
-            wrong = "give the folder itself, without file://"
-    elif not BUCKET.fullmatch(bucket) or (not bucket and scheme != "memory"):
-        wrong = f"{bucket!r} can be no bucket" if bucket else "name a bucket behind ://"
-    elif "" in parts or {".", ".."} & set(parts):
-        wrong = "a place in a bucket has no empty parts, no . and no .. between its slashes"
-    elif not path.isprintable():
-        wrong = f"it has a character that cannot be printed, {path!a}"
-    elif re.search("%[0-9A-Fa-f]{2}", path):
-        wrong = "it looks percent-encoded, which would name another place: write blanks and all others as they are"
-    elif scheme in ("http", "https") and ("?" in path or "#" in path):
-        wrong = "of a web address nothing behind ? or # is read: give it without them"
-    if wrong is not None:
-        raise StoreError(f"{root}: {wrong}")
 
 
 def _cause(error: Exception) -> str:

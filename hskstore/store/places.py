@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hskstore.store.objects import URL, Objects
+from hskstore.store.objects import Objects
+from hskstore.store.urls import URL
 
 
 class Place(Protocol):

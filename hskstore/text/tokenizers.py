@@ -109,6 +109,17 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     return {**files, "tokenizer_config.json": json.dumps(config, indent=1, sort_keys=True).encode()}
 
 
+def model_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The same, as a model's folder has them: by names that transformers 4 knows too, and 5 reads as its own."""
+    files = tokenizer_files(tokenizer)
+    config = json.loads(files["tokenizer_config.json"])
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return {**files, "tokenizer_config.json": json.dumps(config, indent=1, sort_keys=True).encode()}
+
+
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     """The tokenizer of a store, read as data. Raises StoreError where the files do not make one."""
     from transformers import AutoTokenizer

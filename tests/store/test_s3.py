@@ -1,9 +1,13 @@
 """Stores in a bucket: every command takes their URL, and a copy there is as good as one in a folder."""
 
+import http.client
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import moto.settings
@@ -275,3 +279,98 @@ def test_what_cannot_be_reached_is_one_message_and_exit_code_2(
     }
     assert said[wrong] in err and err.startswith(f"hsk: {url}") and err.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+# --- odd servers
+
+
+class OddServer(BaseHTTPRequestHandler):
+    """Hands requests on to the server behind it: without their conditions, or it refuses those that have any, or all."""
+
+    protocol_version = "HTTP/1.1"
+    behind: str
+    kind: str
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        conditional = any(name.lower().startswith("if-") for name in self.headers)
+        if self.kind == "elsewhere":
+            return self.answer(301, error("PermanentRedirect", "It must be addressed using the specified endpoint."))
+        if self.kind == "malformed":
+            said = "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-west-1'"
+            return self.answer(400, error("AuthorizationHeaderMalformed", said))
+        if self.kind == "knows none" and conditional:
+            return self.answer(501, error("NotImplemented", "A header you provided implies what is not implemented."))
+        server = http.client.HTTPConnection(self.behind.removeprefix("http://"))
+        kept = {name: value for name, value in self.headers.items() if not name.lower().startswith("if-")}
+        server.request(self.command, self.path, body, kept)
+        found = server.getresponse()
+        return self.answer(found.status, found.read(), dict(found.headers))
+
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = handle_any
+
+    def answer(self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def error(code: str, message: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+@pytest.fixture
+def odd(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """The URL of an empty bucket behind a server of an odd kind."""
+    servers = []
+
+    def start(kind: str) -> str:
+        handler = type("Handler", (OddServer,), {"behind": s3_endpoint, "kind": kind})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers[-1].server_address[1]}")
+        return bucket
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("kind", "said"), [("knows none", "knows no"), ("passes over", "passes over")])
+def test_a_server_without_conditional_writes_is_told_of_once_and_serves_one_writer(
+    kind: str, said: str, odd: Callable[[str], str], stores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = f"{odd(kind)}/store"
+    copy_store(str(stores / SMALL), remote)
+    copy_store(remote, str(tmp_path / "back"))
+    assert tree(tmp_path / "back") == tree(stores / SMALL)
+    objects = Objects(remote)
+    assert not objects.put("plan.json", b"another", create=True) and objects.get("plan.json") != b"another"
+    assert objects.put("new", b"one", create=True) and not objects.replace("new", b"two", b"three")
+    assert objects.replace("new", b"one", b"two") and objects.get("new") == b"two"
+    (told,) = [record.getMessage() for record in caplog.records if "conditional writes" in record.getMessage()]
+    assert f"this server {said} conditional writes" in told and "let one process alone write there" in told
+
+
+def test_of_a_server_with_conditional_writes_nothing_is_told(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert [Objects(f"{bucket}/a").put(key, b"one", create=True) for key in ("b", "b", "c")] == [True, False, True]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("kind", "region"), [("elsewhere", "that of the bucket"), ("malformed", "eu-west-1")])
+def test_a_bucket_in_another_region_is_said_to_be_there(
+    kind: str, region: str, odd: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = f"{odd(kind)}/store"
+    assert hsk("show", remote) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the bucket lies in another region than us-east-1: set AWS_REGION to {region}" in said
