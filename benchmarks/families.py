@@ -13,13 +13,14 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
-import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -463,6 +464,7 @@ HEAD = """# Families
 
 Every family of transformers' sequence classifiers, as a teacher and as a student: {total} of transformers {version}, each a
 random model of {layers} layers and width 32, {rows} rows of two texts. `{command}`; {seconds:.0f} CPU seconds in all.
+Families that were looked at again are of a later run.
 
 - **teacher**: how it runs, SDPA or eager, and what was kept: with *ranks*, tokens by the [CLS] row of the attention (`--for mud`)
   and [CLS] vectors (`--for pkd`); *[CLS]*, these alone, tokens by `--rank left`; *states*, neither (`--rank left`, `--for
@@ -491,7 +493,20 @@ def table(found: Sequence[Found], command: str) -> str:
     )
     rows = {each.family: row_of(each) for each in found}
     rows |= {name: f"| {name} | not tried | | | | | {why} |" for name, why in NOT_TRIED.items()}
-    return head + "\n".join(rows[name] for name in sorted(rows)) + "\n"
+    notes, lines = Counter(said(row, name) for name, row in rows.items()), []
+    often = [text for text, families in notes.most_common() if text and families > 1]
+    for name in sorted(rows):
+        text = said(rows[name], name)
+        before = rows[name].removesuffix(" |").rpartition("| ")[0]
+        lines.append(f"{before}| note {often.index(text) + 1} |" if text in often else rows[name])
+    told = "".join(f"\n{number}. {text}\n" for number, text in enumerate(often, 1))
+    return head + "\n".join(lines) + f"\n\n## Notes\n{told}"
+
+
+def said(row: str, family: str) -> str:
+    """The last cell of a row, whatever the family."""
+    text = row.removesuffix(" |").rpartition("| ")[2]
+    return re.sub(rf"\b{re.escape(family)}\b", "FAMILY", text)
 
 
 def row_of(found: Found) -> str:
@@ -574,7 +589,9 @@ def main() -> None:
                 text = json.dumps([asdict(found[name]) for name in sorted(found)], indent=1)
                 options.raw.write_text(text + "\n")
     if options.out is not None:
-        options.out.write_text(table(list(found.values()), f"python {' '.join(sys.argv)}"))
+        options.out.write_text(
+            table(list(found.values()), f"python benchmarks/families.py --raw {options.raw} --out {options.out}")
+        )
 
 
 if __name__ == "__main__":
