@@ -169,7 +169,8 @@ def _vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> np.ndarray:
 
 
 def learn_codebooks(plan: Plan, sample: Mapping[str, Float16[np.ndarray, "vector *place width"]], watch: Watch) -> Columns:
-    """The arrays of the codebooks of a sample of each feature: those of each layer on a thread of its own, so that their bytes do not follow the cores."""
+    """The arrays of the codebooks of a sample of each feature: those of each layer on a thread of its own, so that their bytes do
+    not follow the cores."""
     places = [(name, place) for name, vectors in sample.items() for place in np.ndindex(vectors.shape[1:-1])]
     columns: dict[str, np.ndarray] = {}
     for name in sample:
