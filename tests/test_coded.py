@@ -147,6 +147,7 @@ def test_what_cannot_be_coded_is_one_message(
     assert said.format(**roots) in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "new").exists()
 
 
+@pytest.mark.long
 def test_a_sweep_reads_codes_from_a_store_that_it_makes_once(world: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text('keep = "all"\nvalues = ["f16", "rq4", "rq8"]\nmax_steps = 3\nlr = 0.001\n')
     options: dict[str, Any] = {"grid": str(tmp_path / "grid.toml"), "out": tmp_path / "sweep", "seeds": 1}

@@ -370,6 +370,7 @@ def test_stopped_behind_its_codebooks_it_goes_on_and_learns_nothing_again(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    expected = sealed_tree(extracted())
     with monkeypatch.context() as patch:
         patch.setattr(UnitWorker, "__init__", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -378,8 +379,8 @@ def test_stopped_behind_its_codebooks_it_goes_on_and_learns_nothing_again(
         open_store(tmp_path / "it")
     told = describe_progress(str(tmp_path / "it"))
     assert (told.units_done, told.units, told.rows_done) == (1, 3, 0)
-    monkeypatch.setattr(codebooks, "_learn", None)
-    assert sealed_tree(make(teacher_folder, data, tmp_path)) == sealed_tree(extracted())
+    monkeypatch.setattr(codebooks, "learn_codebooks", None)
+    assert sealed_tree(make(teacher_folder, data, tmp_path)) == expected
 
 
 def shards(root: Path, name: str = "*", array: str = "*") -> list[Path]:

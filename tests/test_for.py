@@ -548,6 +548,4 @@ def test_without_methods_nothing_is_said_to_be_cut(made: Made, tmp_path: Path, c
     (store,) = made(BOTH).iterdir()
     capsys.readouterr()
     assert hsk("derive", store, "--out", tmp_path / "cut") == 2
-    assert (
-        refused(capsys) == "say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or shorter codes with --values"
-    )
+    assert refused(capsys) == "say what to cut out of it: --keep DEPTH,LENGTH,WIDTH, or --for METHOD, or codes with --values rq8"

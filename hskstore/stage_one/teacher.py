@@ -195,8 +195,9 @@ class Teacher:
             return False
         rows = [row[mask.sum(dim=1) > 1] for row in seen.cls_row.values() if row.shape == mask.shape]
         if len(rows) == self.layers:
-            beyond = torch.stack([row[:, 1:].sum(dim=1) for row in rows])  # its own may be less than 1: GPT-OSS has sinks
-            return beyond.numel() > 0 and bool((beyond < 1e-6).all())
+            own = torch.stack([row[:, 0] for row in rows])  # less than 1 where there are sinks, as in GPT-OSS
+            others = torch.stack([row[:, 1:].sum(dim=1) for row in rows])
+            return own.numel() > 0 and bool(((others < 1e-6) & (own > 1e-6)).all())
         last = ids.gather(1, mask.sum(dim=1, keepdim=True) - 1)
         follows = mask & (torch.arange(ids.shape[1]) > 0)
         others = torch.where(follows, last, ids)
