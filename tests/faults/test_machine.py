@@ -310,9 +310,11 @@ class Store(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`verify` looks into the place that was made last; objects move one by one, so that an example can be replayed."""
+    """`verify` looks into the place that was made last; objects move one by one, so that an example can be replayed. Memory is
+    known to keep writers apart, so that every put is one."""
     latest: list[Memory] = []
     monkeypatch.setattr(objects, "PARALLEL", 1)
+    monkeypatch.setattr(objects, "MANY_WRITERS", {"memory://store"})
     monkeypatch.setattr(verify, "place_of", lambda _: latest[-1])
     make = Memory.__init__
 
