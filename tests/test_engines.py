@@ -174,6 +174,7 @@ def test_a_process_that_dies_is_replaced_and_its_jobs_are_done(tmp_path: Path) -
     assert done(tmp_path) == set(jobs)
 
 
+@pytest.mark.long
 def test_a_job_that_kills_its_process_three_times_is_set_aside_and_all_others_are_done(tmp_path: Path) -> None:
     jobs = ["a", "fatal", *(f"job{number}" for number in range(5))]
     with pytest.raises(EngineError, match=r"fatal failed 3 times .* its process died, SIGKILL, which the system sends"):

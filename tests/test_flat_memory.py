@@ -215,7 +215,7 @@ def rows_of_sixty_tokens(n_rows: int) -> Rows:
     return Rows(ids.ravel(), np.zeros(ids.size, dtype=np.uint8), offsets, label, row_id)
 
 
-@pytest.mark.parametrize("asked", ["forecast", "budget"])
+@pytest.mark.parametrize("asked", ["forecast", pytest.param("budget", marks=pytest.mark.long)])
 def test_a_forecast_of_ten_times_the_rows_takes_the_same_memory(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 5 % and 32 bytes a row, of sixty tokens: its length is taken down twice or thrice."""
     monkeypatch.setattr(sizes, "SAMPLED_ROWS", 64)

@@ -138,6 +138,7 @@ def test_a_teacher_of_exact_numbers_has_one_digest_on_every_processor(
     assert digests(capsys.readouterr().out) == DIGESTS[strategy]
 
 
+@pytest.mark.long
 def test_a_teacher_of_exact_numbers_has_one_digest_with_other_instructions(exact: tuple[str, str], tmp_path: Path) -> None:
     """And with that of a processor that has no AVX: this one's other code paths."""
     poor = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}

@@ -372,6 +372,7 @@ def test_a_mistake_in_pruning_is_one_message_and_leaves_nothing_behind(
 # --- a published student
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_a_published_tinybert_is_loaded_and_taught_by_a_real_teacher(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As on the hub: weights of pretraining and of its own distillation, BERT's vocabulary in vocab.txt, maybe no model_type."""

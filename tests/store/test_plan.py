@@ -329,6 +329,7 @@ def edited(document, path, value):
 STRANGE = [None, -1, 0, 10**30, 0.5, "x", "O", "V9999999", "../..", [], {}, [[]], True]
 
 
+@pytest.mark.long
 def test_an_unsealed_store_whose_plan_has_any_field_made_strange_is_refused_and_never_crashes(tmp_path):
     document = make_plan(text=TEXT, others=OTHERS).as_json()
     for path in leaves(document):
