@@ -116,18 +116,19 @@ def bert(words: int) -> Any:
     return tf.BertForSequenceClassification(tf.BertConfig(**SIZES, vocab_size=words))
 
 
+ENDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+
+
 def roberta(words: int) -> Any:
-    ends = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    return tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZES, **ends, vocab_size=words, type_vocab_size=1))
+    return tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZES, **ENDS, vocab_size=words, type_vocab_size=1))
 
 
 def xlm_roberta(words: int) -> Any:
-    ends = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    return tf.XLMRobertaForSequenceClassification(tf.XLMRobertaConfig(**SIZES, **ends, vocab_size=words, type_vocab_size=1))
+    return tf.XLMRobertaForSequenceClassification(tf.XLMRobertaConfig(**SIZES, **ENDS, vocab_size=words, type_vocab_size=1))
 
 
 def modernbert(words: int) -> Any:
-    ends = {"pad_token_id": 1, "bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
+    ends = {**ENDS, "cls_token_id": 0, "sep_token_id": 2}
     local = {"local_attention": 8, "global_attn_every_n_layers": 3}
     return tf.ModernBertForSequenceClassification(tf.ModernBertConfig(**SIZES, **ends, **local, vocab_size=words))
 

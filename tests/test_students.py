@@ -245,11 +245,12 @@ def test_layers_of_several_kinds_stay_of_their_kinds(text: str, layers: list[int
         torch.testing.assert_close(sliced.eval()(ids).logits, whole.eval()(ids).logits)
 
 
-def test_a_cadence_that_no_number_says_is_not_named(tmp_path: Path) -> None:
+def test_a_cadence_that_no_number_says_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = slice_teacher(modernbert(tmp_path / "teacher", global_attn_every_n_layers=3), "1,4,5", tmp_path / "student")
     config = load_classifier(made.folder)[0].config
     assert config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
     assert "global_attn_every_n_layers" not in json.loads(Path(made.folder, "config.json").read_text())
+    assert "transformers 5 reads it of each, 4 would take others" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A student made of some of a teacher's layers, with its embeddings, pooler and head."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from hskstore.models.pruned_bert import PrunedBertConfig
 from hskstore.models.run import put_back, run_model, usable_positions
 from hskstore.students.new import NewStudent
 from hskstore.text.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 KINDS = ("layer_types", "mlp_layer_types")
 """Where a config says of each layer what kind it is: seeing a whole row or a window of it, with or without experts."""
@@ -92,6 +95,9 @@ def _name_cadence(config: Any) -> None:
             setattr(config, name, every)
             return
     delattr(config, name)
+    log.warning(
+        "no one number says which of these layers see the whole row: transformers 5 reads it of each, 4 would take others"
+    )
 
 
 def _check_places(model: Any, chosen: Sequence[int], name: str) -> None:
