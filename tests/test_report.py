@@ -20,6 +20,7 @@ from hskstore.explore.report_curves import Configured, configured, front, margin
 from hskstore.explore.report_figures import PALETTE, draw_svg
 from hskstore.explore.report_page import DARK
 from hskstore.explore.report_parts import Figure, Line, Plot, Table, Token, deviation, plain
+from hskstore.explore.report_scores import dimensions_part
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
 from hskstore.text.tasks import TASKS
 from tests.conftest import hsk
@@ -160,6 +161,16 @@ def test_table_3s_bytes_are_float32_and_a_byte_for_each_coordinate_of_the_mask()
     row = made("mud", 0, 0.5, keep="1,10,0.1", units_of_hsk=1.0, width=77)
     assert paper_bytes(row, 100, 770) == (1 * 770 * 4 * 100, 10 * 770 * 100)  # 1 unit is 10 tokens of 77 of 770 coordinates
     assert paper_bytes(made("kd", 0, 0.5, units_of_hsk=None), 100, 770) is None
+
+
+def test_an_axis_of_layers_counts_whole_ones() -> None:
+    whole = {"keep": "all,all,all", "series": "everything", "depth": 4, "length": 20, "width": 768, "share_of_hsk": 1.0}
+    few = [
+        made(f"mud {depth},all,all", 0, 0.8, **whole | {"keep": f"{depth},all,all", "depth": depth, "series": "g(l, 4)"})
+        for depth in (1, 2)
+    ]
+    (figure,) = dimensions_part(configured([*few, made("mud all", 0, 0.9, **whole)], {}), "accuracy").figures
+    assert isinstance(figure.plot, Plot) and figure.plot.ticks == ((1, "1"), (2, "2"))
 
 
 def test_a_deviation_is_that_of_a_sample() -> None:

@@ -273,6 +273,10 @@ def test_what_cannot_be_swept_is_told_before_anything_is_trained(world: SimpleNa
     steps.write_text('keep = "1,3,0.5"\nmax_steps = 1\n')
     with pytest.raises(OptionError, match="--max-steps 1: the method has 2 phases"):
         run(world, tmp_path / "out", grid=str(steps))
+    codes = tmp_path / "codes.toml"
+    codes.write_text('keep = "all"\nmethod = "mud+ckd"\nvalues = "rq8"\n')
+    with pytest.raises(OptionError, match=r"codes of what mud alone learns, and mud\+ckd reads states of teacher layers"):
+        run(world, tmp_path / "out", grid=str(codes))
     with pytest.raises(OptionError, match="--split train: the store's own train rows"):
         run(world, tmp_path / "out", splits=["train"])
     with pytest.raises(OptionError, match="--split test goes with --data"):

@@ -133,7 +133,8 @@ def _single(points: Sequence[Point], dimension: Dimension, found: Sequence[Confi
     told = "; ".join(f"{plain(name, 60)}: {_ends(by_series[name], scale, unit)}" for name in shown)
     kept, left_out = bounded(rows, 100, "runs.parquet has all")
     table = Table(f"By {dimension}", ("series", dimension, metric, "deviation of the runs", "runs"), kept, left_out=left_out)
-    plot = Plot(AXES[dimension], metric, lines, levels=_levels(found))
+    layers = sorted({each.kept for each in points}) if dimension == "depth" else []
+    plot = Plot(AXES[dimension], metric, lines, levels=_levels(found), ticks=tuple((x, f"{x:g}") for x in layers))
     words = f"{metric} where {dimension} alone is compressed. {told}."
     return Figure(dimension, f"{metric} by {dimension} ({FIGURES[dimension]})", words, plot, table)
 

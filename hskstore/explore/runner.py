@@ -28,7 +28,7 @@ from hskstore.explore.scored import FurtherData, FurtherRows, read_further
 from hskstore.features.view import view
 from hskstore.memory import free_memory
 from hskstore.methods import Phase, weighed
-from hskstore.methods.serving import is_rich, teacher_shape
+from hskstore.methods.serving import is_rich, lacking, teacher_shape
 from hskstore.models.run import ModelShape, shape_of
 from hskstore.stage_one.coded import Coded, coded_view, derive_coded
 from hskstore.stage_two.checkpoint import forget_checkpoint
@@ -153,6 +153,11 @@ class Runner:
         try:
             recipe = configuration.recipe(self.shared.student, 0)
             store, phases = self.phases_of(configuration)
+            if isinstance(store, Coded) and (lacks := [name for name in lacking(store.plan, phases) if name != "labels"]):
+                raise OptionError(
+                    f"a sweep makes codes of what mud alone learns, and {recipe.method.name} reads {', '.join(lacks)} too: leave"
+                    " values out, or extract all of it in codes and distill from that store"
+                )
             check_store(store, phases, self.student, recipe.method)
             for_task(recipe, phases, self.task.defaults)
             if recipe.max_steps is not None and recipe.max_steps < len(phases):
