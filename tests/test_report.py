@@ -20,7 +20,7 @@ from hskstore.explore.report_curves import Configured, configured, front, margin
 from hskstore.explore.report_figures import PALETTE, draw_svg
 from hskstore.explore.report_page import DARK
 from hskstore.explore.report_parts import Figure, Line, Plot, Table, Token, deviation, plain
-from hskstore.explore.report_scores import dimensions_part
+from hskstore.explore.report_scores import dimensions_part, marginal_part
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
 from hskstore.text.tasks import TASKS
 from tests.conftest import hsk
@@ -128,6 +128,24 @@ def test_a_named_amount_is_one_point_whatever_its_shares_are() -> None:
     rows = [made(f"mud {n}", 0, 0.5 + n / 10, keep=f"{n},9,0.1", series="A^HSK=0.9", share_of_hsk=n / 100) for n in (1, 3)]
     (amount,) = marginal(configured(rows, {}))
     assert (amount.label, amount.share, amount.average) == ("A^HSK=0.9", pytest.approx(0.02), pytest.approx(0.7))
+
+
+def test_other_ways_to_rank_and_mask_are_no_points_of_the_curve_of_amounts() -> None:
+    small = {"keep": "1,9,0.1", "share_of_hsk": 0.01}
+    rows = [made("kd", 0, 0.7), made("mud 1,9,0.1", 0, 0.8, **small), made("mud 2,9,0.1", 0, 0.82, **small | {"keep": "2,9,0.1"})]
+    rows += [made(f"mud 1,9,0.1 mask={mask}", 0, 0.9, **small, mask=mask) for mask in ("uniform", "random")]
+    assert [(each.label, each.configurations, each.best) for each in marginal(configured(rows, {}))] == [
+        ("predictions alone", 1, 0.7),
+        ("1 % of everything", 2, 0.82),
+    ]
+
+
+def test_numbers_below_an_axis_do_not_meet() -> None:
+    shares = (0.0056, 0.0097, 0.053, 0.35, 1.0)
+    rows = [made("kd", 0, 0.7)]
+    rows += [made(f"mud {n},9,0.1", 0, 0.8, keep=f"{n},9,0.1", share_of_hsk=share) for n, share in enumerate(shares, 1)]
+    (figure,) = marginal_part(configured(rows, {}), "accuracy").figures
+    assert isinstance(figure.plot, Plot) and [name for _, name in figure.plot.ticks] == ["0", "0.56", "5.3", "35", "100"]
 
 
 def test_a_dimension_alone_has_its_series_by_share_of_the_full_one() -> None:

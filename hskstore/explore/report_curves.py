@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -107,9 +108,11 @@ def configured(rows: Iterable[RunRow], groups: Mapping[str, int]) -> list[Config
 
 def marginal(found: Sequence[Configured]) -> list[Amount]:
     """Figures 8 and 9: the teacher's predictions alone (0) first, everything (1) last. Amounts are those that the paper names;
-    of other configurations the share of everything, to two digits. What one dimension alone was tried with has its own
-    figures; all of it in fewer bytes is seen against these."""
+    of other configurations, if they rank and mask as most do, the share of everything, to two digits. What one dimension alone
+    was tried with has its own figures; all of it in fewer bytes is seen against these."""
     amounts: dict[tuple[str, float], list[Configured]] = {}
+    ways = Counter(_way(each.first) for each in found if each.first.share_of_hsk and not each.first.series)
+    usual = ways.most_common(1)[0][0] if ways else None
     for each in found:
         share = each.first.share_of_hsk
         if share is None or (share == 0 and each.first.method != Kd.name) or is_rounded(each.first):
@@ -118,9 +121,14 @@ def marginal(found: Sequence[Configured]) -> list[Amount]:
             amounts.setdefault(("", 0.0 if share == 0 else 1.0), []).append(each)
         elif each.first.series.startswith(JOINT):
             amounts.setdefault((each.first.series, -1.0), []).append(each)
-        elif not each.first.series:
+        elif not each.first.series and _way(each.first) == usual:
             amounts.setdefault(("", float(f"{share:.2g}")), []).append(each)
     return sorted((_amount(label, share, own) for (label, share), own in amounts.items()), key=lambda each: each.share)
+
+
+def _way(row: RunRow) -> tuple[str | None, ...]:
+    """How tokens and coordinates are chosen."""
+    return row.rank, row.rank_layer, row.rank_score, row.mask
 
 
 def _amount(label: str, share: float, own: Sequence[Configured]) -> Amount:

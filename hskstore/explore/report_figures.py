@@ -20,7 +20,7 @@ MARKERS = "osD^vPX*"
 WIDTH, HEIGHT, BAR = 4.3, 3.2, 0.34
 """Inches. At 72 points an inch about the width of a phone, so that letters stay as large as they are."""
 
-LONGEST_NAME = 34
+LONGEST_NAME = 44
 XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
@@ -100,6 +100,8 @@ def _drawn(plot: Plot | Bars) -> Any:
         axes.set_xticks([x for x, _ in plot.ticks], [_short(name) for _, name in plot.ticks])
         axes.minorticks_off()
     axes.margins(x=0.08, y=0.1)
+    if not any(height for line in plot.lines for height in line.y):
+        axes.set_ylim(0, 1)  # of nothing but zeros matplotlib shows what is below them too
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
     if len(plot.lines) + len(plot.levels) > 1:

@@ -21,6 +21,9 @@ MOST_CONFIGURATIONS = 150
 """Of a table, and of a figure beside those of the front."""
 
 MOST_LINES = 7
+TICK = 0.11
+"""Of an axis, what the number below a tick takes."""
+
 AXES = {"depth": "layers (the embedding layer counts)", "length": "% of the full length", "width": "% of the full width"}
 FIGURES = {"depth": "Figure 3", "length": "Figures 4 and 5", "width": "Figure 7"}
 
@@ -67,11 +70,12 @@ def _curve(amounts: Sequence[Amount], metric: str) -> Plot:
         Line("best of an amount", x, best, tuple(each.low for each in amounts), tuple(each.high for each in amounts)),
     )
     ticks = [(place, "0" if each.share == 0 else digits(100 * each.share)) for place, each in zip(x, amounts, strict=True)]
+    room = max(1.7, (x[-1] / x[0]) ** TICK)
     apart = ticks[:1]
     for tick in ticks[1:]:
-        if tick[0] > 1.7 * apart[-1][0] or tick is ticks[-1]:
+        if tick[0] > room * apart[-1][0] or tick is ticks[-1]:
             apart.append(tick)
-    if len(apart) > 2 and apart[-1][0] < 1.7 * apart[-2][0]:
+    if len(apart) > 2 and apart[-1][0] < room * apart[-2][0]:
         del apart[-2]
     return Plot("% of everything (logarithmic)", metric, lines, log=True, ticks=tuple(apart))
 

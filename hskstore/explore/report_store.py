@@ -51,16 +51,21 @@ def unsealed_section(root: str) -> Section:
 
 
 def _holds(said: StoreDescription) -> Part:
+    coded = any(each.left_over is not None for each in said.features.values())
+    columns = ("feature", "layers", "stored as", *(["left over by codes"] if coded else []))
     features = tuple(
-        (plain(name, 40), _ranges(each.layers) or "of rows", plain(each.values, 40), _share(each.left_over))
+        (
+            plain(name, 40),
+            _ranges(each.layers) or "of rows",
+            plain(each.values, 40),
+            *([_share(each.left_over)] if coded else []),
+        )
         for name, each in said.features.items()
     )
     splits = tuple((plain(name, 40), f"{n['rows']:,}", f"{n['tokens']:,}", f"{n['units']:,}") for name, n in said.splits.items())
     tables = [Table("Rows", ("split", "rows", "tokens", "units"), splits)]
     if features:
-        tables.append(
-            Table("Of the teacher's inside", ("feature", "layers", "stored as", "left over by codes"), features, words=3)
-        )
+        tables.append(Table("Of the teacher's inside", columns, features, words=3))
     return Part("What it holds", tables=tuple(tables))
 
 
@@ -80,7 +85,8 @@ def _bytes(said: StoreDescription) -> Part:
     table = Table("Arrays, the largest first", ("array", "shape and type", "bytes on disk"), rows, words=2, left_out=left_out)
     shown = ordered[:MOST_BARS]
     largest = "; ".join(f"{plain(path, 60)} {size(count)}" for path, count in shown[:5])
-    bars = Bars("MB on disk", tuple(path for path, _ in shown), (("bytes", tuple(count / 1e6 for _, count in shown)),))
+    names = tuple(f"{path}, {size(count)}" for path, count in shown)
+    bars = Bars("MB on disk", names, (("bytes", tuple(count / 1e6 for _, count in shown)),))
     return Part(
         "Bytes", figures=(Figure("bytes", "Bytes on disk of the largest arrays", f"Largest first: {largest}.", bars, table),)
     )
