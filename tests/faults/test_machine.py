@@ -360,7 +360,7 @@ def test_a_receipt_that_tells_of_other_bytes_than_the_seal_is_named_and_the_seal
 
 def test_a_sealed_store_equals_the_model_or_the_seal_names_the_unit(campaign: Campaign) -> None:
     began = time.monotonic()
-    examples = campaign.tries(300, 5000)
+    examples = campaign.tries(150, 5000)
     run_state_machine_as_test(
         Store,
         settings=settings(
