@@ -2,7 +2,7 @@
 
     python pipelines/mud.py ../shared/data/sst2_small --task sst2 --teacher ../shared/models/minilm-l6-sst2 --students 2,4,6 \\
         --grid pipelines/grids/*.toml --split test --work WORK
-    python benchmarks/explorer.py WORK/sweeps/2,4,6
+    python benchmarks/explorer.py WORK/sweeps/2-4-6
 
 Of both the seeds that both have. The last line is where the time of the runs went. Results go to benchmarks/results/, with the
 sweep's runs.parquet and the page that `hsk report` makes of it.
