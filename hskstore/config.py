@@ -174,12 +174,16 @@ class Strategy:
     """
 
     student_layers: int
-    top_layer: Annotated[int | None, Doc("L_top, the teacher layer of the student's last. Default: 10/12 L.")] = None
-    layer_map: Annotated[LayerMap, Doc("g: round (l L_top / L') or eq5 (the paper's Equation 5).")] = "round"
-    rank: Annotated[Rank, Doc("Tokens by attention, attention-with-sep, left or random.")] = "attention"
-    rank_layer: Annotated[RankLayer, Doc("Attention of the aligned layer (L_top = last), or the same as g.")] = "aligned"
-    score: Annotated[Score, Doc("Attention probability, or raw score before softmax.")] = "probability"
-    mask: Annotated[Mask, Doc("Coordinates of a vector by magnitude, uniform or random.")] = "magnitude"
+    top_layer: Annotated[int | None, Doc("Teacher layer of the student's last, L_top. Default: 10 of 12, 5 of 6.")] = None
+    layer_map: Annotated[
+        LayerMap, Doc("Teacher layer of student layer l: round (l L_top / L') or eq5 (the paper's Equation 5).")
+    ] = "round"
+    rank: Annotated[Rank, Doc("Best tokens by [CLS]'s attention, attention-with-sep ([SEP] too), left or random.")] = "attention"
+    rank_layer: Annotated[
+        RankLayer, Doc("Whose attention: that of the teacher layer for L_top = last (aligned), or of the kept one (same).")
+    ] = "aligned"
+    score: Annotated[Score, Doc("Attention as probability, or as raw score before the softmax.")] = "probability"
+    mask: Annotated[Mask, Doc("Best coordinates of a vector by magnitude, uniform or random.")] = "magnitude"
     values: Annotated[
         Values, Doc("Stored as f16, f32, q8 (int8), q4 (4 bits), or rq4 to rq32: codes of 4, 8, 16, 32 bytes a vector.")
     ] = "f16"

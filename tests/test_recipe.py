@@ -276,6 +276,7 @@ def test_write_recipe_writes_what_these_options_mean_and_does_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write(tmp_path, "--max-steps", 9) == Recipe(max_steps=9).as_options()
+    assert f"{tmp_path / 'written.toml'}: a recipe, for hsk distill STORE --recipe" in capsys.readouterr().err
     assert hsk("distill", "no store", "--out", tmp_path / "new", "--write-recipe", tmp_path / "written.toml") == 2
     assert f"{tmp_path / 'written.toml'} already exists" in capsys.readouterr().err
     assert Recipe.of(read_recipe(tmp_path / "written.toml")) == Recipe(max_steps=9)
@@ -289,6 +290,15 @@ def test_a_store_and_a_place_for_the_student_are_asked_for(tmp_path: Path, capsy
     for words in ([], ["no store"], ["--out", tmp_path / "new"]):
         assert hsk("distill", *words, "--student", "one") == 2
         assert "distill needs a STORE and --out" in capsys.readouterr().err
+
+
+def test_what_every_run_has_stands_before_what_some_methods_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = help_of(capsys, monkeypatch, "distill")
+    places = [said.index(text) for text in ("--student ", "--epochs ", "--json ", "Of the methods named", "--patient-layers ")]
+    places += [said.index(text) for text in ("Of ksm", "--episodes ", "Of a rich STORE", "--keep ", "--top-layer ")]
+    assert places == sorted(places)
 
 
 def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *command: str) -> str:

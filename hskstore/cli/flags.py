@@ -3,6 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -17,9 +18,12 @@ def flags_of(owner: type, *, leave_out: Sequence[str] = ()) -> dict[str, Option]
     return {name: option for name, option in options_of(owner).items() if name not in leave_out}
 
 
-def with_flags(**groups: Mapping[str, Option]) -> Callable[[Command], Command]:
+def with_flags(
+    panels: Mapping[str, str] = MappingProxyType({}), /, **groups: Mapping[str, Option]
+) -> Callable[[Command], Command]:
     """A command that has, in place of each parameter so named, a flag for each of these options.
 
+    `panels` has the headings below which `--help` lists those of a parameter, by its name.
     The parameter gets a dict of those that were given: 0 is given, an option left out and a switch that is off are not.
     """
 
@@ -28,7 +32,7 @@ def with_flags(**groups: Mapping[str, Option]) -> Callable[[Command], Command]:
         parameters = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for name, one in own.parameters.items()
-            for parameter in ([_flag(option) for option in groups[name].values()] if name in groups else [one])
+            for parameter in ([_flag(option, panels.get(name)) for option in groups[name].values()] if name in groups else [one])
         ]
 
         def call(**values: Any) -> None:
@@ -55,14 +59,15 @@ def _is_given(value: object) -> bool:
     return not (value is None or value is False or value == [])
 
 
-def _flag(option: Option) -> inspect.Parameter:
+def _flag(option: Option, panel: str | None) -> inspect.Parameter:
     switch = option.kind is bool
     kind: Any = option.kind
     if option.spelt:
         kind = list[str] if option.repeated else str
     elif get_origin(kind) is Sequence:
         kind = types.GenericAlias(list, get_args(kind))
-    annotation: Any = Annotated[kind if switch else kind | None, typer.Option(option.flag, help=option.help_with_default)]
+    told = typer.Option(option.flag, help=option.help_with_default, rich_help_panel=panel)
+    annotation: Any = Annotated[kind if switch else kind | None, told]
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=False if switch else None, annotation=annotation
     )

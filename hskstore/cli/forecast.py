@@ -8,6 +8,7 @@ from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
 from hskstore.cli.methods import methods_for
 from hskstore.cli.options import (
+    STRATEGY,
     DataArg,
     DeviceOpt,
     ForOpt,
@@ -23,19 +24,20 @@ from hskstore.cli.options import (
 from hskstore.errors import OptionError
 
 
-@with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
+@with_flags({"strategy": STRATEGY}, strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def plan(
     teacher: TeacherArg,
     data: DataArg,
-    strategy: dict[str, Any],
-    options: config.PassOptions,
-    student_layers: StudentLayersOpt = None,
+    *,
     keep: KeepOpt = None,
     learners: ForOpt = None,
     rich: RichOpt = False,
     budget: Annotated[
         str | None, typer.Option(help="In place of these: what fits into so many bytes (500MB, 2GiB) of a store.")
     ] = None,
+    student_layers: StudentLayersOpt = None,
+    strategy: dict[str, Any],
+    options: config.PassOptions,
     rate: Annotated[
         float | None, typer.Option(help="Rows a second. Default: a trial of up to 20 seconds on this device.")
     ] = None,

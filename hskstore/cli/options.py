@@ -35,6 +35,8 @@ RichOpt = Annotated[
 ]
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store's folder or URL, sealed or not.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+STRATEGY = "Which layers, tokens and coordinates of hidden states are kept, and as what numbers vectors are stored"
+"""What `--help` calls the options of a strategy."""
 BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 LogWithOpt = Annotated[

@@ -10,6 +10,7 @@ from hskstore import config
 from hskstore.cli.flags import flags_of, with_flags
 from hskstore.cli.methods import methods_for
 from hskstore.cli.options import (
+    STRATEGY,
     DataArg,
     DeviceOpt,
     ForOpt,
@@ -30,17 +31,18 @@ CutOpt = Annotated[str | None, typer.Option(help="DEPTH,LENGTH,WIDTH: what to ke
 CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for, or of a rich store: layers of the student.")]
 
 
-@with_flags(strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
+@with_flags({"strategy": STRATEGY}, strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
 def extract(
     teacher: TeacherArg,
     data: DataArg,
+    *,
     out: Annotated[str, typer.Option(help="Folder (or s3://, gs://, az:// URL) that will hold the stores.")],
-    strategy: dict[str, Any],
-    options: config.PassOptions,
-    student_layers: StudentLayersOpt = None,
     keep: KeepOpt = None,
     learners: ForOpt = None,
     rich: RichOpt = False,
+    student_layers: StudentLayersOpt = None,
+    strategy: dict[str, Any],
+    options: config.PassOptions,
     engine: Annotated[
         config.Engine,
         typer.Option(help="Who runs the teacher: this process, procs of this machine, static (one rank of several), ray."),
@@ -152,14 +154,15 @@ def verify(
         raise typer.Exit(2)
 
 
-@with_flags(strategy=flags_of(config.Strategy))
+@with_flags({"strategy": STRATEGY}, strategy=flags_of(config.Strategy))
 def derive(
-    store: StoreArg,
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A sealed store's folder or URL.")],
+    *,
     out: Annotated[str, typer.Option(help="Folder (or object-store URL) for the new store itself.")],
-    strategy: dict[str, Any],
     keep: CutOpt = None,
     learners: ForOpt = None,
     student_layers: CutLayersOpt = None,
+    strategy: dict[str, Any],
     as_json: JsonOpt = False,
 ) -> None:
     """Cut a smaller store out of STORE, without the teacher: what extract with these options would have written, bit for bit.
@@ -298,4 +301,4 @@ def _copy(source: str, target: str, as_json: bool) -> None:
         return
     console.out.print(f"{result.root}: {size(result.bytes)}, sealed, digest {result.digest}")
     there = "" if result.sent == result.objects else "; the rest was there already"
-    console.out.print(f"sent {result.sent} of {result.objects} objects, {size(result.sent_bytes)}{there}")
+    console.out.print(f"copied {result.sent} of {result.objects} objects, {size(result.sent_bytes)}{there}")

@@ -51,6 +51,12 @@ def finetune(
     console.out.print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps in {result.seconds:.0f} s")
 
 
+OF_METHODS = "Of the methods named (hsk methods NAME tells all about one)"
+CHOOSING = "Of ksm, and of --select: how the weights of terms are chosen at every step"
+RICH = "Of a rich STORE: the configuration to learn from, without a copy"
+"""What `hsk distill --help` calls its options."""
+
+
 def distill() -> None:
     """Train a student from STORE alone; the teacher is not needed. Stopped, the same command goes on."""
 
@@ -58,9 +64,16 @@ def distill() -> None:
 def distill_with_flags() -> Command:
     """`distill` itself: its flags are those of the methods, which import torch, so it is made when it is asked for."""
     prepare_torch()
+    from hskstore.cli import console
+    from hskstore.methods import Selection, method_options
+    from hskstore.options import options_of
     from hskstore.stage_two.recipe import Recipe, overridden, read_recipe, recipe_options, write_recipe
 
-    @with_flags(given=recipe_options(), strategy=flags_of(config.Strategy))
+    panels = {"of_methods": OF_METHODS, "choosing": CHOOSING, "strategy": RICH}
+    of_methods, choosing = method_options(), options_of(Selection)
+    own = {name: option for name, option in recipe_options().items() if name not in {*of_methods, *choosing}}
+
+    @with_flags(panels, own=own, of_methods=of_methods, choosing=choosing, strategy=flags_of(config.Strategy))
     def command(
         store: Annotated[
             str | None,
@@ -82,19 +95,22 @@ def distill_with_flags() -> Command:
                 help="Write the recipe of these options to this new file, and stop: nothing is read, nothing trained.",
             ),
         ] = None,
-        given: Any = None,
+        own: Any = None,
+        of_methods: Any = None,
+        choosing: Any = None,
         keep: Annotated[
             str | None,
-            typer.Option(help="Of a rich STORE: what to learn from of its hidden states, DEPTH,LENGTH,WIDTH."),
+            typer.Option(help="What to learn from of its hidden states: DEPTH,LENGTH,WIDTH.", rich_help_panel=RICH),
         ] = None,
         strategy: Any = None,
         log_with: LogWithOpt = None,
         device: DeviceOpt = None,
         as_json: JsonOpt = False,
     ) -> None:
-        chosen = Recipe.of(overridden(read_recipe(recipe) if recipe is not None else {}, given))
+        chosen = Recipe.of(overridden(read_recipe(recipe) if recipe is not None else {}, {**own, **of_methods, **choosing}))
         if write_to is not None:
             write_recipe(write_to, chosen)
+            console.err.print(f"{write_to}: a recipe, for hsk distill STORE --recipe {write_to} --out DIR")
         elif store is None or out is None:
             raise OptionError("distill needs a STORE and --out; only --write-recipe does without")
         elif strategy and keep is None:

@@ -64,9 +64,9 @@ class Mgskd:
             "Parts of a vector that are related each, by twos; of texts by threes. Default: 64, or what of it divides the width."
         ),
     ] = None
-    angle_heads: Annotated[int, Doc("The same, of tokens and spans by threes.")] = 1
+    angle_heads: Annotated[int, Doc("Parts of a vector, where tokens and spans are related by threes.")] = 1
     vertices: Annotated[int, Doc("Most salient tokens, or spans, of a row, at which angles are measured (k1).")] = 20
-    neighbours: Annotated[int, Doc("Of each of them, between any two of which they are (k2).")] = 20
+    neighbours: Annotated[int, Doc("Of each of these vertices, between any two of which an angle is measured (k2).")] = 20
     divisor: Annotated[Divisor, Doc("Means over the valid pairs and triples, or the public code's divisors.")] = "valid"
     projection: Annotated[Projection, Doc("One for all layers or one each, if widths differ.")] = "shared"
 
