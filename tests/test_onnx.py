@@ -258,6 +258,17 @@ def test_an_export_that_differs_is_not_kept(bert: Export, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_why_a_model_cannot_be_exported_is_said_instead_of_torchs_advice(
+    bert: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed. \x1b[96mThis is step 1/3\x1b[0m. Next steps:\n- ...") from ValueError("no such operator\n...")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(ModelError, match=r"to ONNX \(no such operator\)$"):
+        export_onnx(bert.source, tmp_path / "out")
+
+
 def test_what_cannot_be_exported_is_refused(bert: Export, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="already holds a model"):
         export_onnx(bert.source, Path(bert.source))

@@ -304,5 +304,8 @@ def _quiet() -> Iterator[None]:
         logging.root.handlers[:] = handlers  # logging.warning() adds one where there is none
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong first: the exporter's own words above it are advice, in colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return str(error).strip().partition("\n")[0]
