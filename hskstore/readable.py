@@ -1,4 +1,9 @@
-"""Bytes and times as people read them."""
+"""Counts, bytes and times as people read them."""
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of what a noun names: "1 unit", "3 units"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size(count: float) -> str:

@@ -96,7 +96,7 @@ def test_show_tells_what_a_store_holds(world: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert hsk("show", store(world)) == 0
     text = capsys.readouterr().out
-    assert "sealed" in text and "train/hidden/values" in text and "A^HSK 1 units" in text
+    assert "sealed" in text and "train/hidden/values" in text and "A^HSK, in whole vectors a row: 1 planned" in text
     assert hsk("show", store(world), "--row", 3, "--json") == 0
     row = json.loads(capsys.readouterr().out)
     assert len(row["ranks"][0]["kept"]) == min(4, len(row["tokens"]) - 1) and row["tokens"][0] == "[CLS]"
@@ -111,6 +111,15 @@ def test_show_tells_how_far_an_unsealed_store_is(world: Path, tmp_path: Path, ca
     capsys.readouterr()
     assert hsk("show", tmp_path / "store") == 0
     assert "not sealed; 3 of 3 units done" in capsys.readouterr().out
+
+
+def test_a_store_that_will_have_no_labels_is_told_of(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["extract", world / "hidden-teacher", world / "data" / "dev.tsv", "--validation", world / "data" / "dev.tsv"]
+    words += ["--text", "sentence", "--student-layers", 2, "--keep", "1,4,0.25", "--out"]
+    for labelled in (["--label", "label"], []):
+        capsys.readouterr()
+        assert hsk(*words, tmp_path / str(len(labelled)), *labelled) == 0
+        assert ("no labels are kept" in " ".join(capsys.readouterr().err.split())) == (not labelled)
 
 
 def test_extract_again_makes_nothing_and_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +252,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["finetune", "{world}/blank", "{world}/data", "--task", "sst9", "--out", "{new}"], "unknown task"),
     (["finetune", "{world}/blank", "{world}/data", "--text", "sentence", "--label", "stars", "--out", "{new}"], "stars"),
     (["finetune", "{world}/blank", "{world}/data", "--text", "sentence", "--out", "{new}"], "gold labels"),
-    (["finetune", "{world}/none", "{world}/data", "--task", "sst2", "--out", "{new}"], "no model could be loaded"),
+    (
+        ["finetune", "{world}/none", "{world}/data", "--task", "sst2", "--out", "{new}"],
+        "no model could be loaded (there is no such folder",
+    ),
     (["finetune", "{world}/blank", "{world}/data", "--task", "sst2", "--out", "{new}", "--lr", "-1"], "--lr"),
     (
         ["finetune", "{world}/blank", "{world}/data", "--task", "sst2", "--out", "{new}", "--max-length", "999"],
@@ -299,6 +311,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--temperature", "0"], "above zero"),
     ([*DISTILL, "--method", "kd", "--alpha", "1.5"], "from 0 to 1"),
     (["eval", "{world}/hidden-teacher", "{store}", "--task", "sst2"], "leave out --task"),
+    (["eval", "{world}/hidden-teacher", "{world}/stores"], "it holds the stores d1-l4-w0.25, dall-lall-wall"),
     (["demo", "--out", "{world}"], "is not empty"),
     (["distill", "{store}", "--student", "{world}/student", "--out", "{world}/student"], "already holds a model"),
     (["distill", "{store}", "--student", "{world}/student", "--out", "{world}/data/train.tsv", "--max-steps", "2"], "train.tsv"),
@@ -306,7 +319,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["eval", "{world}/hidden-teacher", "{world}/data", "--task", "sst2", "--split", "test"], "test"),
     (["eval", "{world}/three", "{world}/data", "--task", "sst2"], "3 outputs"),
     (["eval", "{world}/headless", "{world}/data", "--task", "sst2"], "no trained classification head"),
-    (["show", "{world}/data"], "is not a store"),
+    (["show", "{world}/data"], "is not a store: it has no plan.json; hsk extract makes stores below its --out"),
     (["show", "{store}", "--row", "600"], "rows 0 to 599"),
     (["show", "{store}", "--row", "1", "--split", "tset"], "train, validation"),
     (["show", "foo://bar"], "foo://bar"),

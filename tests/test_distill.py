@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hskstore.config import Keep, Strategy
-from hskstore.errors import ModelError, OptionError, StoreError
+from hskstore.errors import DataError, ModelError, OptionError, StoreError
 from hskstore.methods import Finetune, Kd, Method, Mud, Phase, Weights, make_method
 from hskstore.methods.projection import Projection
 from hskstore.methods.serving import teacher_shape
@@ -127,6 +127,8 @@ def test_the_teachers_logits_alone_teach_where_there_are_no_labels(tmp_path: Pat
     shutil.rmtree(tmp_path / "run")
     found = run(store, tmp_path, Mud())
     assert found.scores == {} and found.phases[1].best is None
+    with pytest.raises(DataError, match=r"no labels to score against; extract with --label$"):
+        evaluate(str(found.folder), store.root)
 
 
 def test_mnli_has_two_dev_sets_and_both_are_scored(tmp_path: Path) -> None:

@@ -268,6 +268,7 @@ def test_show_says_which_methods_a_store_serves_and_what_the_others_lack(made: M
         "serves finetune: students of any depth",
         "serves pkd: students of 2 layers",
         "serves distilbert: students of any depth",
+        "serves tkd: students of 1 layer not",
         "not mud: it lacks hidden of teacher layer 3, for a student of 2 layers hsk extract TEACHER DATA --for mud"
         " --student-layers 2 --out DIR makes a store that does",
     ):

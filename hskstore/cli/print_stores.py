@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy: what prints a result is called by what has made one
     from hskstore.store.verify import Verified
     from hskstore.text.tally import TextFacts
 from hskstore.cli.console import err, grid, out, warn
-from hskstore.readable import duration, size
+from hskstore.readable import counted, duration, size
 
 
 def print_plan(planned: list[PlannedStore]) -> None:
@@ -29,16 +29,17 @@ def print_plan(planned: list[PlannedStore]) -> None:
     from hskstore.stage_one.jobs import missing_jobs
 
     rows = sum(job.rows for job in missing_jobs(planned))
-    table = grid("store", "keeps", "rows", "at most", "the rest", "to do", left=2)
+    table = grid("store", "keeps", "at most", "rows", "inputs and logits", "to do", left=2)
     for store in planned:
         plan = store.plan
-        units = len(list(plan.units()))
-        rest = [size(store.most_bytes["inputs"]), f"{len(store.missing)} of {units} units"]
-        kept = [(_kept_of(feature), size(store.most_bytes[name])) for name, feature in plan.features.items()]
-        for index, (words, most) in enumerate(kept or [("logits", "")]):
-            train = str(plan.splits["train"].rows)
-            table.add_row(*([store.objects.root, words, train, most, *rest] if index == 0 else ["", words, "", most]))
+        to_do = f"{len(store.missing)} of {counted(len(list(plan.units())), 'unit')}"
+        own = (str(plan.splits["train"].rows), size(store.most_bytes["inputs"]), to_do)
+        kept = [(_kept_of(feature), size(store.most_bytes[name])) for name, feature in plan.features.items()] or [("logits", "")]
+        for number, (words, most) in enumerate(kept, 1):
+            table.add_row(store.objects.root if number == 1 else "", words, most, *(own if number == len(kept) else ()))
     err.print(table)
+    if not all("train/label" in store.plan.arrays for store in planned):
+        warn("no labels are kept: no gold label can be learnt from, and nothing scored; --label COLUMN keeps them")
     err.print(f"the teacher runs over {rows} rows" if rows else "nothing is missing: the teacher need not run")
 
 
@@ -51,7 +52,7 @@ def _kept_of(feature: Feature) -> str:
         return f"spans: {feature.most} of a row at most"
     layers = f"{feature.name} of {_layers(feature.layers)}"
     if isinstance(feature, Hidden):
-        return f"{layers}: {feature.length} tokens, {feature.width} of {feature.hidden_size} units"
+        return f"{layers}: {feature.length} tokens, {feature.width} of {feature.hidden_size} coordinates"
     return layers
 
 
@@ -117,7 +118,7 @@ def _print_memory(cost: Forecast) -> None:
     memory = cost.memory
     measured = "measured" if memory.measured else "the loaded teacher and the rows; what batches need was not measured"
     out.print(
-        f"memory:  about {size(memory.host_bytes)} of this machine's: {size(memory.host_bytes - memory.in_flight_bytes)}"
+        f"memory:  about {size(memory.host_bytes)} of RAM: {size(memory.host_bytes - memory.in_flight_bytes)}"
         f" {measured}, and {size(memory.in_flight_bytes)} for units under way"
     )
     if memory.device_bytes is not None:
@@ -189,7 +190,7 @@ def _print_progress(found: StoreProgress) -> None:
     out.print(f"{'' if found.keep is None else f'keep {found.keep}; '}{found.rows_done} of {found.rows} rows")
     if found.newest is not None:
         ago = (datetime.now(UTC) - datetime.fromisoformat(found.newest)).total_seconds()
-        workers = f"{found.workers} worker" + ("s" if found.workers > 1 else "")
+        workers = counted(found.workers, "worker")
         speed = ""
         if found.rows_per_second:
             left = duration((found.rows - found.rows_done) / found.rows_per_second)
@@ -205,7 +206,8 @@ def _print_store(store: StoreDescription) -> None:
     if store.units_of_hsk is not None and store.kept_units is not None and store.full_units is not None:
         share = 100 * store.kept_units / store.full_units
         out.print(
-            f"A^HSK {store.units_of_hsk:g} units a row; {store.kept_units:g} on average of {store.full_units:g} ({share:.2g} %)"
+            f"A^HSK, in whole vectors a row: {store.units_of_hsk:g} planned; {store.kept_units:g} of {store.full_units:g} on"
+            f" average ({share:.2g} %)"
         )
     for name, feature in store.features.items():
         if name != "hidden":
@@ -224,7 +226,7 @@ def _print_store(store: StoreDescription) -> None:
         shares = ", ".join(f"{layer}: {100 * share:.1f} %" for layer, share in store.separator_shares.items())
         out.print(f"rows whose [CLS] attends most to a separator, by teacher layer: {shares}")
     for name, split in store.splits.items():
-        out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {split['units']} units")
+        out.print(f"{name}: {split['rows']} rows, {split['tokens']} tokens, {counted(split['units'], 'unit')}")
     table = grid("array", "shape and type", "bytes on disk")
     for path, shape in store.arrays.items():
         table.add_row(path, shape, size(store.array_bytes[path]))
@@ -243,7 +245,8 @@ def print_services(found: list[Service]) -> None:
     for service in found:
         if service.students:
             every = len(service.students) == service.teacher_layers
-            told = "of any depth" if every else f"of {', '.join(map(str, service.students))} layers"
+            depths = ", ".join(map(str, service.students))
+            told = "of any depth" if every else f"of {depths} {'layer' if depths == '1' else 'layers'}"
             out.print(f"serves {service.method}: students {told}")
         elif service.selected:
             out.print(

@@ -259,7 +259,8 @@ def _provenance(plan: Plan, made: dict[Unit, Receipt]) -> dict[str, Any]:
     told: dict[str, Any] = {name: _plain(latest[name]) for name in names if isinstance(latest.get(name), str)}
     if isinstance(latest.get("versions"), dict) and told.keys() & {"teacher", "derived_from"}:
         told["versions"] = {_plain(name): _plain(str(version)) for name, version in latest["versions"].items()}
-    return known | told | {"first_unit": min(finished).isoformat(), "last_unit": max(finished).isoformat()}
+    first, last = (time.isoformat(timespec="seconds") for time in (min(finished), max(finished)))
+    return known | told | {"first_unit": first, "last_unit": last}
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def read_config(name: str, *, new_head: bool = False) -> PreTrainedConfig:
     try:
         written, _ = PreTrainedConfig.get_config_dict(name)
     except Exception as error:  # whatever the libraries make of a stranger's files
-        raise ModelError(f"{name}: no model could be loaded ({_cause(error)})") from None
+        elsewhere = "" if Path(name).exists() else "there is no such folder, and on the hub: "
+        raise ModelError(f"{name}: no model could be loaded ({elsewhere}{_cause(error)})") from None
     if isinstance(written, dict):
         _check_numbers(name, written)
         if fault := half_a_character(json.dumps(written, default=str, ensure_ascii=False)):

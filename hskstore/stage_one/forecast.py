@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hskstore.config import Keep, PassOptions, Strategy
+from hskstore.readable import counted
 from hskstore.stage_one.asked import Asked, Learns
 from hskstore.stage_one.calibration import (
     CALIBRATION_SECONDS,
@@ -327,4 +328,4 @@ def _trial(found: Calibration | None) -> Trial | None:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {counted(torch.get_num_threads(), 'thread')}"

@@ -28,7 +28,7 @@ from hskstore.stage_two.rows import (
 )
 from hskstore.stage_two.scores import Scored, predict, score_rows
 from hskstore.store import Store, open_store
-from hskstore.store.places import is_store
+from hskstore.store.places import holds_stores, is_store
 from hskstore.text.dataset import Dataset, Examples, label_ids, read_dataset
 from hskstore.text.metrics import tell_better_order
 from hskstore.text.tally import TokenCounts, warn_of_text
@@ -85,7 +85,7 @@ def evaluate(
     classifier = _with_trained_head(model) if isinstance(model, str) else model
     names = tuple(classes) if hugging_face_config(classifier) is None else label_names(classifier)
     words = tokenizer or (model if isinstance(model, str) else None)
-    if is_store(source):
+    if is_store(source) or holds_stores(source):
         if task or text or label or kind or validation or max_length:
             raise OptionError(
                 f"{source} is a store and knows its task: leave out --task, --text, --label, --kind, --validation and "
@@ -103,7 +103,8 @@ def evaluate(
             raise OptionError("a torch module does not say what its logits stand for: pass classes=")
         known, rows = dataset.task, _tokenised_splits(classifier, name, names, words, dataset, max_length, watch)
     if any(split.label is None for split in rows.values()):
-        raise DataError(f"{source}: its rows have no labels to score against; pass --label COLUMN, or another --split")
+        advice = "extract with --label" if is_store(source) else "pass --label COLUMN, or another --split"
+        raise DataError(f"{source}: its rows have no labels to score against; {advice}")
     _check_fit(classifier, name, names, known, rows)
     gold = _gold(known, names, rows)
     with put_back(classifier):

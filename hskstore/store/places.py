@@ -37,3 +37,8 @@ def place_of(root: str | Path) -> Place:
 def is_store(source: str) -> bool:
     """Whether a source names a store rather than a data set: a URL, or a folder with a plan."""
     return URL.fullmatch(source) is not None or (Path(source) / "plan.json").exists()
+
+
+def holds_stores(source: str) -> bool:
+    """Whether a source is a folder of stores, which is neither a store nor a data set."""
+    return Path(source).is_dir() and any(Path(source).glob("*/plan.json"))

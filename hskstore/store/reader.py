@@ -262,7 +262,11 @@ def read_plan(objects: Place) -> Plan:
         raise StoreError(f"{objects.root} is not a store: there is no such {missing}")
     if data is None:
         stores = [folder for folder in objects.folders() if _holds(objects, f"{folder}/{PLAN}")]
-        hint = f"; it holds the stores {', '.join(stores)}: name one of them" if stores else ""
+        hint = (
+            f"; it holds the stores {', '.join(stores)}: name one of them"
+            if stores
+            else "; hsk extract makes stores below its --out"
+        )
         raise StoreError(f"{objects.root} is not a store: it has no {PLAN}{hint}")
     plan = Plan.from_bytes(data, objects.root)
     for path, spec in plan.arrays.items():

@@ -295,7 +295,7 @@ def test_pushed_and_pulled_it_is_the_same_to_the_byte(hub: Hub, hsk: Hsk, stores
     assert tree(tmp_path / "back") == tree(stores / SMALL)
     commits = len(hub.store.commits)
     again = hsk("push", stores / SMALL, STORE)
-    assert again.code == 0 and f"sent 0 of {pushed.json['objects']} objects" in again.out
+    assert again.code == 0 and f"copied 0 of {pushed.json['objects']} objects" in again.out
     assert len(hub.store.commits) == commits
 
 

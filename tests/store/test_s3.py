@@ -50,7 +50,7 @@ def test_pushed_and_pulled_it_is_the_same_to_the_byte(
     assert f"sealed, digest {pushed['digest']}" in capsys.readouterr().out
     assert tree(tmp_path / "back") == tree(stores / SMALL)
     assert hsk("push", stores / SMALL, f"{bucket}/a/b") == 0
-    assert f"sent 0 of {pushed['objects']} objects" in capsys.readouterr().out
+    assert f"copied 0 of {pushed['objects']} objects" in capsys.readouterr().out
 
 
 def test_a_store_may_be_a_whole_bucket(stores: Path, bucket: str, tmp_path: Path) -> None:
