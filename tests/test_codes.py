@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hskstore.config import Keep, Strategy, Values
 from hskstore.errors import OptionError, StoreError
 from hskstore.explore.show import describe, describe_progress
-from hskstore.features.codes import Codebooks, decode_codes, encode_codes, learn_words, left_over
+from hskstore.features.codes import Codebooks, decode_codes, encode_codes, learn_words, left_over, principal_directions
 from hskstore.features.pack import blank_beside
 from hskstore.features.view import derive_view, view
+from hskstore.losses import kept_hidden_mse
 from hskstore.methods import METHODS, Mud
 from hskstore.stage_one import codebooks
 from hskstore.stage_one.extract import extract
@@ -40,8 +41,9 @@ from hskstore.store.shard import unit_fingerprints
 from hskstore.store.vectors import ENCODINGS, WORDS, Codes
 from hskstore.store.verify import verify
 from tests.conftest import SHARED, hsk, sealed_tree, write_tsv
+from tests.made_up import want_of
 from tests.store.conftest import edit_signed
-from tests.test_features import Asks, small_units
+from tests.test_features import Asks, small_units, want
 from tests.test_forecast import real_sizes
 
 ROWS, WIDTH = 150, 32
@@ -175,6 +177,24 @@ def test_what_is_no_token_has_the_codes_of_zeros() -> None:
 # --- extracted
 
 
+@given(st.integers(0, 10**6))
+def test_principal_directions_are_the_fewest_that_hold_nine_tenths_of_the_variance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    words = torch.from_numpy(rng.normal(size=(2, 3, WORDS, 12)) * rng.gamma(0.5, size=(2, 1, 1, 12)) + 5).float()
+    directions = principal_directions(words)
+    for own, found in zip(words, directions, strict=True):
+        used = found[:, found.any(dim=0)]
+        torch.testing.assert_close(used.T @ used, torch.eye(used.shape[1]), rtol=0, atol=1e-4)
+        flat = own.reshape(-1, 12).double() - own.reshape(-1, 12).double().mean(dim=0)
+        held = (flat @ used.double()).square().sum(dim=0) / flat.square().sum()
+        assert held.sum() >= 0.9 - 1e-5 and held.sum() - held.min() < 0.9 + 1e-5
+    assert directions.shape[2] == max(int(found.any(dim=0).sum()) for found in directions), "no column is for nothing"
+
+
+def test_words_that_are_all_the_same_have_no_directions() -> None:
+    assert principal_directions(torch.ones(2, 3, WORDS, 4)).shape == (2, 4, 0)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data")
@@ -291,10 +311,6 @@ def test_words_are_read_once_for_all_windows(extracted: Made, monkeypatch: pytes
 
 
 def test_a_batch_has_what_a_row_has(extracted: Made) -> None:
-    from hskstore.stage_two.rows import rows_from_store
-    from tests.made_up import want_of
-    from tests.test_features import want
-
     store = open_store(extracted())
     rows = rows_from_store(store, "train", places={"hidden": (0, 1), "states": (2, 0), "cls": (1,), "qkv": (1,), "pooled": (0,)})
     wants = {name: want(name, *layers) for name, layers in (("states", (0, 4)), ("cls", (4,)), ("qkv", (4,)), ("pooled", (4,)))}
@@ -314,6 +330,31 @@ def test_a_batch_has_what_a_row_has(extracted: Made) -> None:
         length = kept.values.shape[2]
         np.testing.assert_array_equal(kept.values[:, at], row["hidden/values"][:, :length])
         np.testing.assert_array_equal(kept.token_kept[:, at], row["hidden/token"][:, :length] >= 0)
+
+
+def test_mud_learns_codes_in_the_directions_of_their_words(extracted: Made) -> None:
+    store = open_store(extracted())
+    hidden = want_of(store)
+    own = torch.from_numpy(store.words("hidden")["words"]).float()
+    found = rows_from_store(store, "train", places={"hidden": (1, 0)}).batch(np.array([5, 17]), [hidden])[hidden]
+    expected = principal_directions(own)
+    torch.testing.assert_close(found.directions, expected, rtol=0, atol=1e-6)
+    assert expected.shape[2] < WIDTH and found.emptied().directions is found.directions
+    beside = torch.linalg.qr(torch.cat([expected[1], torch.eye(WIDTH)], dim=1)).Q[:, expected[1].any(dim=0).sum() :]
+    teacher = found.values.float()
+    for direction, counts in ((expected[1][:, 0], True), (beside[:, -1], False)):
+        student = teacher + torch.stack([torch.zeros(WIDTH), direction])[:, None, None]
+        term = kept_hidden_mse(student, found.values, None, token_kept=found.token_kept, directions=found.directions)
+        assert term.value.item() == pytest.approx(counts / WIDTH, abs=1e-6)
+
+
+def test_words_that_are_no_numbers_are_refused(own: Path) -> None:
+    def alter(columns: dict[str, np.ndarray]) -> None:
+        columns[f"{CODEBOOKS}/hidden/words"][0, 0, 7, 3] = np.nan
+
+    reseal(own, BOOKS, alter)
+    with pytest.raises(StoreError, match="codebooks/hidden/words holds what is no finite number: the store is damaged"):
+        rows_from_store(open_store(own), "train", places={"hidden": (0, 1)})
 
 
 @pytest.mark.long

@@ -333,6 +333,23 @@ def test_kept_hidden_mse_equals_the_value_by_hand():
     assert kept_hidden_mse(student, values, coordinate, token_kept=first, targets="ignore").value.item() == pytest.approx(4)
 
 
+def test_hidden_mse_in_directions_equals_the_value_by_hand():
+    # Two layers, a token each, width 2, differences (3, 1) and (2, 5): of the first along (0.6, 0.8), of the second none.
+    student, teacher = torch.tensor([[[[4.0, 2.0]]], [[[3.0, 5.0]]]]), torch.tensor([[[[1.0, 1.0]]], [[[1.0, 0.0]]]])
+    directions = torch.tensor([[[0.6], [0.8]], [[0.0], [0.0]]])
+    found = kept_hidden_mse(student, teacher, None, token_kept=kept_tokens([[True]]).expand(2, 1, 1), directions=directions)
+    assert found.value.item() == pytest.approx((1.8 + 0.8) ** 2 / 2)
+
+
+@given(st.integers(0, 10**6))
+def test_hidden_mse_in_all_directions_is_hidden_mse(seed):
+    student, teacher, token_kept = normal(*SHAPE, seed=seed), normal(*SHAPE, seed=seed + 1), random_mask(*SHAPE[:3], seed=seed)
+    turned = torch.linalg.qr(normal(SHAPE[0], SHAPE[-1], SHAPE[-1], seed=seed + 2)).Q
+    expected = hidden_mse(student, teacher, token_kept=token_kept).value
+    found = hidden_mse(student, teacher, token_kept=token_kept, directions=turned).value
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("targets", ["zero", "ignore"])
 @given(st.integers(0, 10**6))
 def test_kept_hidden_mse_is_hidden_mse_of_the_dense_target_in_value_and_gradient(targets, seed):

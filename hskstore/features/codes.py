@@ -15,6 +15,9 @@ from hskstore.store.vectors import WORDS
 ITERATIONS = 3
 """Of Lloyd's algorithm, for each number of leading coordinates."""
 
+PRINCIPAL = 0.9
+"""Of the variance of a layer's words, what its principal directions hold."""
+
 VECTORS_AT_ONCE = 2048
 """That are encoded together on a CPU, so that they stay in its caches. A GPU takes them all: small kernels leave it idle."""
 
@@ -93,6 +96,18 @@ def decode_codes(
     bags = np.concatenate([[0], ends[:-1]])  # that of no vector is empty
     table = words.reshape(-1, width)
     return embedding_bag(torch.from_numpy(summands.reshape(-1)), table, torch.from_numpy(bags), mode="sum").view(*shape, width)
+
+
+def principal_directions(words: Float[Tensor, "layer stage word width"]) -> Float[Tensor, "layer width direction"]:
+    """As few orthogonal directions of each layer as hold PRINCIPAL of the variance of its words, behind which are zeros where
+    another layer has more. What codes leave over lies for the most part in the others."""
+    flat = words.flatten(1, 2)
+    centred = flat - flat.mean(dim=1, keepdim=True)
+    variance, axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # the smallest first
+    variance, axes = variance.flip(-1).clamp(min=0), axes.flip(-1)
+    held = variance.cumsum(dim=-1) - variance < PRINCIPAL * variance.sum(dim=-1, keepdim=True)
+    found: Tensor = (axes * held[:, None])[..., : int(held.sum(dim=-1).max())]
+    return found
 
 
 # --- learning

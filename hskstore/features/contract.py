@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from hskstore.features.codes import Codebooks, decode_codes
+from hskstore.features.codes import Codebooks, decode_codes, principal_directions
 from hskstore.layers import LayerPair
 from hskstore.models.observe import Seen, Sight
 from hskstore.models.run import Inputs
@@ -82,6 +83,15 @@ class FeatureRows:
             assert self.words is not None
             return decode_codes(stored["values"], self.words, layers=self._own(places), is_there=is_there)
         return torch.from_numpy(np.ascontiguousarray(encoding.decode(stored, self.feature.width).swapaxes(0, 1)))
+
+    @cached_property
+    def _directions(self) -> Float[Tensor, "layer width direction"] | None:
+        return None if self.words is None else principal_directions(self.words)
+
+    def directions(self, places: Sequence[int]) -> Float[Tensor, "layer width direction"] | None:
+        """The `principal_directions` of some stored layers; None where vectors are numbers."""
+        own = self._own(places)
+        return self._directions if own is None or self._directions is None else self._directions[own]
 
     def _own(self, places: Sequence[int]) -> list[int] | None:
         """Where stored layers stand among those in memory; None: all of them, in this order."""

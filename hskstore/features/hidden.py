@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ class HiddenTargets:
     """The teacher's kept hidden states, as few numbers as the store has of them.
 
     `values` are the kept coordinates of each vector and `coordinate` says which they are, lowest first; None: all of `width`.
-    Where `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32.
+    Where `token_kept` is False, `position` and `values` are 0. Values are f16 where the store's are, else float32. Of codes
+    `directions` are those that they know of; None: all.
     """
 
     position: Int[Tensor, "layer batch token"]
@@ -36,6 +37,7 @@ class HiddenTargets:
     values: Float[Tensor, "layer batch token kept"]
     coordinate: Int[Tensor, "layer batch token kept"] | None
     width: int
+    directions: Float[Tensor, "layer width direction"] | None = None
 
     def scattered(self) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
         """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
@@ -50,7 +52,13 @@ class HiddenTargets:
     def emptied(self) -> "HiddenTargets":
         """The same without its rows."""
         coordinate = None if self.coordinate is None else self.coordinate[:, :0]
-        return HiddenTargets(self.position[:, :0], self.token_kept[:, :0], self.values[:, :0], coordinate, self.width)
+        return replace(
+            self,
+            position=self.position[:, :0],
+            token_kept=self.token_kept[:, :0],
+            values=self.values[:, :0],
+            coordinate=coordinate,
+        )
 
 
 # --- from the teacher
@@ -148,6 +156,7 @@ def _targets(own: FeatureRows, rows: Int[np.ndarray, " batch"], places: Sequence
         values=values if whole else values.masked_fill(torch.from_numpy(~kept.swapaxes(0, 1))[..., None], 0),
         coordinate=None if coordinate is None else _by_layer(coordinate),
         width=feature.hidden_size,
+        directions=own.directions(places),
     )
 
 

@@ -37,6 +37,7 @@ class Mud:
     `targets`: coordinates that the width mask dropped are learnt as zero (the paper and its code) or ignored.
     `regression_target`: a score is learnt from the teacher's score (the paper) or the gold one (its code).
     `projection`: of hidden states, where widths differ, one Linear for all layers or one for each.
+    Hidden states in codes are learnt in their words' principal directions, of which alone codes know (docs/codes.md).
     """
 
     name: ClassVar[MethodName] = "mud"
@@ -75,7 +76,12 @@ class Mud:
             for index, (pair, position) in enumerate(zip(want.pairs, found.position, strict=True))
         ]
         term = kept_hidden_mse(
-            torch.stack(states), found.values, found.coordinate, token_kept=found.token_kept, targets=self.targets
+            torch.stack(states),
+            found.values,
+            found.coordinate,
+            token_kept=found.token_kept,
+            targets=self.targets,
+            directions=found.directions,
         )
         return {"mud.hidden": term}
 

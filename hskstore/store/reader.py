@@ -100,13 +100,16 @@ class Store:
         """As "words" the codebooks of a feature's layers, which its codes are decoded with; empty where its vectors are numbers.
         They are read once, and then held.
 
-        Raises StoreError as `read` does.
+        Raises StoreError as `read` does, and for words that are no finite numbers.
         """
         path = f"{CODEBOOKS}/{feature}/words"
         if not self.has(path):
             return {}
         if feature not in self._words:
-            self._words[feature] = self.read(path, 0)
+            found = self.read(path, 0)
+            if not np.isfinite(found).all():
+                raise StoreError(f"{self.root}: {path} holds what is no finite number: the store is damaged")
+            self._words[feature] = found
         return {"words": self._words[feature]}
 
     def left_over(self, feature: str) -> Float32[np.ndarray, "layer ..."] | None:
