@@ -1,6 +1,7 @@
 """Knowledge selection: its losses, what an actor and a critic learn by, toys whose best choice is known, and runs."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 from hskstore.config import Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.explore.methods import describe_methods
-from hskstore.features import TeacherShape
+from hskstore.features import RowTargets, TeacherShape
 from hskstore.losses import direction_distance, flow_mse
 from hskstore.methods import Ckd, Kd, Ksm, Mud, Selection, Several, Terms, Weights
+from hskstore.methods.batch import Batch
 from hskstore.methods.selector import (
     RandomWeights,
     Selector,
@@ -28,6 +30,7 @@ from hskstore.methods.selector import (
     unlike,
     unrepeated,
 )
+from hskstore.models.observe import Seen
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
@@ -61,8 +64,7 @@ def test_flows_by_hand() -> None:
     4."""
     student, above = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[1.0, 3.0]]])
     term = flow_mse(student, above, teacher_lower=torch.tensor([[[0.0, 5.0]]]), teacher_upper=torch.tensor([[[1.0, 1.0]]]))
-    assert term.total.tolist() == pytest.approx([12.0]) and term.count.tolist() == [4]
-    assert float(term.value) == pytest.approx(3.0)
+    assert term.total.tolist() == pytest.approx([3.0]) and term.count.tolist() == [1]
 
 
 def test_flows_are_those_of_whole_matrices() -> None:
@@ -102,6 +104,27 @@ def test_what_ksm_reads_and_weighs() -> None:
     assert "ksm.relation" not in phase.weights and len(phase.reads) == 1
     with pytest.raises(OptionError, match=r"^the method ksm teaches .* one of 13 layers is deeper than the teacher's 12"):
         Ksm().phases(TEACHER, ModelShape("it", 2, (13, 8)))
+
+
+def test_sums_are_the_means_times_the_rows() -> None:
+    """The second row is as the teacher has it. Of the first: ln 2 of its label (and of the second's); 1/2 ln 2/3 + 1/2 ln 2 of its
+    logits, at a temperature of 10; a right angle; ((1, 3), (0, 0)) to ((0, 0), (1, 1)), 12 over 4 entries."""
+    shapes = TeacherShape(4, 2), ModelShape("it", 2, (2, 2))
+    wants = Ksm().phases(*shapes)[0].reads
+    own = torch.tensor([[[2.0, 0.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 1.0]]])
+    features = RowTargets(torch.tensor([[[0.0, 5.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 1.0]]]))
+    flows = RowTargets(torch.tensor([[[1.0, 1.0], [0.0, 1.0]]]))
+    tokens = torch.ones(2, 1, dtype=torch.long)
+    logits, knowledge = torch.tensor([[10 * math.log(3), 0], [0, 0]]), {wants[0]: features, wants[1]: flows}
+    batch = Batch(tokens, tokens, tokens.bool(), torch.tensor([0, 1]), logits, knowledge)
+    seen = Seen(torch.zeros(2, 2), {1: own[0][:, None], 2: own[1][:, None]})
+    found = {}
+    for reduction in ("mean", "sum"):
+        method = Ksm(reduction=reduction)  # type: ignore[arg-type]
+        found[reduction] = {name: float(term.value) for name, term in method(*method.phases(*shapes), seen, batch, None).items()}
+    expected = {"gold": 2 * math.log(2), "prediction": 50 * math.log(4 / 3), "ksm.feature": 2**0.5, "ksm.relation": 3}
+    assert found["sum"] == pytest.approx(expected)
+    assert found["sum"] == pytest.approx({name: 2 * mean for name, mean in found["mean"].items()})
 
 
 # --- actions, targets, exploration
