@@ -36,6 +36,7 @@ from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.journal import scheduled
+from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from hskstore.text.tasks import TASKS
@@ -107,8 +108,8 @@ def test_what_ksm_reads_and_weighs() -> None:
 
 
 def test_sums_are_the_means_times_the_rows() -> None:
-    """The second row is as the teacher has it. Of the first: ln 2 of its label (and of the second's); 1/2 ln 2/3 + 1/2 ln 2 of its
-    logits, at a temperature of 10; a right angle; ((1, 3), (0, 0)) to ((0, 0), (1, 1)), 12 over 4 entries."""
+    """The second row is as the teacher has it, but for its label: ln 2, as of the first. Of that also 1/2 ln 2/3 + 1/2 ln 2 of
+    its logits, at a temperature of 10; a right angle; ((1, 3), (0, 0)) to ((0, 0), (1, 1)), 12 over 4 entries."""
     shapes = TeacherShape(4, 2), ModelShape("it", 2, (2, 2))
     wants = Ksm().phases(*shapes)[0].reads
     own = torch.tensor([[[2.0, 0.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 1.0]]])
@@ -159,12 +160,11 @@ def test_what_is_unlike_the_actions_before_is_rewarded() -> None:
 
 
 def test_random_weights_are_of_the_step_and_the_seed() -> None:
-    nothing = (torch.zeros(2, 3), torch.zeros(2, 3))
     soft, flips = RandomWeights(("a", "b"), hard=False), RandomWeights(("a", "b"), hard=True)
-    drawn = torch.stack([soft.weigh(step, nothing, seed=1, learning=False) for step in range(300)])
-    assert torch.equal(drawn[7], soft.weigh(7, nothing, seed=1, learning=False)) and not torch.equal(drawn[7], drawn[8])
+    drawn = torch.stack([soft.weigh(step, None, seed=1, learning=False) for step in range(300)])
+    assert torch.equal(drawn[7], soft.weigh(7, None, seed=1, learning=False)) and not torch.equal(drawn[7], drawn[8])
     assert (drawn >= 0).all() and (drawn <= 1).all() and drawn.mean(dim=0).sub(0.5).abs().max() < 0.06
-    taken = torch.stack([flips.weigh(step, nothing, seed=1, learning=False) for step in range(300)])
+    taken = torch.stack([flips.weigh(step, None, seed=1, learning=False) for step in range(300)])
     assert set(taken.flatten().tolist()) == {0.0, 1.0} and taken.sum(dim=1).min() == 1
 
 
@@ -178,7 +178,8 @@ def test_rows_that_a_short_batch_lacks_change_nothing_and_learning_updates_each_
     selector.begin(lambda: next(worths))
     for step in range(3):
         selector.weigh(step, (own, short, own)[step], seed=3, learning=True)
-        selector.follow(step + 1, lambda: next(worths))
+        selector.follow(step + 1, torch.tensor([0.25, step / 4]), lambda: next(worths))
+        assert selector.actions[step % 2].tolist() == [0.25, step / 4], "what was taken on the first process"
     assert selector.rows.tolist() == [4, 2] and float(selector.earned) == 1.0
     selector.finish(3, lambda: next(worths))
     assert float(selector.earned) == 0.5 and float(selector.worth) == 1.5
@@ -219,7 +220,7 @@ def toy(
             own = own - 0.1 * (good * (own - truth) + other * bad(own, truth, random))
             weights.append(torch.stack([good, other]))
             if learning:
-                selector.follow(step + 1, worth)
+                selector.follow(step + 1, weights[-1], worth)
         if learning:
             selector.finish(96, worth)
         return torch.stack(weights)
@@ -352,7 +353,10 @@ def test_a_run_that_is_stopped_anywhere_goes_on_bit_for_bit(
     assert [phase["schedule"] for phase in told[0]] == [phase["schedule"] for phase in told[1]]
 
 
-def test_weights_at_random_and_fixed_ones_need_no_training_before(place: Path, tmp_path: Path) -> None:
+def test_weights_at_random_and_fixed_ones_need_no_training_before(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "copied", lambda self: pytest.fail("nothing begins anew"))
     made = {}
     for action in ("random-soft", "random-hard", "fixed"):
         found = learn(place, tmp_path / action, selection=Selection(action=action))  # type: ignore[arg-type]
@@ -360,16 +364,25 @@ def test_weights_at_random_and_fixed_ones_need_no_training_before(place: Path, t
         assert bool(found.phases[0].schedule) == (action != "fixed")
         made[action] = weights(tmp_path / action)
     assert len(set(made.values())) == 3
+    at_random = Selection(select=Terms(("prediction", "gold")), action="random-hard")
+    found = learn(place, tmp_path / "kd", store="bare", method=Kd(alpha=0.5), selection=at_random, max_steps=2)
+    assert found.phases[0].schedule[0].keys() >= {"prediction", "gold"}, "they look at no [CLS] vectors: the store has none"
 
 
 @pytest.mark.long
 def test_any_terms_of_any_methods_can_be_chosen_among(place: Path, tmp_path: Path) -> None:
+    chosen = Selection(select=Terms(("ckd.word_pair", "prediction")), episodes=1, phase_steps=2)
+    learn(place, tmp_path / "ckd", method=Ckd(), selection=chosen, max_steps=2)
+    used = Selection(selector=str(tmp_path / "ckd" / "selector"))
+    found = learn(place, tmp_path / "used", method=Ckd(), selection=used, max_steps=2)
+    assert [phase.name for phase in found.phases] == ["ckd"], "a method is given its own phase, of what it reads itself"
     words = {"method": "mud+ckd", "select": "mud.hidden,ckd.word_pair,prediction", "episodes": 1, "phase_steps": 4}
     recipe = Recipe.of(words)
     assert recipe.method == Several((Mud(), Ckd()), "joint") and recipe == Recipe.of(recipe.as_options())
     found = learn(place, tmp_path / "run", method=recipe.method, selection=recipe.selection)
     assert found.phases[-1].schedule[0].keys() == {"step", "steps", "mud.hidden", "ckd.word_pair", "prediction"}
     assert Recipe.of({"method": "mud+ksm"}).method == Several((Mud(), Ksm()), "joint")
+    assert Recipe.of({"method": "mud+ckd", "selector": "runs/it/selector"}).method == Several((Mud(), Ckd()), "joint")
     assert Recipe.of({"method": "mud+ksm", "action": "fixed"}).method == Several((Mud(), Ksm()))
     with pytest.raises(OptionError, match=r"^--select: weights are chosen in one phase, and mud has hidden and prediction: add"):
         learn(place, tmp_path / "other", method=Mud(), selection=recipe.selection)
@@ -442,7 +455,6 @@ def test_terms_that_are_none_are_refused(text: str) -> None:
 
 
 def test_the_reward_is_how_far_the_loss_falls_or_the_metric_rises(place: Path, tmp_path: Path) -> None:
-    from hskstore.stage_two.learner import Learner
     from hskstore.stage_two.rows import rows_from_store
     from hskstore.stage_two.scores import dev_worth, predict
 

@@ -96,9 +96,14 @@ class Selection:
             raise OptionError(f"{why}: leave out {', '.join('--' + name.replace('_', '-') for name in changed)}")
 
     @property
+    def looks(self) -> bool:
+        """Whether a selector looks at what is learnt; weights at random look at nothing."""
+        return self.action in ("soft", "hard")
+
+    @property
     def learns(self) -> bool:
         """Whether there is a selector to train."""
-        return self.action in ("soft", "hard") and self.selector is None
+        return self.looks and self.selector is None
 
 
 def chosen_terms(selection: Selection, weighed: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
@@ -124,6 +129,6 @@ def state_want(teacher: TeacherShape, student: ModelShape) -> Want[RowTargets]:
 
 
 def seeing_state(phase: Phase, want: Want[RowTargets]) -> Phase:
-    """The phase that reads and sees this besides."""
+    """The phase for who reads the store and watches the student: it reads and sees this besides, which no method knows of."""
     sees = phase.sees | Sight(hidden=frozenset(pair.student for pair in want.pairs))
     return replace(phase, reads=(*phase.reads, want), sees=sees)

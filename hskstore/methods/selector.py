@@ -73,9 +73,10 @@ class Selector(nn.Module):
 
     # --- acting
 
-    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+    def weigh(self, number: int, state: State | None, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
         """The action of Equation 3, or of Equation 5. While it learns, actions are drawn around it, alike in a phase of the
         selector, and what was earned in the phase before is learnt from."""
+        assert state is not None
         steps = self.options.phase_steps
         at = number % steps
         if learning and at == 0 and number:
@@ -88,7 +89,7 @@ class Selector(nn.Module):
         if learning:
             for remembered, own in zip((self.student_cls, self.teacher_cls), state, strict=True):
                 remembered[at, : len(own)] = own
-            self.rows[at], self.actions[at] = len(state[0]), action
+            self.rows[at] = len(state[0])
         return action
 
     def _taken(self, soft: Float[Tensor, "*step term"]) -> Float[Tensor, "*step term"]:
@@ -100,8 +101,9 @@ class Selector(nn.Module):
         """A student is at its start."""
         self.worth.fill_(worth())
 
-    def follow(self, done: int, worth: Callable[[], float]) -> None:
-        """So many steps are done: at the end of a phase of the selector, what was earned in it."""
+    def follow(self, done: int, taken: Float[Tensor, " term"], worth: Callable[[], float]) -> None:
+        """So many steps are done: the action, and, at the end of a phase of the selector, what was earned in it."""
+        self.actions[(done - 1) % self.options.phase_steps] = taken
         if done % self.options.phase_steps == 0:
             self._earn(worth())
 
@@ -192,18 +194,9 @@ class RandomWeights(nn.Module):
         super().__init__()
         self.terms, self.hard = tuple(terms), hard
 
-    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
-        drawn = torch.from_numpy(_draws(seed, number).random(len(self.terms), dtype=np.float32)).to(state[0].device)
+    def weigh(self, number: int, state: State | None, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+        drawn = torch.from_numpy(_draws(seed, number).random(len(self.terms), dtype=np.float32))
         return hard(drawn, 0.5) if self.hard else drawn
-
-    def begin(self, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
-
-    def follow(self, done: int, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
-
-    def finish(self, done: int, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
 
 
 def hard(soft: Float[Tensor, "*step term"], threshold: float) -> Float[Tensor, "*step term"]:

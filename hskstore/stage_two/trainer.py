@@ -94,7 +94,7 @@ def train(
         "student": _weights_sha256(learner),
         "pruning": repr(learner.pruning),
     }
-    start = learner.copied() if any(phase.choice is not None for phase in phases) else {}
+    start = learner.copied() if any(phase.choice is not None and phase.choice.learning for phase in phases) else {}
     checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     if state.cuts and learner.pruning is not None:
@@ -115,7 +115,7 @@ def train(
 
 @dataclass(frozen=True)
 class Run:
-    """What the phases of a run share. `start`: the learner as it was when the run began, where a phase begins from it."""
+    """What the phases of a run share. `start`: the learner as it was when the run began, where phases begin from it."""
 
     learner: Learner
     start: Mapping[str, Shaped[Tensor, "..."]]
@@ -143,7 +143,7 @@ class PhaseLoop:
         if self.settings.choice is not None:
             chooses = _seed_of(run.seed, state.phase)
             self.choosing = Choosing(run.learner, self.settings.choice, state, run.worth, run.accelerator, chooses)
-            if not state.step:
+            if not state.step and run.start:
                 run.learner.begin_anew(run.start)
         self.optimizer = _optimizer(run.learner, self.settings.lr)
         if state.step:
@@ -180,7 +180,7 @@ class PhaseLoop:
         run, settings = self.run, self.settings
         share = Share(run.accelerator.process_index, run.accelerator.num_processes)
         feed = Feed(run.supply, settings.batch_size, run.order, run.seed, share)
-        steps = feed.steps(reads=settings.phase.reads, start=self.state.step, stop=settings.steps)
+        steps = feed.steps(reads=settings.read.reads, start=self.state.step, stop=settings.steps)
         if run.accelerator.device.type != "cuda":
             return steps
         return (replace(step, batch=step.batch.pinned()) for step in steps)
@@ -224,7 +224,7 @@ class PhaseLoop:
         batch = step.batch.to(device)
         with run.accelerator.autocast():
             with dropout():
-                seen = run.learner(batch, phase)
+                seen = run.learner(batch, self.settings.read)
             if not step.counts:
                 seen, batch = seen.emptied(), batch.emptied()
             terms = run.method(phase, seen, batch, run.learner.aids)  # aids compute as the student does; losses in float32
