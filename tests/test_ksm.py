@@ -23,6 +23,7 @@ from hskstore.methods.batch import Batch
 from hskstore.methods.selector import (
     RandomWeights,
     Selector,
+    critic_loss,
     hard,
     phase_loss,
     step_loss,
@@ -149,8 +150,16 @@ def test_targets_and_losses_of_values_by_hand() -> None:
 
 
 def test_a_phase_of_one_step_is_the_usual_actor_critic() -> None:
-    value, later, reward = torch.tensor([0.7]), torch.tensor(0.2), torch.tensor(0.1)
-    assert phase_loss(value, later, reward, 0.98) == pytest.approx(step_loss(value, later, reward[None], 0.98))
+    """0.3 were earned and 0.1 explored: the value is the sum of both and what follows, 0.2. Of more steps they are two losses."""
+    value, later, earned, novelty = torch.tensor([0.6]), torch.tensor(0.2), torch.tensor(0.3), torch.tensor([0.1])
+    assert float(critic_loss(value, later, earned, novelty, 0.98)) == pytest.approx(0, abs=1e-12)
+    assert float(critic_loss(value + 0.5, later, earned, novelty, 0.98)) == pytest.approx(0.25)
+    assert float(critic_loss(value, later, earned, None, 0.98)) == pytest.approx(0.1**2)
+    value, novelty = torch.tensor([0.6, 0.4]), torch.tensor([0.1, 0.2])
+    of_phase = phase_loss(value, later, earned, 0.98)
+    assert critic_loss(value, later, earned, None, 0.98) == of_phase, "where nothing is explored Equation 9 has nothing to say"
+    both = of_phase + step_loss(value, later, novelty, 0.98)
+    assert critic_loss(value, later, earned, novelty, 0.98) == both
 
 
 def test_what_is_unlike_the_actions_before_is_rewarded() -> None:
@@ -441,6 +450,9 @@ def test_a_selector_that_does_not_fit_is_refused(place: Path, tmp_path: Path) ->
         ({"discount": 1.5}, "--discount 1.5"),
         ({"selector_lr": 0}, "--selector-lr 0"),
         ({"action": "random-soft", "episodes": 2}, "--action random-soft trains no selector: leave out --episodes"),
+        ({"threshold": 0.3}, "--action soft takes in all terms: leave out --threshold"),
+        ({"phase_steps": 4000}, "--discount 0.98 over --phase-steps 4000: .* choose a discount nearer to 1, or fewer steps"),
+        ({"discount": 0.4}, "--discount 0.4 over --phase-steps 64"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
