@@ -146,14 +146,14 @@ class Case:
     rows: InMemory
 
     def batches(self, steps: int) -> Generator[Step]:
-        reads = self.loop.settings.phase.reads
+        reads = self.loop.settings.read.reads
         return Feed(self.rows, BATCH_SIZE, self.loop.run.order, seed=0).steps(reads=reads, start=0, stop=steps)
 
     def step(self, step: Step) -> None:
         """What the trainer makes of a batch."""
         run = self.loop.run
         run.learner.train()
-        with showing(run.learner.student, self.loop.settings.phase.sees):
+        with showing(run.learner.student, self.loop.settings.read.sees):
             self.loop._step(step)
         run.journal.read_back(self.name, self.loop.state)
 

@@ -26,11 +26,12 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from hskstore.config import Strategy
+from hskstore.errors import StoreError
 from hskstore.explore.bootstrap import draws, groups, interval
 from hskstore.explore.knowledge import bytes_read
 from hskstore.explore.show import describe
-from hskstore.methods import METHODS, Method, weighed
-from hskstore.methods.serving import lacking, refusal, teacher_shape
+from hskstore.methods import METHODS, Method
+from hskstore.methods.serving import teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.run import shape_of, usual_length
 from hskstore.stage_one.extract import extract
@@ -38,6 +39,8 @@ from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe, read_recipe
 from hskstore.stage_two.rows import reading_options, rows_from_data, rows_from_store, telling_rows
 from hskstore.stage_two.scores import predict
+from hskstore.stage_two.selecting import selecting
+from hskstore.stage_two.student import check_store
 from hskstore.store import Store, open_store
 from hskstore.students import slice_teacher
 from hskstore.text.dataset import label_ids, read_dataset
@@ -174,15 +177,17 @@ def served(
     unserved: list[str] = []
     sizes = describe(store.root).array_bytes
     for name, recipe in recipes.items():
-        phases = weighed(recipe.method.phases(teacher, shape), recipe.weight, recipe.method.name)
-        lacks = lacking(store.plan, phases)
-        if lacks:
-            unserved.append(refusal(store.root, recipe.method, shape.layers, lacks))
+        phases = recipe.phases(teacher, shape)
+        try:
+            check_store(store, phases, shape, recipe.method)
+            selecting(phases, recipe, store, teacher, shape)
+        except StoreError as error:
+            unserved.append(str(error))
             continue
         epochs = (200, 100) if len(phases) == 2 else (300,)  # more than any number of steps asked for
         numbers = {"epochs": epochs, "lr": (options.lr,), "batch_size": (options.batch_size,), "max_steps": options.steps}
         whole = replace(recipe, student=student, **numbers)
-        contenders[name] = Contender(store, whole, bytes_read(store, phases, sizes))
+        contenders[name] = Contender(store, whole, bytes_read(store, recipe.read_phases(teacher, shape), sizes))
     return contenders, unserved
 
 

@@ -6,7 +6,8 @@
 Students with three of the teacher's layers, from one store of the first `--rows` of the data: KSM by soft and by hard actions,
 the same with weights at random, each of the four kinds of knowledge alone, all four at fixed weights, PKD and KD. Every student
 has the same steps and batches; a selector learns before, from trainings of as many steps each. KD and PKD are at KSM's
-temperature. How they are compared: pipelines/compare.py.
+temperature. How they are compared: pipelines/compare.py. The scored rows include the validation rows, whose labels reward the
+selector: the bias is for KSM.
 """
 
 import argparse

@@ -141,7 +141,7 @@ def train(world: tuple[Store, str], out: Path) -> Distilled:
 
 
 def without_times(results: list[PhaseResult]) -> list[PhaseResult]:
-    return [replace(result, seconds=0, waited=0) for result in results]
+    return [replace(result, seconds=0, waited=0, scored=0) for result in results]
 
 
 def weights(out: Path) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,11 @@ import pytest
 from hskstore.config import Strategy
 from hskstore.explore.show import describe
 from hskstore.features import TeacherShape
-from hskstore.methods import Ckd, Kd, Mgskd, Pkd
+from hskstore.methods import Ckd, Kd, Mgskd, Pkd, Selection, Terms
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
+from hskstore.stage_two.recipe import Recipe
 from hskstore.store import open_store
 from hskstore.store.features import Pooled, Spans, States
 from hskstore.text.tasks import TASKS
@@ -82,6 +84,18 @@ def test_the_bytes_of_a_method_are_those_of_the_layers_that_it_reads(place: Path
     assert read(Kd()) == inputs + sizes["train/logits"] and read(Kd(alpha=0.5)) == read(Kd()) + sizes["train/label"]
     assert read(Pkd()) == read(Kd(alpha=0.5)) + sizes["train/cls/values"]
     assert read(Ckd()) == read(Kd(alpha=0.5)) + sizes["train/states/values"]
+
+
+def test_a_recipe_is_served_where_the_store_has_what_its_selector_looks_at(place: Path) -> None:
+    (root,) = (place / "store").iterdir()
+    chosen = Selection(select=Terms(("ckd.word_pair", "prediction")))
+    recipes = {
+        "chosen": Recipe(method=Ckd(), selection=chosen),
+        "random": Recipe(method=Ckd(), selection=replace(chosen, action="random-soft")),
+    }
+    options = SimpleNamespace(lr=1e-3, batch_size=8, steps=3)
+    found, (why,) = compare.served(open_store(root), str(place / "student"), recipes, options)
+    assert found.keys() == {"random"} and "holds no cls of teacher layer 4, from which weights are chosen" in why
 
 
 def test_spans_are_read_whole_by_whoever_reads_them() -> None:

@@ -174,7 +174,7 @@ def test_interrupted_and_resumed_it_ends_in_the_same_weights_bit_for_bit(
         train_narrowing(tmp_path / "broken", method, score=weighed, watch=stop_after(stage, step))
     resumed, results = train_narrowing(tmp_path / "broken", method, score=weighed)
     assert equal(whole, resumed)
-    without_times = [[replace(result, seconds=0, waited=0) for result in found] for found in (expected, results)]
+    without_times = [[replace(result, seconds=0, waited=0, scored=0) for result in found] for found in (expected, results)]
     assert without_times[0] == without_times[1]
     assert whole["student.bert.encoder.layer.0.attention.self.query.weight"].shape == (4, 16)
 
@@ -316,7 +316,9 @@ def test_a_distillation_that_prunes_goes_on_where_it_was_stopped_and_only_with_t
     resumed = learn(store, student, tmp_path / "run", Mud())
     weights = [Path(found.folder, "model.safetensors").read_bytes() for found in (whole, resumed)]
     assert weights[0] == weights[1] and whole.scores == resumed.scores
-    assert [replace(phase, seconds=0) for phase in whole.phases] == [replace(phase, seconds=0) for phase in resumed.phases]
+    assert [replace(phase, seconds=0, scored=0) for phase in whole.phases] == [
+        replace(phase, seconds=0, scored=0) for phase in resumed.phases
+    ]
 
 
 def test_a_pruned_student_can_be_pruned_further_while_it_learns(store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Knowledge selection: its losses, what an actor and a critic learn by, toys whose best choice is known, and runs."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from safetensors.torch import load_file
 from hskstore.config import Strategy
 from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.explore.methods import describe_methods
-from hskstore.features import TeacherShape
+from hskstore.features import RowTargets, TeacherShape
 from hskstore.losses import direction_distance, flow_mse
 from hskstore.methods import Ckd, Kd, Ksm, Mud, Selection, Several, Terms, Weights
+from hskstore.methods.batch import Batch
 from hskstore.methods.selector import (
     RandomWeights,
     Selector,
+    critic_loss,
     hard,
     phase_loss,
     step_loss,
@@ -28,11 +31,13 @@ from hskstore.methods.selector import (
     unlike,
     unrepeated,
 )
+from hskstore.models.observe import Seen
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.card import Distilled
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.journal import scheduled
+from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from hskstore.text.tasks import TASKS
@@ -61,8 +66,7 @@ def test_flows_by_hand() -> None:
     4."""
     student, above = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[1.0, 3.0]]])
     term = flow_mse(student, above, teacher_lower=torch.tensor([[[0.0, 5.0]]]), teacher_upper=torch.tensor([[[1.0, 1.0]]]))
-    assert term.total.tolist() == pytest.approx([12.0]) and term.count.tolist() == [4]
-    assert float(term.value) == pytest.approx(3.0)
+    assert term.total.tolist() == pytest.approx([3.0]) and term.count.tolist() == [1]
 
 
 def test_flows_are_those_of_whole_matrices() -> None:
@@ -104,6 +108,27 @@ def test_what_ksm_reads_and_weighs() -> None:
         Ksm().phases(TEACHER, ModelShape("it", 2, (13, 8)))
 
 
+def test_sums_are_the_means_times_the_rows() -> None:
+    """The second row is as the teacher has it, but for its label: ln 2, as of the first. Of that also 1/2 ln 2/3 + 1/2 ln 2 of
+    its logits, at a temperature of 10; a right angle; ((1, 3), (0, 0)) to ((0, 0), (1, 1)), 12 over 4 entries."""
+    shapes = TeacherShape(4, 2), ModelShape("it", 2, (2, 2))
+    wants = Ksm().phases(*shapes)[0].reads
+    own = torch.tensor([[[2.0, 0.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 1.0]]])
+    features = RowTargets(torch.tensor([[[0.0, 5.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 1.0]]]))
+    flows = RowTargets(torch.tensor([[[1.0, 1.0], [0.0, 1.0]]]))
+    tokens = torch.ones(2, 1, dtype=torch.long)
+    logits, knowledge = torch.tensor([[10 * math.log(3), 0], [0, 0]]), {wants[0]: features, wants[1]: flows}
+    batch = Batch(tokens, tokens, tokens.bool(), torch.tensor([0, 1]), logits, knowledge)
+    seen = Seen(torch.zeros(2, 2), {1: own[0][:, None], 2: own[1][:, None]})
+    found = {}
+    for reduction in ("mean", "sum"):
+        method = Ksm(reduction=reduction)  # type: ignore[arg-type]
+        found[reduction] = {name: float(term.value) for name, term in method(*method.phases(*shapes), seen, batch, None).items()}
+    expected = {"gold": 2 * math.log(2), "prediction": 50 * math.log(4 / 3), "ksm.feature": 2**0.5, "ksm.relation": 3}
+    assert found["sum"] == pytest.approx(expected)
+    assert found["sum"] == pytest.approx({name: 2 * mean for name, mean in found["mean"].items()})
+
+
 # --- actions, targets, exploration
 
 
@@ -125,8 +150,16 @@ def test_targets_and_losses_of_values_by_hand() -> None:
 
 
 def test_a_phase_of_one_step_is_the_usual_actor_critic() -> None:
-    value, later, reward = torch.tensor([0.7]), torch.tensor(0.2), torch.tensor(0.1)
-    assert phase_loss(value, later, reward, 0.98) == pytest.approx(step_loss(value, later, reward[None], 0.98))
+    """0.3 were earned and 0.1 explored: the value is the sum of both and what follows, 0.2. Of more steps they are two losses."""
+    value, later, earned, novelty = torch.tensor([0.6]), torch.tensor(0.2), torch.tensor(0.3), torch.tensor([0.1])
+    assert float(critic_loss(value, later, earned, novelty, 0.98)) == pytest.approx(0, abs=1e-12)
+    assert float(critic_loss(value + 0.5, later, earned, novelty, 0.98)) == pytest.approx(0.25)
+    assert float(critic_loss(value, later, earned, None, 0.98)) == pytest.approx(0.1**2)
+    value, novelty = torch.tensor([0.6, 0.4]), torch.tensor([0.1, 0.2])
+    of_phase = phase_loss(value, later, earned, 0.98)
+    assert critic_loss(value, later, earned, None, 0.98) == of_phase, "where nothing is explored Equation 9 has nothing to say"
+    both = of_phase + step_loss(value, later, novelty, 0.98)
+    assert critic_loss(value, later, earned, novelty, 0.98) == both
 
 
 def test_what_is_unlike_the_actions_before_is_rewarded() -> None:
@@ -136,12 +169,11 @@ def test_what_is_unlike_the_actions_before_is_rewarded() -> None:
 
 
 def test_random_weights_are_of_the_step_and_the_seed() -> None:
-    nothing = (torch.zeros(2, 3), torch.zeros(2, 3))
     soft, flips = RandomWeights(("a", "b"), hard=False), RandomWeights(("a", "b"), hard=True)
-    drawn = torch.stack([soft.weigh(step, nothing, seed=1, learning=False) for step in range(300)])
-    assert torch.equal(drawn[7], soft.weigh(7, nothing, seed=1, learning=False)) and not torch.equal(drawn[7], drawn[8])
+    drawn = torch.stack([soft.weigh(step, None, seed=1, learning=False) for step in range(300)])
+    assert torch.equal(drawn[7], soft.weigh(7, None, seed=1, learning=False)) and not torch.equal(drawn[7], drawn[8])
     assert (drawn >= 0).all() and (drawn <= 1).all() and drawn.mean(dim=0).sub(0.5).abs().max() < 0.06
-    taken = torch.stack([flips.weigh(step, nothing, seed=1, learning=False) for step in range(300)])
+    taken = torch.stack([flips.weigh(step, None, seed=1, learning=False) for step in range(300)])
     assert set(taken.flatten().tolist()) == {0.0, 1.0} and taken.sum(dim=1).min() == 1
 
 
@@ -155,7 +187,8 @@ def test_rows_that_a_short_batch_lacks_change_nothing_and_learning_updates_each_
     selector.begin(lambda: next(worths))
     for step in range(3):
         selector.weigh(step, (own, short, own)[step], seed=3, learning=True)
-        selector.follow(step + 1, lambda: next(worths))
+        selector.follow(step + 1, torch.tensor([0.25, step / 4]), lambda: next(worths))
+        assert selector.actions[step % 2].tolist() == [0.25, step / 4], "what was taken on the first process"
     assert selector.rows.tolist() == [4, 2] and float(selector.earned) == 1.0
     selector.finish(3, lambda: next(worths))
     assert float(selector.earned) == 0.5 and float(selector.worth) == 1.5
@@ -196,7 +229,7 @@ def toy(
             own = own - 0.1 * (good * (own - truth) + other * bad(own, truth, random))
             weights.append(torch.stack([good, other]))
             if learning:
-                selector.follow(step + 1, worth)
+                selector.follow(step + 1, weights[-1], worth)
         if learning:
             selector.finish(96, worth)
         return torch.stack(weights)
@@ -329,7 +362,10 @@ def test_a_run_that_is_stopped_anywhere_goes_on_bit_for_bit(
     assert [phase["schedule"] for phase in told[0]] == [phase["schedule"] for phase in told[1]]
 
 
-def test_weights_at_random_and_fixed_ones_need_no_training_before(place: Path, tmp_path: Path) -> None:
+def test_weights_at_random_and_fixed_ones_need_no_training_before(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "copied", lambda self: pytest.fail("nothing begins anew"))
     made = {}
     for action in ("random-soft", "random-hard", "fixed"):
         found = learn(place, tmp_path / action, selection=Selection(action=action))  # type: ignore[arg-type]
@@ -337,16 +373,25 @@ def test_weights_at_random_and_fixed_ones_need_no_training_before(place: Path, t
         assert bool(found.phases[0].schedule) == (action != "fixed")
         made[action] = weights(tmp_path / action)
     assert len(set(made.values())) == 3
+    at_random = Selection(select=Terms(("prediction", "gold")), action="random-hard")
+    found = learn(place, tmp_path / "kd", store="bare", method=Kd(alpha=0.5), selection=at_random, max_steps=2)
+    assert found.phases[0].schedule[0].keys() >= {"prediction", "gold"}, "they look at no [CLS] vectors: the store has none"
 
 
 @pytest.mark.long
 def test_any_terms_of_any_methods_can_be_chosen_among(place: Path, tmp_path: Path) -> None:
+    chosen = Selection(select=Terms(("ckd.word_pair", "prediction")), episodes=1, phase_steps=2)
+    learn(place, tmp_path / "ckd", method=Ckd(), selection=chosen, max_steps=2)
+    used = Selection(selector=str(tmp_path / "ckd" / "selector"))
+    found = learn(place, tmp_path / "used", method=Ckd(), selection=used, max_steps=2)
+    assert [phase.name for phase in found.phases] == ["ckd"], "a method is given its own phase, of what it reads itself"
     words = {"method": "mud+ckd", "select": "mud.hidden,ckd.word_pair,prediction", "episodes": 1, "phase_steps": 4}
     recipe = Recipe.of(words)
     assert recipe.method == Several((Mud(), Ckd()), "joint") and recipe == Recipe.of(recipe.as_options())
     found = learn(place, tmp_path / "run", method=recipe.method, selection=recipe.selection)
     assert found.phases[-1].schedule[0].keys() == {"step", "steps", "mud.hidden", "ckd.word_pair", "prediction"}
     assert Recipe.of({"method": "mud+ksm"}).method == Several((Mud(), Ksm()), "joint")
+    assert Recipe.of({"method": "mud+ckd", "selector": "runs/it/selector"}).method == Several((Mud(), Ckd()), "joint")
     assert Recipe.of({"method": "mud+ksm", "action": "fixed"}).method == Several((Mud(), Ksm()))
     with pytest.raises(OptionError, match=r"^--select: weights are chosen in one phase, and mud has hidden and prediction: add"):
         learn(place, tmp_path / "other", method=Mud(), selection=recipe.selection)
@@ -405,6 +450,9 @@ def test_a_selector_that_does_not_fit_is_refused(place: Path, tmp_path: Path) ->
         ({"discount": 1.5}, "--discount 1.5"),
         ({"selector_lr": 0}, "--selector-lr 0"),
         ({"action": "random-soft", "episodes": 2}, "--action random-soft trains no selector: leave out --episodes"),
+        ({"threshold": 0.3}, "--action soft takes in all terms: leave out --threshold"),
+        ({"phase_steps": 4000}, "--discount 0.98 over --phase-steps 4000: .* choose a discount nearer to 1, or fewer steps"),
+        ({"discount": 0.4}, "--discount 0.4 over --phase-steps 64"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
@@ -419,7 +467,6 @@ def test_terms_that_are_none_are_refused(text: str) -> None:
 
 
 def test_the_reward_is_how_far_the_loss_falls_or_the_metric_rises(place: Path, tmp_path: Path) -> None:
-    from hskstore.stage_two.learner import Learner
     from hskstore.stage_two.rows import rows_from_store
     from hskstore.stage_two.scores import dev_worth, predict
 

@@ -21,7 +21,7 @@ from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
 from hskstore.features import HiddenTargets, TeacherShape
 from hskstore.losses import Term, whole_batch
-from hskstore.methods import Finetune, Kd, Method, Mud, Phase
+from hskstore.methods import Finetune, Kd, Ksm, Method, Mud, Phase, Selection
 from hskstore.methods.batch import Batch
 from hskstore.methods.mud import gathered
 from hskstore.methods.projection import projected
@@ -76,6 +76,7 @@ def place(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPa
     student.save_pretrained(place / "student")
     make_tokenizer().save_pretrained(place / "student")
     (place / "program.py").write_text(PROGRAM)
+    (place / "chosen.py").write_text("import sys\nfrom tests.test_processes import distill_chosen\ndistill_chosen(*sys.argv[1:])")
     return place
 
 
@@ -124,6 +125,34 @@ def test_two_processes_learn_what_one_learns_and_stop_and_go_on_together(place: 
     run_two(place, out)
     resumed = load_file(out / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in two.items())
+
+
+@pytest.mark.long
+def test_a_selector_learns_the_same_on_two_processes(teacher_folder: str, place: Path, tmp_path: Path) -> None:
+    """Of 46 rows in batches of 15 the last batch is one row: the second process has none."""
+    (tmp_path / "data").mkdir()
+    for name, rows in (("train", 46), ("dev", 40)):
+        write_tsv(tmp_path / "data" / f"{name}.tsv", rows, seed=rows)
+    data, strategies = str(tmp_path / "data"), [Strategy(2)]
+    extract(teacher_folder, data, out=tmp_path / "stores", methods=[Ksm()], strategies=strategies, task="sst2")
+    words = (tmp_path / "stores" / "ksm", place / "student")
+    distill_chosen(*map(str, words), str(tmp_path / "one"))
+    launch(place / "chosen.py", *words, tmp_path / "two", of=2)
+    for file in ("model.safetensors", "selector/selector.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        for name, tensor in one.items():
+            if not name.endswith("key.bias"):
+                torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text())["phases"] for name in ("one", "two"))
+    assert [phase["name"] for phase in two] == ["episode-1", "episode-2", "ksm"]
+    for alone, shared in zip(one, two, strict=True):
+        assert shared["schedule"] == [pytest.approx(row, abs=1e-3) for row in alone["schedule"]]
+
+
+def distill_chosen(store: str, student: str, out: str) -> None:
+    selection = Selection(episodes=2, phase_steps=3)
+    numbers = {"max_steps": 8, "batch_size": (15,), "lr": (1e-3,), "precision": "fp32"}
+    distill(store, Recipe(student, Ksm(), selection=selection, **numbers), out=out)  # type: ignore[arg-type]
 
 
 # --- the result of one process

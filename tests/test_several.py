@@ -24,6 +24,7 @@ from hskstore.methods import (
     Ckd,
     Finetune,
     Kd,
+    Ksm,
     Method,
     Mgskd,
     MiniLM,
@@ -396,6 +397,9 @@ def test_for_keeps_what_each_of_several_methods_reads(tmp_path: Path, capsys: py
     last = Pkd(patient_layers="last")
     assert methods_for(["mud+ckd", "kd"]) == [Mud(), Ckd(), Kd()]
     assert methods_for([str(tmp_path / "mine.toml")]) == [last, Ckd()]
+    for action, more in (("soft", [Ksm()]), ("random-soft", [])):  # a selector looks at what ksm reads
+        (tmp_path / "chosen.toml").write_text(f'method = "ckd"\nselect = "ckd.word_pair,prediction"\naction = "{action}"\n')
+        assert methods_for([str(tmp_path / "chosen.toml")]) == [Ckd(), *more]
     for text in ("mud+", "mud+mudd"):
         with pytest.raises(OptionError, match=r"no method is called so \(mud, kd, "):
             methods_for([text])

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,7 @@ def test_ctrl_c_and_the_same_call_again_end_in_the_same_weights_bit_for_bit(stop
         run(tmp_path / "broken", Mud(), watch=stop, score=None)
     resumed, results = run(tmp_path / "broken", Mud(), score=None)
     assert equal(whole, resumed)
-    without_times = [[replace(result, seconds=0, waited=0) for result in found] for found in (expected, results)]
+    without_times = [[replace(result, seconds=0, waited=0, scored=0) for result in found] for found in (expected, results)]
     assert without_times[0] == without_times[1]
 
 
@@ -238,18 +240,24 @@ def test_patience_ends_a_phase_whose_dev_score_no_longer_rises_and_keeps_the_bes
     assert result.best == {"step": 12, "accuracy": 0.9}
 
 
-def test_patience_counts_on_after_a_stop(tmp_path: Path) -> None:
+def test_patience_and_the_seconds_of_scores_count_on_after_a_stop(tmp_path: Path) -> None:
     phases = [replace(each, patience=2) for each in settings(Kd(), 60)]
+
+    def slowly(*values: float) -> Iterator[float]:
+        for value in values:
+            time.sleep(0.1)
+            yield value
 
     def stop(stage: str, done: int, total: int, note: str = "") -> None:
         if done == 16 * 14:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Kd(), phases=phases, scores=[0.9, 0.8], watch=stop)
-    _, (result,) = run(tmp_path, Kd(), phases=phases, scores=[0.7, 0.99])
+        run(tmp_path, Kd(), phases=phases, scores=slowly(0.9, 0.8), watch=stop)
+    _, (result,) = run(tmp_path, Kd(), phases=phases, scores=slowly(0.7, 0.99))
     assert [each["accuracy"] for each in result.scores] == [0.9, 0.8, 0.7]
     assert result.ended == "patience"
+    assert 0.3 <= result.scored < result.seconds, "the last score is one of its seconds too"
 
 
 def test_minutes_end_every_phase_in_its_share_with_a_dev_score_and_a_rate_that_has_decayed(tmp_path: Path) -> None:

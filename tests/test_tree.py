@@ -205,6 +205,8 @@ def test_a_student_with_another_tokenizer_learns_where_its_own_tree_stands() -> 
         ({"tree": ""}, "--tree : choose student, teacher or random"),
         ({"children": 0}, "--children 0: must be a whole number from 1"),
         ({"tree": "teacher", "children": 5}, "a store keeps the 4 tokens that each attends to most"),
+        ({"nodes": 9}, "--nodes 9: --tree student grows no tree that has it: leave it out"),
+        ({"tree": "random", "children": 1}, "--children 1: --tree random grows no tree that has it"),
         ({"nodes": 0}, "--nodes 0: must be"),
         ({"tree_from": -1.0}, "--tree-from -1.0: must be from zero"),
         ({"reduction": "max"}, "--reduction max: choose one of mean, sum"),

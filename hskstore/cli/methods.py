@@ -38,7 +38,7 @@ def methods(
 
 def methods_for(named: Sequence[str]) -> list["Method"]:
     """The methods that `--for` names: by their own names with their defaults, or by recipe files with theirs; each of several in
-    one run by itself.
+    one run by itself, and ksm besides where a recipe's selector looks at its knowledge.
 
     Raises OptionError for what is neither.
     """
@@ -53,7 +53,7 @@ def methods_for(named: Sequence[str]) -> list["Method"]:
         if set(text.split("+")) <= set(METHODS):
             found += parts_of(make_method(text, {}))
         elif Path(text).is_file():
-            found += parts_of(Recipe.of(read_recipe(Path(text))).method)
+            found += Recipe.of(read_recipe(Path(text))).reading
         else:
             raise OptionError(f"--for {text}: no method is called so ({', '.join(METHODS)}), and no recipe file")
     return found

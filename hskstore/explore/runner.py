@@ -27,7 +27,7 @@ from hskstore.explore.runs import VERSION, Predictions, RunRow, SweepFacts, Swee
 from hskstore.explore.scored import FurtherData, FurtherRows, read_further
 from hskstore.features.view import view
 from hskstore.memory import free_memory
-from hskstore.methods import Phase, weighed
+from hskstore.methods import Phase
 from hskstore.methods.serving import is_rich, lacking, teacher_shape
 from hskstore.models.run import ModelShape, shape_of
 from hskstore.stage_one.coded import Coded, coded_view, derive_coded
@@ -172,8 +172,7 @@ class Runner:
     def phases_of(self, configuration: Configuration) -> tuple[Store, tuple[Phase, ...]]:
         """What it reads, and its phases. Raises OptionError where there is no such view, ModelError for such a student."""
         recipe, store = configuration.recipe(self.shared.student, 0), self._selected(configuration)
-        phases = recipe.method.phases(teacher_shape(store.plan), self.student)
-        return store, weighed(phases, recipe.weight, recipe.method.name)
+        return store, recipe.phases(teacher_shape(store.plan), self.student)
 
     def bytes_of(self, configuration: Configuration) -> int:
         """On disk, of all that it reads of the train rows."""
@@ -329,7 +328,7 @@ class Runner:
             scores={f"{name}/{metric}": value for name, values in found.items() for metric, value in values.items()},
             losses={f"{phase.name}/{term}": value for phase in distilled.phases for term, value in phase.losses.items()},
             steps=sum(phase.steps for phase in distilled.phases),
-            bytes=bytes_read(store, learnt.fitted.phases, sizes_with_view(store)),
+            bytes=bytes_read(store, learnt.fitted.read, sizes_with_view(store)),
             seconds_training=learnt.seconds_training,
             seconds_scoring=round(learnt.seconds_scoring + time.monotonic() - began, 3),
             parameters=distilled.parameters,

@@ -15,8 +15,8 @@ def flow_mse(
     teacher_lower: Float[Tensor, "pair batch width"],
     teacher_upper: Float[Tensor, "pair batch width"],
 ) -> Term:
-    """Mean squared difference of the student's and the teacher's products of two layers' vectors, lower x upper^T / |lower|, over
-    rows and entries, summed over pairs of layers; the term is [pair].
+    """Mean squared difference of the entries of the student's and the teacher's products of two layers' vectors, lower x upper^T
+    / |lower|, mean over rows, summed over pairs of layers; the term is [pair].
 
     Equations 16 and 17 of KSM (Wang et al., EMNLP Findings 2023); |lower| is read as the vector's length. The products, width x
     width each, are never built: with unit vectors a, c and vectors b, d the difference a b^T - c d^T is a (b - d)^T + (a - c)
@@ -31,4 +31,4 @@ def flow_mse(
         + 2 * (own * turned).sum(dim=-1) * (off * target).sum(dim=-1)
     )
     rows, width = upper.shape[1:]
-    return Term(squares.sum(dim=1), torch.full((len(squares),), rows * width**2, device=squares.device))
+    return Term(squares.sum(dim=1) / width**2, torch.full((len(squares),), rows, device=squares.device))

@@ -79,23 +79,28 @@ gradients."""
 
 class Chooser(Protocol):
     """Who weighs some terms anew at every step: an nn.Module beside the student, whose state_dict is all that it remembers, so
-    that checkpoints hold it. The training that it learns by calls `begin`, then `weigh` and `follow` at each step, then `finish`.
+    that checkpoints hold it."""
+
+    @property
+    def terms(self) -> tuple[str, ...]: ...
+
+    def weigh(self, number: int, state: State | None, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+        """What the weights of its terms are multiplied by at step `number` of a training; `seed` is its own, and `state`
+        is None where it looks at nothing."""
+        ...
+
+
+class LearningChooser(Chooser, Protocol):
+    """One that learns. The training that it learns by calls `begin`, then `weigh` and `follow` at each step, then `finish`.
 
     `worth` is how good the student is: less its loss on validation rows, or its metric. It takes time, and is asked for where a
     reward is due.
     """
 
-    @property
-    def terms(self) -> tuple[str, ...]: ...
-
-    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
-        """What the weights of its terms are multiplied by at step `number` of a training, on the device; `seed` is its own."""
-        ...
-
     def begin(self, worth: Callable[[], float]) -> None: ...
 
-    def follow(self, done: int, worth: Callable[[], float]) -> None:
-        """So many steps are done."""
+    def follow(self, done: int, taken: Float[Tensor, " term"], worth: Callable[[], float]) -> None:
+        """So many steps are done, the last one with the weights that were `taken`: on every process those of the first one."""
         ...
 
     def finish(self, done: int, worth: Callable[[], float]) -> None: ...

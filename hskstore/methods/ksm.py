@@ -44,6 +44,11 @@ class Ksm:
     temperature^2; of a score by its squared difference. The paper gives no temperature (10 is that of pkd), no number of episodes
     and no weights beside what is chosen: they are 1, and 1000 of the flow, whose mean is over so many entries. It writes sums
     over the batch (--reduction sum).
+
+    What else is not the paper's: while the selector learns, noise of standard deviation 2, the same in all steps of a phase, is
+    added to the actor's outputs before the sigmoid, and they are held near +-2.5, so that soft weights lie in about 0.08 to 0.92.
+    Each reward is learnt from 4 times. Where Equation 5 takes in no term, the largest is taken in. In a phase of one step what
+    is earned and what is explored are one reward.
     """
 
     name: ClassVar[MethodName] = "ksm"

@@ -19,6 +19,9 @@ Reward = Literal["loss", "metric"]
 TRAINING = {"episodes", "phase_steps", "reward", "exploration_scale", "discount", "selector_lr", "threshold"}
 """Options of what is learnt alone."""
 
+LEAST_DISCOUNT = 1e-6
+"""Of the last step of a phase: Equation 11 divides by it, and squares what comes of that."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -52,9 +55,9 @@ class Selection:
     """How the weights of some terms are chosen at every step: an actor's outputs multiply the phase's own weights.
 
     `select` None: the four of `ksm`. Each of `episodes` trains the student from its start, with as many steps as the student
-    will then have, while the selector learns; `phase_steps` of 1 is the usual actor-critic. With `selector`, one that was trained
-    before, there are no episodes; its terms, its action and its threshold are its own. "random-soft" and "random-hard" draw
-    weights, "fixed" leaves them as they are.
+    will then have, while the selector learns; `phase_steps` of 1 is the usual actor-critic, whose rewards then have no discount.
+    With `selector`, one that was trained before, there are no episodes; its terms, its action and its threshold are its own.
+    "random-soft" and "random-hard" draw weights, "fixed" leaves them as they are.
 
     Raises OptionError for what makes no sense.
     """
@@ -86,8 +89,15 @@ class Selection:
             self._leave_out(
                 f"--selector {self.selector} brings its own options", {each.name for each in fields(self)} - {"selector"}
             )
-        if self.action not in ("soft", "hard"):
+        if not self.looks:
             self._leave_out(f"--action {self.action} trains no selector", TRAINING)
+        if self.action == "soft":
+            self._leave_out("--action soft takes in all terms", {"threshold"})
+        if self.discount**self.phase_steps < LEAST_DISCOUNT:
+            raise OptionError(
+                f"--discount {self.discount:g} over --phase-steps {self.phase_steps}: nothing would be left of the reward of a"
+                " phase's last steps; choose a discount nearer to 1, or fewer steps"
+            )
 
     def _leave_out(self, why: str, names: set[str]) -> None:
         """Raise OptionError where one of these options is not its default."""
@@ -96,9 +106,14 @@ class Selection:
             raise OptionError(f"{why}: leave out {', '.join('--' + name.replace('_', '-') for name in changed)}")
 
     @property
+    def looks(self) -> bool:
+        """Whether a selector looks at what is learnt; weights at random look at nothing."""
+        return self.action in ("soft", "hard")
+
+    @property
     def learns(self) -> bool:
         """Whether there is a selector to train."""
-        return self.action in ("soft", "hard") and self.selector is None
+        return self.looks and self.selector is None
 
 
 def chosen_terms(selection: Selection, weighed: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
@@ -124,6 +139,6 @@ def state_want(teacher: TeacherShape, student: ModelShape) -> Want[RowTargets]:
 
 
 def seeing_state(phase: Phase, want: Want[RowTargets]) -> Phase:
-    """The phase that reads and sees this besides."""
+    """The phase for who reads the store and watches the student: it reads and sees this besides, which no method knows of."""
     sees = phase.sees | Sight(hidden=frozenset(pair.student for pair in want.pairs))
     return replace(phase, reads=(*phase.reads, want), sees=sees)

@@ -73,9 +73,10 @@ class Selector(nn.Module):
 
     # --- acting
 
-    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+    def weigh(self, number: int, state: State | None, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
         """The action of Equation 3, or of Equation 5. While it learns, actions are drawn around it, alike in a phase of the
         selector, and what was earned in the phase before is learnt from."""
+        assert state is not None
         steps = self.options.phase_steps
         at = number % steps
         if learning and at == 0 and number:
@@ -88,7 +89,7 @@ class Selector(nn.Module):
         if learning:
             for remembered, own in zip((self.student_cls, self.teacher_cls), state, strict=True):
                 remembered[at, : len(own)] = own
-            self.rows[at], self.actions[at] = len(state[0]), action
+            self.rows[at] = len(state[0])
         return action
 
     def _taken(self, soft: Float[Tensor, "*step term"]) -> Float[Tensor, "*step term"]:
@@ -100,8 +101,9 @@ class Selector(nn.Module):
         """A student is at its start."""
         self.worth.fill_(worth())
 
-    def follow(self, done: int, worth: Callable[[], float]) -> None:
-        """So many steps are done: at the end of a phase of the selector, what was earned in it."""
+    def follow(self, done: int, taken: Float[Tensor, " term"], worth: Callable[[], float]) -> None:
+        """So many steps are done: the action, and, at the end of a phase of the selector, what was earned in it."""
+        self.actions[(done - 1) % self.options.phase_steps] = taken
         if done % self.options.phase_steps == 0:
             self._earn(worth())
 
@@ -119,20 +121,14 @@ class Selector(nn.Module):
     def _learn(self, steps: int, *, explored: bool, following: State | None) -> None:
         """From the phase of the selector that lies in the buffers: line 13 of Algorithm 2."""
         actions = self.actions[:steps]
-        novelty = self.options.exploration_scale * (
-            unlike(actions, self.actions_before) if self.options.action == "soft" else unrepeated(actions, self.actions_before)
-        )
-        if not explored:
-            novelty = torch.zeros_like(novelty)
+        novelty = self._novelty(actions) if explored and self.options.exploration_scale else None
         critic = self._optimizer("critic", "teacher_features")
         actor = self._optimizer("actor", "student_features")
         for _ in range(UPDATES):
             student, teacher = self._features(self.student_cls[:steps], self.teacher_cls[:steps], self.rows[:steps])
             value = self._value(student.detach(), teacher, actions)
             later = self._later(following)
-            loss = phase_loss(value, later, self.earned, self.options.discount)
-            loss = loss + step_loss(value, later, novelty, self.options.discount)
-            _descend(critic, loss)
+            _descend(critic, critic_loss(value, later, self.earned, novelty, self.options.discount))
             student, teacher = self._features(self.student_cls[:steps], self.teacher_cls[:steps], self.rows[:steps])
             raw = self.actor(_joined(student, teacher.detach()))
             wanted = raw.sigmoid()
@@ -141,6 +137,11 @@ class Selector(nn.Module):
             beyond = (raw.abs() - BOUND).relu().square().mean()
             _descend(actor, BOUNDING * beyond - self._value(student.detach(), teacher.detach(), wanted).mean())
         self.actions_before.copy_(self.actions)
+
+    def _novelty(self, actions: Float[Tensor, "step term"]) -> Float[Tensor, " step"]:
+        """The exploration reward: Equation 12, or Equation 13."""
+        found = unlike if self.options.action == "soft" else unrepeated
+        return self.options.exploration_scale * found(actions, self.actions_before)
 
     def _later(self, following: State | None) -> Float[Tensor, ""]:
         """The value of what follows, by the actor as it is; of nothing it is 0."""
@@ -192,18 +193,9 @@ class RandomWeights(nn.Module):
         super().__init__()
         self.terms, self.hard = tuple(terms), hard
 
-    def weigh(self, number: int, state: State, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
-        drawn = torch.from_numpy(_draws(seed, number).random(len(self.terms), dtype=np.float32)).to(state[0].device)
+    def weigh(self, number: int, state: State | None, *, seed: int, learning: bool) -> Float[Tensor, " term"]:
+        drawn = torch.from_numpy(_draws(seed, number).random(len(self.terms), dtype=np.float32))
         return hard(drawn, 0.5) if self.hard else drawn
-
-    def begin(self, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
-
-    def follow(self, done: int, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
-
-    def finish(self, done: int, worth: Callable[[], float]) -> None:
-        """It learns nothing."""
 
 
 def hard(soft: Float[Tensor, "*step term"], threshold: float) -> Float[Tensor, "*step term"]:
@@ -234,6 +226,24 @@ def phase_loss(
     following = torch.cat([value[1:], later[None]])
     expected = (value - following) / discount ** torch.arange(len(value), device=value.device)
     return (reward - expected.sum()).square()
+
+
+def critic_loss(
+    value: Float[Tensor, " step"],
+    later: Float[Tensor, ""],
+    earned: Float[Tensor, ""],
+    novelty: Float[Tensor, " step"] | None,
+    discount: float,
+) -> Float[Tensor, ""]:
+    """Of one phase: Equation 10 of what was earned in it and Equation 9 of the novelty of its steps, if they explored.
+
+    Where the phase is one step, both losses would set the same difference of values. Both rewards are then that step's, and one
+    loss of their sum is the usual actor-critic: Equation 9.
+    """
+    if len(value) == 1:
+        return step_loss(value, later, earned[None] if novelty is None else earned + novelty, discount)
+    loss = phase_loss(value, later, earned, discount)
+    return loss if novelty is None else loss + step_loss(value, later, novelty, discount)
 
 
 def unlike(actions: Float[Tensor, "step term"], before: Float[Tensor, "step_before term"]) -> Float[Tensor, " step"]:

@@ -85,6 +85,12 @@ class Tkd:
                 f" tree has at most {MOST_ATTENDED} children of a node"
             )
         check_count("--nodes", self.nodes)
+        for option, value, default, those in (
+            ("--children", self.children, Tkd.children, {"student", "teacher"}),
+            ("--nodes", self.nodes, Tkd.nodes, {"random"}),
+        ):
+            if value != default and those.isdisjoint(self.trees):
+                raise OptionError(f"{option} {value}: --tree {self.tree} grows no tree that has it: leave it out")
         check_not_negative("--tree-from", self.tree_from)
         check_choice("--reduction", self.reduction, get_args(Reduction))
         check_choice("--projection", self.projection, get_args(Projection))

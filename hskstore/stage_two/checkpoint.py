@@ -29,8 +29,8 @@ class PhaseResult:
     """What a phase did. `best` is None where the phase does not predict; `losses` are means over its last steps.
 
     `ended` is the limit that it met, `waited` the seconds that steps waited for their batch. Where weights were chosen,
-    `schedule` tells what they were, mean over some steps each: from the step "step" on, "steps" of them. `rewarded` is the
-    seconds that it took to see what the student was worth.
+    `schedule` tells what they were, mean over some steps each: from the step "step" on, "steps" of them. Of the `seconds`,
+    `scored` are those of dev scores, `rewarded` those that it took to see what the student was worth.
     """
 
     name: str
@@ -43,6 +43,7 @@ class PhaseResult:
     waited: float
     schedule: list[dict[str, float]] = field(default_factory=list)
     rewarded: float = 0.0
+    scored: float = 0.0
 
 
 @dataclass
@@ -61,6 +62,7 @@ class RunState:
     done: list[PhaseResult] = field(default_factory=list)
     schedule: list[dict[str, float]] = field(default_factory=list)
     rewarded: float = 0.0
+    scored: float = 0.0
 
 
 class Checkpoint:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hskstore.losses import whole_batch
 from hskstore.methods.batch import Batch
-from hskstore.methods.contract import Chooser
+from hskstore.methods.contract import Chooser, LearningChooser, State
 from hskstore.models.observe import Seen
 from hskstore.stage_two import processes
 from hskstore.stage_two.checkpoint import RunState
@@ -33,6 +33,8 @@ class Choosing:
     ) -> None:
         self._learner = learner
         self._chooser = cast(Chooser, learner.chooser)
+        self._learns = cast(LearningChooser, learner.chooser) if choice.learning else None
+        self._taken: Float[Tensor, " term"] = torch.empty(0)
         self._choice = choice
         self._state = state
         self._worth = worth
@@ -41,29 +43,37 @@ class Choosing:
 
     @torch.no_grad()
     def weights(self, number: int, seen: Seen, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """What the weights of the chosen terms are multiplied by at this step, from this process's rows and those of the
-        others."""
-        (pair,) = self._choice.want.pairs
-        own = (seen.hidden[pair.student][:, 0].float(), batch[self._choice.want].values[0].float())
-        student, teacher = (processes.in_batch_order(whole_batch(each), self._accelerator) for each in own)
+        """What the weights of the chosen terms are multiplied by at this step, on every process those of the first one."""
+        state = self._state_of(seen, batch)
         with torch.enable_grad():  # it may learn from what it earned before
-            found = self._chooser.weigh(number, (student, teacher), seed=self._seed, learning=self._choice.learning)
-        return dict(zip(self._choice.terms, processes.first_ones(found, self._accelerator), strict=True))
+            found = self._chooser.weigh(number, state, seed=self._seed, learning=self._choice.learning)
+        self._taken = processes.first_ones(found.to(self._accelerator.device), self._accelerator)
+        return dict(zip(self._choice.terms, self._taken, strict=True))
+
+    def _state_of(self, seen: Seen, batch: Batch) -> State | None:
+        """What the chooser looks at, of this process's rows and those of the others."""
+        want = self._choice.want
+        if want is None:
+            return None
+        (pair,) = want.pairs
+        own = (seen.hidden[pair.student][:, 0].float(), batch[want].values[0].float())
+        student, teacher = (processes.in_batch_order(whole_batch(each), self._accelerator) for each in own)
+        return student, teacher
 
     def begin(self) -> None:
         """The phase begins."""
-        if self._choice.learning:
-            self._chooser.begin(self._worth_now)
+        if self._learns is not None:
+            self._learns.begin(self._worth_now)
 
     def follow(self) -> None:
         """A step is done."""
-        if self._choice.learning:
-            self._chooser.follow(self._state.step, self._worth_now)
+        if self._learns is not None:
+            self._learns.follow(self._state.step, self._taken, self._worth_now)
 
     def finish(self) -> None:
         """The last step is done."""
-        if self._choice.learning:
-            self._chooser.finish(self._state.step, self._worth_now)
+        if self._learns is not None:
+            self._learns.finish(self._state.step, self._worth_now)
 
     def _worth_now(self) -> float:
         worth, began = self._worth, time.monotonic()

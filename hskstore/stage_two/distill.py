@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Learnt:
     """A trained student that is not saved yet, in eval mode; its logits on the dev rows by split; what made it; and the seconds
-    of its steps, and of all its scores in this process."""
+    of its steps, and of all its scores."""
 
     distilled: Distilled
     store: Store
@@ -128,7 +128,6 @@ def learn(
         if own.selection.learns:
             _tell_episodes(own, settings[0], len(dev))
             worth = dev_worth(task, dev, own.selection.reward)
-    took: list[float] = []
     with showing(fitted.model, fitted.sight):
         results = train(
             learner,
@@ -139,7 +138,7 @@ def learn(
             order=fitted.order,
             seed=recipe.seed,
             out=out,
-            score=_timed(dev_score(task, dev, on_score, watch), took),
+            score=dev_score(task, dev, on_score, watch),
             worth=worth,
             precision=precision,
             device=device,
@@ -150,7 +149,7 @@ def learn(
     set_labels(learner.student, task.labels, task.kind)
     began = time.monotonic()
     logits = from_first(lambda: predict_splits(learner.student, fitted.dev, watch))
-    scoring = sum(took) + time.monotonic() - began
+    predicting = time.monotonic() - began
     distilled = Distilled(
         folder=str(out),
         digest=store.digest,
@@ -162,22 +161,9 @@ def learn(
         loader=supply.name,
         batches=supply.batches_sha256(fitted.order, [phase.batch_size for phase in settings]),
     )
-    training = distilled.seconds - sum(took[:-1])  # the last dev score ends its phase, and is none of its seconds
-    return Learnt(distilled, store, fitted, recipe, learner, logits, round(training, 3), scoring)
-
-
-def _timed(score: Callable[[Learner], DevScore] | None, took: list[float]) -> Callable[[Learner], DevScore] | None:
-    """The same, which adds its seconds to what it `took`."""
-    if score is None:
-        return None
-
-    def timed(learner: Learner) -> DevScore:
-        began = time.monotonic()
-        found = score(learner)
-        took.append(time.monotonic() - began)
-        return found
-
-    return timed
+    scored = sum(result.scored for result in results)
+    training = distilled.seconds - scored - sum(result.rewarded for result in results)
+    return Learnt(distilled, store, fitted, recipe, learner, logits, round(training, 3), scored + predicting)
 
 
 def _tell_depths(student: Student) -> None:

@@ -23,12 +23,14 @@ from hskstore.config import (
     check_share,
 )
 from hskstore.errors import OptionError
+from hskstore.features import TeacherShape
 from hskstore.methods import (
     Ksm,
     Method,
     MethodNames,
     Mud,
     PartOptions,
+    Phase,
     Phasing,
     Selection,
     Several,
@@ -36,8 +38,11 @@ from hskstore.methods import (
     make_method,
     method_options,
     parts_of,
+    weighed,
     written,
 )
+from hskstore.methods.selection import seeing_state, state_want
+from hskstore.models.run import ModelShape
 from hskstore.models.widths import PruneTo
 from hskstore.options import Option, Plain, options_of, plain, refuse_unknown
 
@@ -86,9 +91,11 @@ class Recipe:
     ] = None
     lr: Annotated[tuple[float, ...] | None, Doc("Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None
     batch_size: Annotated[tuple[int, ...] | None, Doc("Per phase: 32,32. Default: likewise.")] = None
-    max_steps: Annotated[int | None, Doc("At most so many steps, shared among the phases.")] = None
+    max_steps: Annotated[
+        int | None, Doc("At most so many steps, shared among the phases; where a selector learns, in each training.")
+    ] = None
     max_minutes: Annotated[
-        float | None, Doc("At most so many minutes of training, shared likewise; a decaying rate decays in them.")
+        float | None, Doc("At most so many minutes of training, likewise; a decaying rate decays in them.")
     ] = None
     patience: Annotated[int | None, Doc("End a phase after so many epochs whose dev score is no better than the best.")] = None
     warmup: Annotated[float, Doc("Share of a decaying phase over which the rate rises.")] = DEFAULT_WARMUP
@@ -140,6 +147,25 @@ class Recipe:
         chosen = Selection() if self.selection is None and self._selects_itself else self.selection
         return None if chosen is None or chosen.action == "fixed" else chosen
 
+    def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        """Those of its method, as it weighs them. Raises OptionError or ModelError where it cannot be so with these two."""
+        return weighed(self.method.phases(teacher, student), self.weight, self.method.name)
+
+    def read_phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        """The same with all that is read and seen in them: what a selector looks at is no method's."""
+        phases = self.phases(teacher, student)
+        if self.selects is None or not self.selects.looks:
+            return phases
+        return tuple(seeing_state(phase, state_want(teacher, student)) for phase in phases)
+
+    @property
+    def reading(self) -> tuple[Method, ...]:
+        """The methods for which a store is made that has all of `read_phases`: those of the run, and ksm where a selector looks
+        at what ksm learns of the last layers."""
+        parts = parts_of(self.method)
+        looks = self.selects is not None and self.selects.looks and not self._selects_itself
+        return (*parts, Ksm()) if looks else parts
+
     @classmethod
     def of(cls, given: Mapping[str, object]) -> "Recipe":
         """From options by name as a TOML file or the command line gives them.
@@ -154,7 +180,7 @@ class Recipe:
         chosen = {option: values.pop(option) for option in options_of(Selection) if option in values}
         names = MethodNames.parse(str(name)).names
         several_with_ksm = len(names) > 1 and Ksm.name in names
-        if phasing is None and ("select" in chosen or (several_with_ksm and chosen.get("action") != "fixed")):
+        if phasing is None and ({"select", "selector"} & chosen.keys() or (several_with_ksm and chosen.get("action") != "fixed")):
             phasing = "joint"
         method = make_method(str(name), own, by_part=by_part, phasing=phasing)
         return cls(method=method, selection=Selection(**chosen) if chosen else None, **values)

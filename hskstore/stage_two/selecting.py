@@ -14,7 +14,7 @@ from hskstore.errors import HskError, ModelError, OptionError, StoreError
 from hskstore.features import RowTargets, TeacherShape, Want
 from hskstore.methods import Phase, Selection, Terms, chosen_terms
 from hskstore.methods.ksm import TERMS
-from hskstore.methods.selection import seeing_state, state_want
+from hskstore.methods.selection import state_want
 from hskstore.methods.selector import RandomWeights, Selector
 from hskstore.methods.serving import lacking
 from hskstore.models.run import ModelShape
@@ -32,12 +32,12 @@ MOST_WIDE = 2**20
 
 @dataclass(frozen=True)
 class Selecting:
-    """What a run chooses among, by `selection`, from the vectors `want`, which are so wide. `used`: the selector that was trained
-    before, if one is used."""
+    """What a run chooses among, by `selection`, from the vectors `want` (None: from nothing), which are so wide. `used`: the
+    selector that was trained before, if one is used."""
 
     selection: Selection
     terms: tuple[str, ...]
-    want: Want[RowTargets]
+    want: Want[RowTargets] | None
     widths: tuple[int, int]
     used: Selector | None = None
 
@@ -73,12 +73,12 @@ def selecting(
             f"--prune-to {recipe.prune_to}: a selector learns from trainings that each begin with the whole student; use one that"
             " is trained, with --selector, or choose --action random-soft, random-hard or fixed"
         )
-    want, widths = state_want(teacher, student), (student.width, teacher.width)
+    want, widths = state_want(teacher, student) if selection.looks else None, (student.width, teacher.width)
     used = load_selector(Path(selection.selector)) if selection.selector is not None else None
     if used is not None:
         _check_fits(used, widths, phases[0], str(selection.selector))
     terms = used.terms if used is not None else chosen_terms(selection, tuple(phases[0].weights), TERMS)
-    lacks = lacking(store.plan, [seeing_state(phases[0], want)])
+    lacks = lacking(store.plan, recipe.read_phases(teacher, student))
     if lacks:
         raise StoreError(
             f"{store.root} holds no {' and no '.join(lacks)}, from which weights are chosen: extract with --for ksm besides"

@@ -8,6 +8,7 @@ from hskstore.config import DEFAULT_PRUNE_SHARE, DEFAULT_WARMUP, Loader, TrainPr
 from hskstore.errors import OptionError
 from hskstore.features import RowTargets, Want
 from hskstore.methods import Phase, Selection
+from hskstore.methods.selection import seeing_state
 from hskstore.stage_two.feed import Supply, steps_per_epoch
 from hskstore.stage_two.recipe import Recipe
 from hskstore.text.tasks import Task, TaskDefaults
@@ -17,11 +18,11 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Choice:
-    """That the learner's chooser weighs `terms` anew at every step, from what `want` tells of the teacher. If it is `learning`,
-    by the rewards that the phase gives it. `options` are those of its own, in words."""
+    """That the learner's chooser weighs `terms` anew at every step, from what `want` tells of the teacher, if anything. If it is
+    `learning`, by the rewards that the phase gives it. `options` are those of its own, in words."""
 
     terms: tuple[str, ...]
-    want: Want[RowTargets]
+    want: Want[RowTargets] | None
     learning: bool
     options: str
 
@@ -30,8 +31,8 @@ class Choice:
 class PhaseSettings:
     """A phase with its numbers: at most `steps` of `batch_size` rows and `seconds` of time, at peak rate `lr`.
 
-    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit. A phase with a
-    `choice` begins from the student as it was when the run began.
+    `patience`: dev scores in a row that may be no better than the best before the phase ends. None: no such limit. Where a
+    `choice` is learning, this phase and those that follow begin from the student as it was when the run began.
     """
 
     phase: Phase
@@ -42,6 +43,12 @@ class PhaseSettings:
     seconds: float | None = None
     patience: int | None = None
     choice: Choice | None = None
+
+    @property
+    def read(self) -> Phase:
+        """The phase with all that is read and seen in it; the method knows nothing of what its chooser looks at."""
+        want = self.choice.want if self.choice is not None else None
+        return self.phase if want is None else seeing_state(self.phase, want)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -98,7 +105,7 @@ def phase_settings(recipe: Recipe, phases: Sequence[Phase], defaults: TaskDefaul
 
 
 def with_episodes(
-    settings: Sequence[PhaseSettings], selection: Selection, terms: tuple[str, ...], want: Want[RowTargets]
+    settings: Sequence[PhaseSettings], selection: Selection, terms: tuple[str, ...], want: Want[RowTargets] | None
 ) -> list[PhaseSettings]:
     """The one phase of a run whose `terms` are chosen, and before it, where the selector learns, as many trainings like it as
     there are episodes, of which the last step is kept and no dev score is asked for."""

@@ -17,8 +17,7 @@ from hskstore.errors import ModelError, OptionError, StoreError
 from hskstore.features import HIDDEN, QKV, TeacherShape, Want
 from hskstore.features.hidden import aligned_share
 from hskstore.layers import LayerPair
-from hskstore.methods import Method, Phase, weighed
-from hskstore.methods.selection import seeing_state
+from hskstore.methods import Method, Phase
 from hskstore.methods.serving import is_rich, lacking, refusal, teacher_shape
 from hskstore.models.load import load_classifier
 from hskstore.models.observe import NOTHING, Sight, heads_of
@@ -43,8 +42,9 @@ class Student:
     """A student that fits its store, before it is trained, and the store's dev rows as it reads them.
 
     `tokenizer` is its own, None where it comes with none; `reading` is what that makes of reading rows, as `rows_from_store`
-    takes it. The `phases` of its run are made for `teacher` and `shape`, and read the stored layers `places`. `data` names what
-    it learns from, and `order` the rows alone. `selecting`: how weights are chosen; None: they are fixed.
+    takes it. The `phases` of its run are made for `teacher` and `shape`; `read` is the same with all that is read and seen in
+    them, from the stored layers `places`. `data` names what it learns from, and `order` the rows alone. `selecting`: how weights
+    are chosen; None: they are fixed.
     """
 
     model: Any
@@ -55,6 +55,7 @@ class Student:
     teacher: TeacherShape
     shape: ModelShape
     phases: tuple[Phase, ...]
+    read: tuple[Phase, ...]
     places: Places
     data: str
     order: str
@@ -63,7 +64,7 @@ class Student:
     @property
     def sight(self) -> Sight:
         """All that is seen of it in its run."""
-        return reduce(Sight.__or__, (phase.sees for phase in self.phases), NOTHING)
+        return reduce(Sight.__or__, (phase.sees for phase in self.read), NOTHING)
 
     def check_train(self, store: Store, supply: Supply) -> None:
         """Raise ModelError where the train rows do not fit; say what another tokenizer costs."""
@@ -93,23 +94,22 @@ def fit_student(student: str | nn.Module, store: Store, recipe: Recipe, *, token
     if shape.outputs != len(plan.teacher["labels"]):
         raise ModelError(f"{name} has {shape.outputs} outputs, the store's teacher {len(plan.teacher['labels'])}")
     teacher = teacher_shape(plan)
-    phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)
+    phases = recipe.phases(teacher, shape)
     check_store(store, phases, shape, method)
     if any(phase.sees.qkv for phase in phases):
         shape = replace(shape, heads=_heads(model, name, shape, telling_rows(dev["validation"]), recipe))
-        phases = weighed(method.phases(teacher, shape), recipe.weight, method.name)  # which may refuse such heads
+        phases = recipe.phases(teacher, shape)  # which may refuse such heads
     if reading and any(want.kind is QKV for want in _wants(phases)):
         raise ModelError(
             f"{name} has another tokenizer than the teacher, whose attention from token to token the method {method.name} learns:"
             " choose a student with the teacher's tokenizer, or a method that reads no attention"
         )
     chosen = selecting(phases, recipe, store, teacher, shape)
-    if chosen is not None:
-        phases = tuple(seeing_state(phase, chosen.want) for phase in phases)
-    if reading and any(want.kind.name == Cls.name for want in _wants(phases)):
+    read = recipe.read_phases(teacher, shape)
+    if reading and any(want.kind.name == Cls.name for want in _wants(read)):
         check_begins_with_special(own, name, [["a"]] * len(plan.task["text"]), Cls.name)
     data, order = (named_as_read(name, reading) for name in (store.identity, store.rows_sha256("train")))
-    return Student(model, name, own, reading, dev, teacher, shape, phases, places_of(store, phases), data, order, chosen)
+    return Student(model, name, own, reading, dev, teacher, shape, phases, read, places_of(store, read), data, order, chosen)
 
 
 def _check_trains(model: nn.Module, name: str) -> None:

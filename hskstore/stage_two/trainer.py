@@ -94,7 +94,7 @@ def train(
         "student": _weights_sha256(learner),
         "pruning": repr(learner.pruning),
     }
-    start = learner.copied() if any(phase.choice is not None for phase in phases) else {}
+    start = learner.copied() if any(phase.choice is not None and phase.choice.learning for phase in phases) else {}
     checkpoint = Checkpoint(out / "checkpoint")
     state = checkpoint.read_state(json.dumps(described, sort_keys=True))
     if state.cuts and learner.pruning is not None:
@@ -115,7 +115,7 @@ def train(
 
 @dataclass(frozen=True)
 class Run:
-    """What the phases of a run share. `start`: the learner as it was when the run began, where a phase begins from it."""
+    """What the phases of a run share. `start`: the learner as it was when the run began, where phases begin from it."""
 
     learner: Learner
     start: Mapping[str, Shaped[Tensor, "..."]]
@@ -143,7 +143,7 @@ class PhaseLoop:
         if self.settings.choice is not None:
             chooses = _seed_of(run.seed, state.phase)
             self.choosing = Choosing(run.learner, self.settings.choice, state, run.worth, run.accelerator, chooses)
-            if not state.step:
+            if not state.step and run.start:
                 run.learner.begin_anew(run.start)
         self.optimizer = _optimizer(run.learner, self.settings.lr)
         if state.step:
@@ -180,7 +180,7 @@ class PhaseLoop:
         run, settings = self.run, self.settings
         share = Share(run.accelerator.process_index, run.accelerator.num_processes)
         feed = Feed(run.supply, settings.batch_size, run.order, run.seed, share)
-        steps = feed.steps(reads=settings.phase.reads, start=self.state.step, stop=settings.steps)
+        steps = feed.steps(reads=settings.read.reads, start=self.state.step, stop=settings.steps)
         if run.accelerator.device.type != "cuda":
             return steps
         return (replace(step, batch=step.batch.pinned()) for step in steps)
@@ -224,7 +224,7 @@ class PhaseLoop:
         batch = step.batch.to(device)
         with run.accelerator.autocast():
             with dropout():
-                seen = run.learner(batch, phase)
+                seen = run.learner(batch, self.settings.read)
             if not step.counts:
                 seen, batch = seen.emptied(), batch.emptied()
             terms = run.method(phase, seen, batch, run.learner.aids)  # aids compute as the student does; losses in float32
@@ -248,7 +248,7 @@ class PhaseLoop:
         run, state = self.run, self.state
         name, size = self.settings.phase.name, self.settings.batch_size
         run.journal.read_back(name, state)
-        spent = self.taken_up.seconds + time.monotonic() - self.began
+        spent = self._spent()
         run.journal.tell(name, state.step * size, self.settings.steps * size, state, self._seconds_left(spent))
         state.seconds, stop = processes.greatest([spent, float(run.held.seen is not None)], run.accelerator)
         state.waited = self.taken_up.waited + waited
@@ -259,11 +259,15 @@ class PhaseLoop:
         if ended is not None:
             return ended
         if stop or scored or (step.ends_epoch and time.monotonic() - self.written > CHECKPOINT_SECONDS):
-            self._write(state)
+            self._write(replace(state, seconds=self._spent()))
             self.written = time.monotonic()
         if stop:
             run.held.deliver()
         return None
+
+    def _spent(self) -> float:
+        """Seconds in this phase, those of earlier processes among them."""
+        return self.taken_up.seconds + time.monotonic() - self.began
 
     def _seconds_left(self, spent: float) -> float:
         """To the end of all phases at the speed of this one, in which so many are `spent`, unless their time is up before."""
@@ -290,8 +294,10 @@ class PhaseLoop:
         pruning = run.learner.pruning
         if score is None or not phase.predicts or (pruning is not None and state.cuts < pruning.cuts):
             return False
+        began = time.monotonic()
         with run.accelerator.autocast():
             found = processes.from_first(lambda: score(run.learner))
+        state.scored += time.monotonic() - began
         values = {"step": state.step, **found.values}
         state.scores = [*state.scores, values]
         run.journal.write(phase.name, {f"dev_{name}": value for name, value in found.values.items()}, state.step, state)
@@ -322,7 +328,7 @@ class PhaseLoop:
         result = PhaseResult(
             self.settings.phase.name,
             state.step,
-            round(state.seconds, 3),
+            round(self._spent(), 3),
             mean_losses(state.recent),
             state.scores,
             state.best,
@@ -330,6 +336,7 @@ class PhaseLoop:
             round(state.waited, 3),
             state.schedule,
             round(state.rewarded, 3),
+            round(state.scored, 3),
         )
         following = RunState(state.settings, phase=state.phase + 1, cuts=state.cuts, done=[*state.done, result])
         run.accelerator.wait_for_everyone()  # until each has read the best weights, which go with the old checkpoint
