@@ -104,6 +104,7 @@ def test_vectors_that_are_all_the_same_are_one_word_and_leave_nothing() -> None:
     vectors = torch.tensor([1.5, -2, 0, 1000]).repeat(50, 1)
     words = learn_words(vectors, 4, 0)
     assert words.isfinite().all() and left_over(vectors, words).tolist() == [0, 0, 0, 0]
+    assert left_over(vectors + 1, words).isinf().all() and left_over(vectors * torch.nan, words).isnan().all()
     torch.testing.assert_close(coded_and_decoded(vectors, words), vectors, rtol=1e-3, atol=1e-3)
 
 
@@ -164,6 +165,12 @@ def test_where_there_is_no_vector_zeros_are_decoded(parts: tuple[int, ...]) -> N
     expected = torch.where(torch.from_numpy(broadcast)[..., None], decode_codes(codes, table), 0)
     assert torch.equal(found, expected)
     assert not decode_codes(codes, table, is_there=np.zeros_like(broadcast)).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (0, 3, 5, 4)])
+def test_of_no_vectors_there_are_codes_of_none(shape: tuple[int, ...]) -> None:
+    found = decode_codes(np.zeros(shape, np.uint8), torch.zeros(3, 4, WORDS, 8))
+    assert found.shape == (shape[1], shape[0], shape[2], 8)
 
 
 def test_what_is_no_token_has_the_codes_of_zeros() -> None:

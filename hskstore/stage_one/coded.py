@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.errors import OptionError
+from hskstore.errors import OptionError, StoreError
 from hskstore.features.codes import Codebooks, encode_codes
 from hskstore.features.view import view
 from hskstore.layers import LayerPair
@@ -86,15 +86,25 @@ class Coded(Store):
 
     def _vectors(self, name: str, unit: int, layers: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of a unit's rows [row, slot, layer, ..., width], and which slots have one [row, slot]. Of a feature
-        that has one vector a row, there is one slot."""
+        that has one vector a row, there is one slot.
+
+        Raises StoreError for vectors that are not finite, OptionError for numbers that are beyond f16.
+        """
         feature = self.plan.said[name]
         stored = self._numbers.read(f"train/{name}/values", unit, self._places(name, layers))
-        vectors = stored.astype(np.float16, copy=False)  # as an extraction rounds them
         if isinstance(feature, LayerVectors) and "token" not in feature.axes:
-            return vectors[:, None], np.ones((len(vectors), 1), dtype=bool)
-        by_slot = np.moveaxis(vectors, -2, 1)
-        of_slots = "train/n_tokens" if isinstance(feature, LayerVectors) else "train/hidden/n_kept"
-        return by_slot, _filled(self._numbers.read(of_slots, unit), by_slot.shape[1])
+            by_slot, filled = stored[:, None], np.ones((len(stored), 1), dtype=bool)
+        else:
+            by_slot = np.moveaxis(stored, -2, 1)
+            of_slots = "train/n_tokens" if isinstance(feature, LayerVectors) else "train/hidden/n_kept"
+            filled = _filled(self._numbers.read(of_slots, unit), by_slot.shape[1])
+        with np.errstate(over="ignore"):
+            vectors = by_slot.astype(np.float16, copy=False)  # as an extraction rounds them
+        if not (finite := np.isfinite(vectors)).all() and not finite[filled].all():
+            if np.isfinite(by_slot[filled]).all():
+                raise OptionError(f"{self.root}: vectors of its {name} exceed 65504, the largest number of f16: codes are of f16")
+            raise StoreError(f"{self.root}: vectors of its {name} are not finite: the store is damaged")
+        return vectors, filled
 
     def _codes(self, name: str, unit: int, layers: Sequence[int] | None) -> Shaped[np.ndarray, "row ..."]:
         """The codes of a unit; zeros where there is no token."""
