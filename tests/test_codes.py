@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -32,7 +33,7 @@ from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS
 from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
-from hskstore.store.derive import derive
+from hskstore.store.derive import derive, derive_as
 from hskstore.store.encode import encode_unit
 from hskstore.store.features import States
 from hskstore.store.plan import planned_anew
@@ -47,6 +48,7 @@ from tests.test_forecast import real_sizes
 ROWS, WIDTH = 150, 32
 LAYERS: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (2, 4), "qkv": (1, 4), "pooled": (4,)}
 KEEP = "2,9,all"
+CODED = Path(__file__).parent / "golden" / "v3" / "codes"
 Made = Callable[..., Path]
 
 
@@ -106,6 +108,49 @@ def test_vectors_that_are_all_the_same_are_one_word_and_leave_nothing() -> None:
     assert words.isfinite().all() and left_over(vectors, words).tolist() == [0, 0, 0, 0]
     assert left_over(vectors + 1, words).isinf().all() and left_over(vectors * torch.nan, words).isnan().all()
     torch.testing.assert_close(coded_and_decoded(vectors, words), vectors, rtol=1e-3, atol=1e-3)
+
+
+def test_what_few_held_out_vectors_say_is_not_believed() -> None:
+    plan = open_store(CODED).plan
+    vectors = drawn(900, plan.teacher["hidden_size"]).half().numpy()
+    for rows, measured in ((9, slice(None)), (900, slice(800, None))):
+        words, told = codebooks._learn_one(plan, "states", vectors[:rows])
+        expected = left_over(torch.from_numpy(vectors[:rows][measured]).float(), torch.from_numpy(words))
+        np.testing.assert_array_equal(told, expected)
+        assert 0 < told[0] < 1
+
+
+def test_a_sample_is_the_first_of_all_vectors_in_random_order_and_holds_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebooks, "LEARNT_FROM", 70)
+    monkeypatch.setattr(codebooks, "HELD_OUT", 20)
+    parts = [np.random.default_rng(rows).normal(size=(rows, 2, 3)).astype(np.float16) for rows in (50, 0, 30, 40)]
+    assert codebooks.are_enough(parts) and not codebooks.are_enough(parts[:3])
+    for own in (parts, parts[:3]):
+        found = codebooks.drawn(own, 5)
+        np.testing.assert_array_equal(found, np.random.default_rng(5).permutation(np.concatenate(own))[:90])
+        assert found.base is None
+
+
+def test_ctrl_c_waits_for_the_layer_under_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned_anew(open_store(CODED).plan, [States((0, 1, 2, 3, 4), 32, "rq4")])
+    threads, learnt = torch.get_num_threads(), list[int]()
+
+    def learn(*_: Any) -> tuple[float, float]:
+        learnt.append(1)
+        time.sleep(0.05)
+        return 0.0, 0.0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codebooks, "_learn_one", learn)
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            codebooks.learn_codebooks(plan, {"states": np.zeros((9, 5, 32), np.float16)}, stop)
+        assert len(learnt) < 5 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- encoded and decoded
@@ -479,6 +524,36 @@ def test_a_unit_of_other_codebooks_is_not_sealed(teacher_folder: str, data: str,
     ):
         again(teacher_folder, data, own)
     assert not (own / MANIFEST).exists()
+    found = verify(str(own), deep=True, condemn=True)
+    assert [problem.key for problem in found.problems] == list(found.condemned) == [receipt_key("train", 0)], "as it was advised"
+
+
+def other_words(read: Any) -> Any:
+    """`Store.read`, as if other words had been learnt."""
+
+    def found(self: Store, path: str, *rest: Any) -> np.ndarray:
+        array: np.ndarray = read(self, path, *rest)
+        return np.ascontiguousarray(array[..., ::-1, :]) if path.startswith(CODEBOOKS) and path.endswith("words") else array
+
+    return found
+
+
+def test_a_derivation_puts_no_other_codebooks_than_its_units_are_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, store = tmp_path / "it", open_store(CODED)
+    digest = derive_as(store, store.plan, out).digest
+    (out / MANIFEST).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read", other_words(Store.read))
+        with pytest.raises(StoreError, match="has other codebooks than the codes that are to be copied there"):
+            derive(CODED, out, keep=Keep.parse("2,3,1.0"), layers={"states": (4,)})
+        (out / receipt_key(*BOOKS)).unlink()
+        for shard in shards(out):
+            shard.unlink()
+        with pytest.raises(StoreError, match=r"its codebooks are gone, and those that .* units/train-000000\.json is written in"):
+            derive_as(store, store.plan, out)
+    assert not shards(out) and derive_as(store, store.plan, out).digest == digest
 
 
 def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(extracted: Made) -> None:

@@ -16,17 +16,18 @@ from hskstore.errors import OptionError, StoreError
 from hskstore.features.codes import Codebooks, encode_codes
 from hskstore.features.view import view
 from hskstore.layers import LayerPair
-from hskstore.stage_one.codebooks import HELD_OUT, LEARNT_FROM, MOST_ROWS, ROWS_AT_ONCE, learn_codebooks, read_words
+from hskstore.stage_one.codebooks import MOST_ROWS, ROWS_AT_ONCE, are_enough, drawn, learn_codebooks
 from hskstore.stage_one.teacher_pass import block_batches
 from hskstore.store import Plan, Store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, codebook_arrays, coded
-from hskstore.store.commit import read_receipt, receipt_key
+from hskstore.store.commit import examine, read_receipt, receipt_key
 from hskstore.store.derive import Derived, derive_as
 from hskstore.store.features import LISTED, Feature, LayerVectors, States
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
 from hskstore.store.plan import planned_anew
+from hskstore.store.words import read_words
 from hskstore.watch import Watch, unwatched
 
 
@@ -120,12 +121,12 @@ class Coded(Store):
 
     def _sample(self, name: str) -> Shaped[np.ndarray, "vector ..."]:
         """Vectors of some of the first rows, in the order in which an extraction runs them."""
-        plan, enough = self._numbers.plan, LEARNT_FROM + HELD_OUT
+        plan = self._numbers.plan
         train, found = plan.splits["train"], list[np.ndarray]()
         n_tokens = np.concatenate([self._numbers.read("train/n_tokens", unit) for unit in _units(train.unit_rows, train.rows)])
         held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for _, batches in block_batches(n_tokens[: min(train.rows, MOST_ROWS)], ROWS_AT_ONCE, plan.pass_.batch_tokens):
-            if sum(map(len, found)) >= enough:
+            if are_enough(found):
                 break
             units = np.unique(np.concatenate(batches) // train.unit_rows).tolist()
             held = {unit: held[unit] if unit in held else self._vectors(name, unit) for unit in units}
@@ -133,15 +134,18 @@ class Coded(Store):
             for batch in batches:
                 rows = batch - units[0] * train.unit_rows
                 found.append(vectors[rows][filled[rows]])
-        shuffled: np.ndarray = np.random.default_rng(plan.pass_.seed).permutation(np.concatenate(found))
-        return shuffled[:enough]
+        return drawn(found, plan.pass_.seed)
 
 
 def derive_coded(made: Coded, *, watch: Watch = unwatched) -> Derived:
     """Seal the store in codes; stopped, it goes on. Its digest is not that of an extraction with the same options, which codes
-    what the teacher says and not what is stored of it, and learns from other batches. Raises StoreError."""
+    what the teacher says and not what is stored of it, and learns from other batches.
+
+    Raises OptionError for numbers that are beyond f16, PlanError where another plan has units there, StoreError.
+    """
     plan, threads = made.sealed_plan, torch.get_num_threads()
     if read_receipt(made.out, receipt_key(*BOOKS)) is None:
+        examine(made.out, plan)
         _ = made.learnt  # on all cores
     torch.set_num_threads(1)  # of each unit: several are coded side by side
     try:
