@@ -36,7 +36,9 @@ from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
 from hskstore.store.derive import derive, derive_as
 from hskstore.store.encode import encode_unit
 from hskstore.store.features import States
-from hskstore.store.plan import planned_anew
+from hskstore.store.objects import Objects
+from hskstore.store.plan import Plan, planned_anew
+from hskstore.store.reader import read_plan
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.vectors import ENCODINGS, WORDS, Codes
 from hskstore.store.verify import verify
@@ -556,13 +558,17 @@ def test_a_derivation_puts_no_other_codebooks_than_its_units_are_written_in(
     assert not shards(out) and derive_as(store, store.plan, out).digest == digest
 
 
-def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(extracted: Made) -> None:
-    plan = open_store(extracted()).plan
+def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    plan = open_store(CODED).plan
     wide = States(tuple(range(64)), 4096, "rq32")
     with pytest.raises(
-        OptionError, match=r"the codebooks of states would take 8\.0 GiB, more than the 1 GiB .*\(--values rq4 or"
+        OptionError, match=r"the codebooks of states would take 4\.0 GiB, more than the 1 GiB .*\(--values rq4 or"
     ):
         planned_anew(plan, [wide])
+    large = replace(plan, teacher={**plan.teacher, "layers": 64, "hidden_size": 4096})
+    most = planned_anew(large, [replace(wide, layers=tuple(range(16)))])  # 1 GiB, in a shard with room for twice as many
+    (tmp_path / "plan.json").write_bytes(most.to_bytes())
+    assert read_plan(Objects(tmp_path)).features == most.features
 
 
 # --- cut
@@ -717,10 +723,37 @@ def test_codes_of_other_words_than_the_stores_are_found(own: Path, teacher_folde
     def alter(columns: dict[str, np.ndarray]) -> None:
         words = columns[f"{CODEBOOKS}/states/words"]
         words[...] = words[..., ::-1, :].copy()
+        columns[f"{CODEBOOKS}/states/error"].fill(1e6)  # as if they had never fitted
 
     reseal(own, BOOKS, alter)
     found = replay(str(own), teacher_folder, rows=ROWS)
-    assert len(found.differing) > 0.9 * ROWS and found.equal == 0
+    assert len(found.differing) > 0.9 * ROWS and found.equal == 0 and found.tolerances["states"] < 1.1
+
+
+@pytest.mark.parametrize("told", [np.nan, -1, np.inf])
+def test_a_share_that_is_none_is_said_to_be_damage(told: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(shutil.copytree(CODED, tmp_path / "it"))
+    reseal(root, BOOKS, lambda columns: columns[f"{CODEBOOKS}/states/error"].fill(told))
+    assert hsk("show", root) == 2
+    assert "codebooks/states/error is no share of a variance: the store is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("n_kept", [0, -1, 99])
+def test_a_row_of_no_tokens_or_too_many_is_said_to_be_damage(n_kept: int, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(CODED, tmp_path / "it"))
+    reseal(root, ("train", 1), lambda columns: columns["train/hidden/n_kept"][3].fill(n_kept))
+    with pytest.raises(StoreError, match="a row keeps no token, or more than there is room for: the store is damaged"):
+        rows_from_store(open_store(root), "train", places={"hidden": (0, 1)})
+
+
+@pytest.mark.parametrize(("values", "width"), [("f16", 64), ("rq4", 8), ("rq4", 64)])
+def test_a_plan_of_more_coordinates_than_a_vector_has_or_of_codes_of_some_is_no_plan(values: Values, width: int) -> None:
+    plan = open_store(CODED).plan
+    hidden = plan.hidden
+    assert hidden is not None and hidden.hidden_size == 32
+    feature = replace(hidden, width=width, strategy=replace(hidden.strategy, values=values))
+    with pytest.raises(StoreError, match="more coordinates of a vector are kept than it has, or codes are not of all"):
+        Plan.from_bytes(planned_anew(plan, [feature]).to_bytes(), "it")
 
 
 def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: str) -> None:
