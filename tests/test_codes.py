@@ -24,7 +24,7 @@ from hskstore.features.view import derive_view, view
 from hskstore.methods import METHODS, Mud
 from hskstore.stage_one import codebooks
 from hskstore.stage_one.extract import extract
-from hskstore.stage_one.forecast import forecast
+from hskstore.stage_one.forecast import _memory, forecast
 from hskstore.stage_one.replay import replay
 from hskstore.stage_one.worker import UnitWorker
 from hskstore.stage_two.distill import distill
@@ -776,6 +776,18 @@ def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: s
         assert array.decoded == store.read_all(path).nbytes, path
         if path.startswith(f"{CODEBOOKS}/states"):  # of fewer vectors than words the words are mostly zeros
             assert array.on_disk == pytest.approx(sizes[path], rel=0.3, abs=200), path
+
+
+def test_the_plan_counts_the_memory_of_what_codebooks_are_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = open_store(CODED).plan
+    assert codebooks.sample_bytes(plan) == 2 * 3 * 4905 * 32 * 2, "three layers, drawn and drawn from, of all tokens"
+    monkeypatch.setattr(codebooks, "LEARNT_FROM", 700)
+    monkeypatch.setattr(codebooks, "HELD_OUT", 200)
+    monkeypatch.setattr(codebooks, "ROWS_AT_ONCE", 52)  # of 520
+    assert codebooks.sample_bytes(plan) == (900 + 900 + 490) * 3 * 32 * 2
+    before = _memory([plan], None).host_bytes
+    monkeypatch.setattr("hskstore.stage_one.forecast.sample_bytes", lambda plan: 2**40)
+    assert before < 2**40 < _memory([plan, plan], None).host_bytes
 
 
 def test_show_tells_what_codes_leave_by_layer(extracted: Made, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,12 +65,30 @@ def stand_in_words(plan: Plan) -> Words:
 
 def learning_seconds(plan: Plan) -> float:
     """About how long one core learns a store's codebooks; 0 where its vectors are numbers."""
-    train, found = plan.splits["train"], 0.0
+    found = 0.0
     for name, feature in coded(plan.features).items():
-        of_rows = isinstance(feature, LayerVectors) and "token" not in feature.axes
-        vectors = min(LEARNT_FROM, min(train.rows, MOST_ROWS) if of_rows else train.tokens)
+        vectors = min(LEARNT_FROM, _there_are(plan, feature))
         found += LEARNING_SECONDS * vectors * math.prod(plan.arrays[f"{CODEBOOKS}/{name}/words"].shape) / WORDS
     return found
+
+
+def sample_bytes(plan: Plan) -> int:
+    """About the most memory that learning takes: of vectors that codebooks are made of, and of those that they are drawn from, as
+    many and a block more."""
+    train, found = plan.splits["train"], 0
+    for name, feature in coded(plan.features).items():
+        *places, _, _, width = plan.arrays[f"{CODEBOOKS}/{name}/words"].shape
+        there, enough = _there_are(plan, feature), LEARNT_FROM + HELD_OUT
+        vectors = min(there, enough) + min(there, enough + ROWS_AT_ONCE * there // min(train.rows, there))
+        found += vectors * math.prod(places) * width * np.dtype(np.float16).itemsize
+    return found
+
+
+def _there_are(plan: Plan, feature: Hidden | LayerVectors) -> int:
+    """Vectors of a layer that codebooks can be learnt from."""
+    train = plan.splits["train"]
+    of_rows = isinstance(feature, LayerVectors) and "token" not in feature.axes
+    return min(train.rows, MOST_ROWS) if of_rows else train.tokens
 
 
 # --- a sample
