@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.errors import OptionError
+from hskstore.errors import OptionError, PlanError, StoreError
+from hskstore.explore import knowledge
+from hskstore.explore.knowledge import sizes_with_view
 from hskstore.explore.report_curves import configured, is_everything, marginal, singles
 from hskstore.explore.show import describe
 from hskstore.explore.sweep import sweep
+from hskstore.features.view import view
 from hskstore.methods import MiniLMv2, Pkd
 from hskstore.stage_one.coded import coded_view, derive_coded, in_codes
 from hskstore.stage_one.extract import extract
@@ -121,6 +124,48 @@ def test_hsk_derive_codes_a_rich_store_a_view_of_it_and_what_a_method_reads(worl
     words = ("--for", "distilbert", "--student-layers", "2", "--values", "rq4")
     assert hsk("derive", world.rich.root, *words, "--out", tmp_path / "for") == 0
     assert list(open_store(tmp_path / "for").plan.features) == ["states"]
+
+
+def test_where_another_store_stands_nothing_is_learnt(world: SimpleNamespace) -> None:
+    made = in_codes(world.rich, "rq4", world.rich.root, keep=None, layers={"states": [4]})
+    with pytest.raises(PlanError, match="was planned for something else"):
+        derive_coded(made)
+    assert "learnt" not in vars(made)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [(np.nan, StoreError, "not finite: the store is damaged"), (1e5, OptionError, "exceed 65504, the largest number of f16")],
+)
+def test_vectors_that_f16_cannot_hold_are_neither_coded_nor_selected(
+    value: float, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Store.read
+
+    def wide(self: Store, path: str, *rest: Any) -> np.ndarray:
+        array = read(self, path, *rest)
+        if path == "train/states/values":
+            array = array.astype(np.float32)
+            array[:, :, 0, 1] = value
+            array[read(self, "train/n_tokens", *rest[:1]) < array.shape[2], :, -1] = np.nan  # which is no token's
+        return array
+
+    rich = open_store(Path(__file__).parent / "golden" / "v2" / "rich")
+    monkeypatch.setattr(Store, "read", wide)
+    with pytest.raises(error, match=said):
+        derive_coded(in_codes(rich, "rq4", tmp_path / "it", keep=None, layers={"states": [4]}))
+    with pytest.raises(error, match=said):
+        view(rich, Keep(1, 3, 0.5), Strategy(2)).read("train/hidden/values", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_view_would_take_is_counted_unit_by_unit(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(knowledge, "encoded_bytes", lambda spec, column: counted.append(len(column)) or 2 * len(column))
+    sizes = sizes_with_view(view(world.rich, Keep(1, 1, 0.5), Strategy(2)))
+    arrays = [path for path in sizes if path.startswith("train/hidden/")]
+    assert max(counted) == 64 and sum(counted) == 300 * len(arrays)
+    assert {sizes[path] for path in arrays} == {600}
 
 
 @pytest.mark.parametrize(

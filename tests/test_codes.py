@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -24,7 +25,7 @@ from hskstore.losses import kept_hidden_mse
 from hskstore.methods import METHODS, Mud
 from hskstore.stage_one import codebooks
 from hskstore.stage_one.extract import extract
-from hskstore.stage_one.forecast import forecast
+from hskstore.stage_one.forecast import _memory, forecast
 from hskstore.stage_one.replay import replay
 from hskstore.stage_one.worker import UnitWorker
 from hskstore.stage_two.distill import distill
@@ -33,10 +34,12 @@ from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import Store, open_store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS
 from hskstore.store.commit import MANIFEST, Manifest, Receipt, receipt_key
-from hskstore.store.derive import derive
+from hskstore.store.derive import derive, derive_as
 from hskstore.store.encode import encode_unit
 from hskstore.store.features import States
-from hskstore.store.plan import planned_anew
+from hskstore.store.objects import Objects
+from hskstore.store.plan import Plan, planned_anew
+from hskstore.store.reader import read_plan
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.vectors import ENCODINGS, WORDS, Codes
 from hskstore.store.verify import verify
@@ -49,6 +52,7 @@ from tests.test_forecast import real_sizes
 ROWS, WIDTH = 150, 32
 LAYERS: dict[str, tuple[int, ...]] = {"states": (0, 2, 4), "cls": (2, 4), "qkv": (1, 4), "pooled": (4,)}
 KEEP = "2,9,all"
+CODED = Path(__file__).parent / "golden" / "v3" / "codes"
 Made = Callable[..., Path]
 
 
@@ -106,7 +110,51 @@ def test_vectors_that_are_all_the_same_are_one_word_and_leave_nothing() -> None:
     vectors = torch.tensor([1.5, -2, 0, 1000]).repeat(50, 1)
     words = learn_words(vectors, 4, 0)
     assert words.isfinite().all() and left_over(vectors, words).tolist() == [0, 0, 0, 0]
+    assert left_over(vectors + 1, words).isinf().all() and left_over(vectors * torch.nan, words).isnan().all()
     torch.testing.assert_close(coded_and_decoded(vectors, words), vectors, rtol=1e-3, atol=1e-3)
+
+
+def test_what_few_held_out_vectors_say_is_not_believed() -> None:
+    plan = open_store(CODED).plan
+    vectors = drawn(900, plan.teacher["hidden_size"]).half().numpy()
+    for rows, measured in ((9, slice(None)), (900, slice(800, None))):
+        words, told = codebooks._learn_one(plan, "states", vectors[:rows])
+        expected = left_over(torch.from_numpy(vectors[:rows][measured]).float(), torch.from_numpy(words))
+        np.testing.assert_array_equal(told, expected)
+        assert 0 < told[0] < 1
+
+
+def test_a_sample_is_the_first_of_all_vectors_in_random_order_and_holds_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebooks, "LEARNT_FROM", 70)
+    monkeypatch.setattr(codebooks, "HELD_OUT", 20)
+    parts = [np.random.default_rng(rows).normal(size=(rows, 2, 3)).astype(np.float16) for rows in (50, 0, 30, 40)]
+    assert codebooks.are_enough(parts) and not codebooks.are_enough(parts[:3])
+    for own in (parts, parts[:3]):
+        found = codebooks.drawn(own, 5)
+        np.testing.assert_array_equal(found, np.random.default_rng(5).permutation(np.concatenate(own))[:90])
+        assert found.base is None
+
+
+def test_ctrl_c_waits_for_the_layer_under_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned_anew(open_store(CODED).plan, [States((0, 1, 2, 3, 4), 32, "rq4")])
+    threads, learnt = torch.get_num_threads(), list[int]()
+
+    def learn(*_: Any) -> tuple[float, float]:
+        learnt.append(1)
+        time.sleep(0.05)
+        return 0.0, 0.0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codebooks, "_learn_one", learn)
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            codebooks.learn_codebooks(plan, {"states": np.zeros((9, 5, 32), np.float16)}, stop)
+        assert len(learnt) < 5 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- encoded and decoded
@@ -166,6 +214,12 @@ def test_where_there_is_no_vector_zeros_are_decoded(parts: tuple[int, ...]) -> N
     expected = torch.where(torch.from_numpy(broadcast)[..., None], decode_codes(codes, table), 0)
     assert torch.equal(found, expected)
     assert not decode_codes(codes, table, is_there=np.zeros_like(broadcast)).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (0, 3, 5, 4)])
+def test_of_no_vectors_there_are_codes_of_none(shape: tuple[int, ...]) -> None:
+    found = decode_codes(np.zeros(shape, np.uint8), torch.zeros(3, 4, WORDS, 8))
+    assert found.shape == (shape[1], shape[0], shape[2], 8)
 
 
 def test_what_is_no_token_has_the_codes_of_zeros() -> None:
@@ -513,15 +567,49 @@ def test_a_unit_of_other_codebooks_is_not_sealed(teacher_folder: str, data: str,
     ):
         again(teacher_folder, data, own)
     assert not (own / MANIFEST).exists()
+    found = verify(str(own), deep=True, condemn=True)
+    assert [problem.key for problem in found.problems] == list(found.condemned) == [receipt_key("train", 0)], "as it was advised"
 
 
-def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(extracted: Made) -> None:
-    plan = open_store(extracted()).plan
+def other_words(read: Any) -> Any:
+    """`Store.read`, as if other words had been learnt."""
+
+    def found(self: Store, path: str, *rest: Any) -> np.ndarray:
+        array: np.ndarray = read(self, path, *rest)
+        return np.ascontiguousarray(array[..., ::-1, :]) if path.startswith(CODEBOOKS) and path.endswith("words") else array
+
+    return found
+
+
+def test_a_derivation_puts_no_other_codebooks_than_its_units_are_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, store = tmp_path / "it", open_store(CODED)
+    digest = derive_as(store, store.plan, out).digest
+    (out / MANIFEST).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read", other_words(Store.read))
+        with pytest.raises(StoreError, match="has other codebooks than the codes that are to be copied there"):
+            derive(CODED, out, keep=Keep.parse("2,3,1.0"), layers={"states": (4,)})
+        (out / receipt_key(*BOOKS)).unlink()
+        for shard in shards(out):
+            shard.unlink()
+        with pytest.raises(StoreError, match=r"its codebooks are gone, and those that .* units/train-000000\.json is written in"):
+            derive_as(store, store.plan, out)
+    assert not shards(out) and derive_as(store, store.plan, out).digest == digest
+
+
+def test_codebooks_that_no_reader_would_take_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    plan = open_store(CODED).plan
     wide = States(tuple(range(64)), 4096, "rq32")
     with pytest.raises(
-        OptionError, match=r"the codebooks of states would take 8\.0 GiB, more than the 1 GiB .*\(--values rq4 or"
+        OptionError, match=r"the codebooks of states would take 4\.0 GiB, more than the 1 GiB .*\(--values rq4 or"
     ):
         planned_anew(plan, [wide])
+    large = replace(plan, teacher={**plan.teacher, "layers": 64, "hidden_size": 4096})
+    most = planned_anew(large, [replace(wide, layers=tuple(range(16)))])  # 1 GiB, in a shard with room for twice as many
+    (tmp_path / "plan.json").write_bytes(most.to_bytes())
+    assert read_plan(Objects(tmp_path)).features == most.features
 
 
 # --- cut
@@ -676,10 +764,37 @@ def test_codes_of_other_words_than_the_stores_are_found(own: Path, teacher_folde
     def alter(columns: dict[str, np.ndarray]) -> None:
         words = columns[f"{CODEBOOKS}/states/words"]
         words[...] = words[..., ::-1, :].copy()
+        columns[f"{CODEBOOKS}/states/error"].fill(1e6)  # as if they had never fitted
 
     reseal(own, BOOKS, alter)
     found = replay(str(own), teacher_folder, rows=ROWS)
-    assert len(found.differing) > 0.9 * ROWS and found.equal == 0
+    assert len(found.differing) > 0.9 * ROWS and found.equal == 0 and found.tolerances["states"] < 1.1
+
+
+@pytest.mark.parametrize("told", [np.nan, -1, np.inf])
+def test_a_share_that_is_none_is_said_to_be_damage(told: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(shutil.copytree(CODED, tmp_path / "it"))
+    reseal(root, BOOKS, lambda columns: columns[f"{CODEBOOKS}/states/error"].fill(told))
+    assert hsk("show", root) == 2
+    assert "codebooks/states/error is no share of a variance: the store is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("n_kept", [0, -1, 99])
+def test_a_row_of_no_tokens_or_too_many_is_said_to_be_damage(n_kept: int, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(CODED, tmp_path / "it"))
+    reseal(root, ("train", 1), lambda columns: columns["train/hidden/n_kept"][3].fill(n_kept))
+    with pytest.raises(StoreError, match="a row keeps no token, or more than there is room for: the store is damaged"):
+        rows_from_store(open_store(root), "train", places={"hidden": (0, 1)})
+
+
+@pytest.mark.parametrize(("values", "width"), [("f16", 64), ("rq4", 8), ("rq4", 64)])
+def test_a_plan_of_more_coordinates_than_a_vector_has_or_of_codes_of_some_is_no_plan(values: Values, width: int) -> None:
+    plan = open_store(CODED).plan
+    hidden = plan.hidden
+    assert hidden is not None and hidden.hidden_size == 32
+    feature = replace(hidden, width=width, strategy=replace(hidden.strategy, values=values))
+    with pytest.raises(StoreError, match="more coordinates of a vector are kept than it has, or codes are not of all"):
+        Plan.from_bytes(planned_anew(plan, [feature]).to_bytes(), "it")
 
 
 def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: str) -> None:
@@ -702,6 +817,18 @@ def test_the_plan_counts_codebooks(extracted: Made, teacher_folder: str, data: s
         assert array.decoded == store.read_all(path).nbytes, path
         if path.startswith(f"{CODEBOOKS}/states"):  # of fewer vectors than words the words are mostly zeros
             assert array.on_disk == pytest.approx(sizes[path], rel=0.3, abs=200), path
+
+
+def test_the_plan_counts_the_memory_of_what_codebooks_are_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = open_store(CODED).plan
+    assert codebooks.sample_bytes(plan) == 2 * 3 * 4905 * 32 * 2, "three layers, drawn and drawn from, of all tokens"
+    monkeypatch.setattr(codebooks, "LEARNT_FROM", 700)
+    monkeypatch.setattr(codebooks, "HELD_OUT", 200)
+    monkeypatch.setattr(codebooks, "ROWS_AT_ONCE", 52)  # of 520
+    assert codebooks.sample_bytes(plan) == (900 + 900 + 490) * 3 * 32 * 2
+    before = _memory([plan], None).host_bytes
+    monkeypatch.setattr("hskstore.stage_one.forecast.sample_bytes", lambda plan: 2**40)
+    assert before < 2**40 < _memory([plan, plan], None).host_bytes
 
 
 def test_show_tells_what_codes_leave_by_layer(extracted: Made, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,12 @@ import torch
 from hskstore.config import Keep, Strategy
 from hskstore.errors import DataError, OptionError
 from hskstore.explore import runner as runners
+from hskstore.explore.grids import Configuration
 from hskstore.explore.held import Held
+from hskstore.explore.runner import PlannedRun
 from hskstore.explore.runs import RunRow, SweepFolder
 from hskstore.explore.show import describe
-from hskstore.explore.sweep import Swept, sweep
+from hskstore.explore.sweep import Swept, _Told, sweep
 from hskstore.features.view import derive_view, view
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.distill import distill
@@ -181,6 +183,20 @@ def test_a_run_that_fails_is_a_row_that_says_why(
     assert len(again) == 4
 
 
+def test_a_run_that_is_tried_again_is_told_of_when_it_has_ended_anew(swept: Swept, tmp_path: Path) -> None:
+    folder, failed = SweepFolder(tmp_path), [replace(row, status="failed", error="OSError") for row in swept.rows[:3]]
+    told: list[tuple[str, str, int]] = []
+    for row in (*failed[:2], swept.rows[2]):
+        folder.write_row(row)
+    planned = [PlannedRun(row.run, Configuration("kd", None), row.seed) for row in swept.rows[:3]]
+    telling = _Told(folder, planned, lambda row, ended, of: told.append((row.run, row.status, ended)))
+    assert telling.seen == {swept.rows[2].run}
+    for row in swept.rows[:2]:
+        folder.write_row(row)
+        telling.look()
+    assert told == [(swept.rows[0].run, "done", 2), (swept.rows[1].run, "done", 3)]
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_table_of_the_rest(world: SimpleNamespace, swept: Swept, tmp_path: Path) -> None:
     steps = 0
 
@@ -332,7 +348,9 @@ def test_the_command_prints_runs_a_table_and_what_is_next(
     world: SimpleNamespace, swept: Swept, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sweep", world.rich, "--student", world.student, "--grid", world.grid, "--seeds", "2", "--data", world.data]
-    assert hsk(*words, "--out", swept.folder) == 0
+    left = SweepFolder(swept.folder).run_folder(swept.rows[0].run) / "checkpoint"
+    left.mkdir(parents=True)  # as a sweep leaves it that was killed behind its last row
+    assert hsk(*words, "--out", swept.folder) == 0 and not left.exists()
     said = capfd.readouterr().out
     assert "accuracy on 90 rows" in said and "mud all (everything)" in said and "hsk recommend" in said
     assert hsk(*words, "--out", swept.folder, "--json") == 0

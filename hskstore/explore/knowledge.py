@@ -53,10 +53,11 @@ def sizes_with_view(store: Store) -> dict[str, int]:
     lying = [path for path in store.plan.arrays if selected and path.startswith(f"train/{Hidden.name}/")]
     units = range(min(train.units, -(-SAMPLED_ROWS // train.unit_rows)))
     share = train.rows / sum(train.rows_of(unit) for unit in units)
-    for path in lying:
-        column = np.concatenate([store.read(path, unit) for unit in units])
-        found[path] = round(encoded_bytes(store.plan.arrays[path], column) * share)
-    return found
+    encoded = dict.fromkeys(lying, 0)
+    for unit in units:
+        for path in lying:
+            encoded[path] += encoded_bytes(store.plan.arrays[path], store.read(path, unit))
+    return found | {path: round(size * share) for path, size in encoded.items()}
 
 
 def hsk_units(store: Store, phases: Sequence[Phase]) -> tuple[float | None, float | None]:

@@ -201,13 +201,13 @@ class Runner:
 
         Raises HskError where the store is damaged or the disk full, and what stops the program.
         """
-        there = self.folder.row(planned.run)
+        there, out = self.folder.row(planned.run), self.folder.run_folder(planned.run)
         if there is not None and there.final:
+            forget_checkpoint(out)
             return there
         began, cpu = time.monotonic(), time.process_time()
         self._stage = f"{planned.configuration.name}, seed {planned.seed}: "
         row = self._begun(planned, trial)
-        out = self.folder.run_folder(planned.run)
         try:
             store = self._read(planned.configuration)
             learnt = learn(

@@ -196,8 +196,8 @@ class _Search:
         """Trials that were under way when a search was killed come again first: their runs go on from their checkpoints."""
         state = self._optuna.trial.TrialState
         for each in self._study.get_trials(states=(state.RUNNING,)):
-            self._study.tell(each.number, state=state.FAIL)
             self._study.enqueue_trial(each.params, user_attrs={"before": each.number})
+            self._study.tell(each.number, state=state.FAIL)  # killed before this, it comes twice, and is trained once
 
     def _try(self) -> None:
         state = self._optuna.trial.TrialState

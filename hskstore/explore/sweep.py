@@ -19,6 +19,7 @@ from hskstore.explore.runs import TABLE, RunRow, SweepFolder
 from hskstore.explore.scored import FurtherData
 from hskstore.memory import cores
 from hskstore.models.device import choose_device
+from hskstore.stage_two.checkpoint import forget_checkpoint
 from hskstore.stage_two.trackers import LogTo
 from hskstore.store.urls import URL
 from hskstore.watch import Watch, unwatched
@@ -89,6 +90,8 @@ def sweep(
         folder.join()
         told = _Told(folder, planned, on_run)
         todo = [each for each in planned if each.run not in told.seen]
+        for run in told.seen:
+            forget_checkpoint(folder.run_folder(run))
         runner.make_codes(todo)
         if jobs == 1 and engine == "procs":
             for each in todo:
@@ -111,20 +114,22 @@ def further_data(data: str | None, splits: Sequence[str]) -> FurtherData | None:
 
 
 class _Told:
-    """Which of the planned runs have ended, told once each; the table is written anew when there are more."""
+    """Which of the planned runs have ended, told once each; the table is written anew when there are more. What failed before and
+    is tried again is told of when its row is another."""
 
     def __init__(
         self, folder: SweepFolder, planned: Sequence[PlannedRun], on_run: Callable[[RunRow, int, int], None] | None
     ) -> None:
         self._folder, self._planned, self._on_run = folder, planned, on_run
-        self.seen = {each.run for each in planned if (row := folder.row(each.run)) is not None and row.final}
+        self._stood = {each.run: folder.row(each.run) for each in planned}
+        self.seen = {run for run, row in self._stood.items() if row is not None and row.final}
 
     def look(self, ended: int = 1) -> None:
         """Tell of the runs that have ended since; `ended` is how many."""
         self._folder.join()
         for each in self._planned:
             row = None if each.run in self.seen else self._folder.row(each.run)
-            if row is not None:
+            if row is not None and row != self._stood[each.run]:
                 self.seen.add(each.run)
                 if self._on_run is not None:
                     self._on_run(row, len(self.seen), len(self._planned))

@@ -7,7 +7,7 @@ from hskstore.features.attended import ATTENDED, AttendedTargets
 from hskstore.features.cls import CLS
 from hskstore.features.cls_row import CLS_ROW, ClsRowTargets
 from hskstore.features.contract import FeatureRows, Kind, Targets, TeacherShape, Want
-from hskstore.features.hidden import HIDDEN, HiddenTargets
+from hskstore.features.hidden import HIDDEN, HiddenTargets, check_kept
 from hskstore.features.of_rows import RowTargets
 from hskstore.features.pooled import POOLED, mean_of_tokens
 from hskstore.features.qkv import QKV, QkvTargets
@@ -39,6 +39,7 @@ __all__ = [
     "Targets",
     "TeacherShape",
     "Want",
+    "check_kept",
     "check_spans",
     "mean_of_tokens",
 ]

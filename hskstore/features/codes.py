@@ -32,7 +32,7 @@ class Codebooks:
     @classmethod
     def of(cls, words: Float16[np.ndarray, "*place stage word width"], device: torch.device) -> "Codebooks":
         found = torch.from_numpy(words).to(device, torch.float32)
-        return cls(found, found.square().sum(dim=-1) / 2)
+        return cls(found, _half_squares(found))
 
 
 def encode_codes(vectors: Float[Tensor, "batch layer *rest width"], books: Codebooks) -> UInt8[Tensor, "batch layer *rest stage"]:
@@ -56,10 +56,21 @@ def _encode(
     left = vectors.to(torch.float32, copy=True)
     codes = torch.empty(len(left), len(words), dtype=torch.uint8, device=left.device)
     for stage, (own, half) in enumerate(zip(words, half_squares, strict=True)):
-        nearest = nearest_words(left, own, half)
-        codes[:, stage] = nearest
-        left -= own[nearest]
+        codes[:, stage] = _take_off(left, own, half)
     return codes
+
+
+def _take_off(
+    left: Float[Tensor, "row width"], words: Float[Tensor, "word width"], half_squares: Float[Tensor, " word"]
+) -> Int[Tensor, " row"]:
+    """Of each vector the nearest word, which is subtracted from it where it lies."""
+    nearest = nearest_words(left, words, half_squares)
+    left -= words[nearest]
+    return nearest
+
+
+def _half_squares(words: Float[Tensor, "*place word width"]) -> Float[Tensor, "*place word"]:
+    return words.square().sum(dim=-1) / 2
 
 
 def nearest_words(
@@ -92,8 +103,8 @@ def decode_codes(
     behind = len(shape) - 1 - len(places)
     own = np.broadcast_to(first.reshape(len(first), 1, *places[1:], *[1] * behind), shape)[found]
     summands = by_layer[found].astype(np.int64) + own[:, None] + np.arange(0, stages * WORDS, WORDS)
-    ends = np.cumsum(stages * found.reshape(-1))
-    bags = np.concatenate([[0], ends[:-1]])  # that of no vector is empty
+    sizes = stages * found.reshape(-1)
+    bags = np.cumsum(sizes) - sizes  # that of no vector is empty
     table = words.reshape(-1, width)
     return embedding_bag(torch.from_numpy(summands.reshape(-1)), table, torch.from_numpy(bags), mode="sum").view(*shape, width)
 
@@ -121,19 +132,20 @@ def learn_words(vectors: Float[Tensor, "row width"], stages: int, seed: int) -> 
     for _ in range(stages):
         words = _cluster(left, generator).half()
         found.append(words)
-        wide = words.float()
-        left -= wide[nearest_words(left, wide, wide.square().sum(dim=1) / 2)]
+        _take_off(left, words.float(), _half_squares(words.float()))
     return torch.stack(found)
 
 
 def left_over(vectors: Float[Tensor, "row width"], words: Float16[Tensor, "stage word width"]) -> Float32[Tensor, " stage"]:
-    """What of the variance of some vectors their codes leave over after each stage; 0 where they do not vary."""
+    """What of the variance of some vectors their codes leave over after each stage; 0 where they do not vary
+    and nothing is left."""
     variance = (vectors - vectors.mean(dim=0)).square().sum()
-    left, found = vectors.clone(), []
+    rest, found = vectors.clone(), []
     for own in words.float():
-        left -= own[nearest_words(left, own, own.square().sum(dim=1) / 2)]
-        found.append(left.square().sum())
-    return (torch.stack(found) / variance).nan_to_num(0, 0, 0)
+        _take_off(rest, own, _half_squares(own))
+        found.append(rest.square().sum())
+    left = torch.stack(found)
+    return torch.where((left == 0) & (variance == 0), 0.0, left / variance)
 
 
 def _cluster(vectors: Float[Tensor, "row width"], generator: torch.Generator) -> Float[Tensor, "word width"]:
@@ -171,7 +183,7 @@ def _gathered(
     vectors: Float[Tensor, "row width"], words: Float[Tensor, "word width"]
 ) -> tuple[Float[Tensor, "word 1"], Float[Tensor, "word width"]]:
     """How many vectors each word is nearest to, and their sum."""
-    nearest = nearest_words(vectors, words, words.square().sum(dim=1) / 2)
+    nearest = nearest_words(vectors, words, _half_squares(words))
     sums = torch.zeros_like(words).index_add_(0, nearest, vectors)
     return torch.bincount(nearest, minlength=WORDS).to(sums.dtype)[:, None], sums
 

@@ -174,6 +174,12 @@ def _by_layer(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.swapaxes(0, 1)))
 
 
+def check_kept(n_kept: Int[np.ndarray, "row layer"], slots: int, root: str) -> None:
+    """Raise StoreError unless every row keeps at least one token and at most as many as there are slots."""
+    if (n_kept < 1).any() or (n_kept > slots).any():
+        raise StoreError(f"{root}: a row keeps no token, or more than there is room for: the store is damaged")
+
+
 def aligned_share(own: FeatureRows) -> float:
     """The share of the kept tokens that the student has too: 1 with the teacher's tokenizer."""
     token, n_kept = own.arrays["token"], own.arrays["n_kept"]

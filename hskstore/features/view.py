@@ -72,7 +72,7 @@ class View(Store):
     def _select(self, unit: int) -> dict[str, np.ndarray]:
         """Every array of `hidden` of one unit. Of layers that are not selected from nothing is read.
 
-        Raises StoreError for what no teacher says.
+        Raises StoreError for what no teacher says, OptionError for numbers that are beyond f16.
         """
         sight = HIDDEN.sight(self._hidden)
         states = self._layers(unit, "states", "values", sight.hidden)
@@ -106,6 +106,8 @@ class View(Store):
                 self._hidden, self.plan, Seen(torch.zeros(len(tokens), 1), hidden, cls_row, raw), batch, rows, None
             )
             if not bool(kept.pop("finite").all()):
+                if all(bool(vectors[mask].isfinite().all()) for vectors in hidden.values()):
+                    raise OptionError(f"{self.root}: its states exceed 65504, the largest number of f16: choose --values f32")
                 raise StoreError(f"{self.root}: its states are not finite: the store is damaged")
             parts.append({name: tensor.numpy() for name, tensor in kept.items()})
         place = np.argsort(order)

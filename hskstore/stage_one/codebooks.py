@@ -1,35 +1,35 @@
-"""The codebooks of a store: learnt from the first rows of a pass, before anything is written in them, by whoever comes first."""
+"""The codebooks of a store, learnt from the first rows of a pass before anything is written in them."""
 
 import math
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16, Float32, Shaped
 
-from hskstore.errors import StoreError
 from hskstore.features.codes import learn_words, left_over
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
-from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, codebooks_sha256, coded
-from hskstore.store.commit import Receipt, commit_unit, read_receipt, receipt_key, receipts
-from hskstore.store.encode import decode_shard, encode_unit
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, coded
+from hskstore.store.commit import read_receipt, receipt_key
 from hskstore.store.features import LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan, planned_anew
-from hskstore.store.shard import unit_fingerprints
 from hskstore.store.vectors import WORDS, Codes
+from hskstore.store.words import put_codebooks
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
 
 LEARNT_FROM, HELD_OUT = 16_384, 2_048
 """Vectors of a layer that its codebooks are learnt from, and others on which is measured what they leave over."""
+
+FEWEST_HELD_OUT = 100
+"""Of fewer their own variance says little."""
 
 MOST_ROWS = 4_608
 """That are run to find so many, which of a vector a row there are not."""
@@ -48,27 +48,9 @@ def lay_codebooks(objects: Objects, plan: Plan, teacher: Teacher, rows: Rows, *,
     """
     if not coded(plan.features) or read_receipt(objects, receipt_key(*BOOKS)) is not None:
         return
-    learnt = encode_unit(plan, *BOOKS, learn_codebooks(plan, _sample(plan, teacher, rows), watch))
-    _check_written(objects, plan, {key: _whole(objects, plan, key) or blob for key, blob in learnt.items()})
-    blobs = {key: _laid(objects, plan, key, blob) for key, blob in learnt.items()}
-    entries = unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs)
+    learnt = learn_codebooks(plan, _sample(plan, teacher, rows), watch)
     made = {"device": str(teacher.device), "finished": datetime.now(UTC).isoformat(timespec="milliseconds")}
-    commit_unit(objects, Receipt(*BOOKS, 0, uuid.uuid4().hex, entries, made), blobs)
-
-
-def read_words(objects: Objects, plan: Plan) -> Words:
-    """Those that `lay_codebooks` put. Raises StoreError where they are damaged."""
-    receipt = read_receipt(objects, receipt_key(*BOOKS)) if coded(plan.features) else None
-    found: dict[str, np.ndarray] = {}
-    for name in coded(plan.features):
-        path = f"{CODEBOOKS}/{name}/words"
-        spec = plan.arrays[path]
-        key = spec.key(path, BOOKS[1])
-        blob = objects.get(key)
-        if receipt is None or blob is None or unit_fingerprints({path: spec}, BOOKS[1], {key: blob})[key] != receipt.objects[key]:
-            raise StoreError(f"{objects.root}/{key} is not what its receipt says: hsk verify {objects.root} --deep --condemn")
-        found[name] = decode_shard(spec, BOOKS[1], blob)
-    return found
+    put_codebooks(objects, plan, learnt, made)
 
 
 def stand_in_words(plan: Plan) -> Words:
@@ -83,43 +65,30 @@ def stand_in_words(plan: Plan) -> Words:
 
 def learning_seconds(plan: Plan) -> float:
     """About how long one core learns a store's codebooks; 0 where its vectors are numbers."""
-    train, found = plan.splits["train"], 0.0
+    found = 0.0
     for name, feature in coded(plan.features).items():
-        of_rows = isinstance(feature, LayerVectors) and "token" not in feature.axes
-        vectors = min(LEARNT_FROM, min(train.rows, MOST_ROWS) if of_rows else train.tokens)
+        vectors = min(LEARNT_FROM, _there_are(plan, feature))
         found += LEARNING_SECONDS * vectors * math.prod(plan.arrays[f"{CODEBOOKS}/{name}/words"].shape) / WORDS
     return found
 
 
-def _laid(objects: Objects, plan: Plan, key: str, blob: bytes) -> bytes:
-    """What stands in an object's place, if it is whole; else `blob` stands there now."""
-    objects.put(key, blob, create=True)
-    found = _whole(objects, plan, key)
-    if found is None:
-        objects.put(key, blob)
-    return found or blob
+def sample_bytes(plan: Plan) -> int:
+    """About the most memory that learning takes: of vectors that codebooks are made of, and of those that they are drawn from, as
+    many and a block more."""
+    train, found = plan.splits["train"], 0
+    for name, feature in coded(plan.features).items():
+        *places, _, _, width = plan.arrays[f"{CODEBOOKS}/{name}/words"].shape
+        there, enough = _there_are(plan, feature), LEARNT_FROM + HELD_OUT
+        vectors = min(there, enough) + min(there, enough + ROWS_AT_ONCE * there // min(train.rows, there))
+        found += vectors * math.prod(places) * width * np.dtype(np.float16).itemsize
+    return found
 
 
-def _whole(objects: Objects, plan: Plan, key: str) -> bytes | None:
-    """What stands in an object's place; None where there is nothing, or what a power cut tore."""
-    found = objects.get(key)
-    try:
-        if found is not None:
-            decode_shard(plan.arrays[key.partition("/c/")[0]], BOOKS[1], found)
-        return found
-    except ValueError:
-        return None
-
-
-def _check_written(objects: Objects, plan: Plan, blobs: Mapping[str, bytes]) -> None:
-    """Raise StoreError, before anything is put, where there are units in other words than these."""
-    words = codebooks_sha256(unit_fingerprints(plan.arrays_of(CODEBOOKS), BOOKS[1], blobs))
-    others = [each.key for each in receipts(objects).values() if each.made.get(CODEBOOKS, words) != words]
-    if others:
-        raise StoreError(
-            f"{objects.root}: its codebooks are gone, and those that this machine learns are not the ones that {others[0]} is"
-            " written in: hsk pull them from a good copy, or delete the store and extract it anew"
-        )
+def _there_are(plan: Plan, feature: Hidden | LayerVectors) -> int:
+    """Vectors of a layer that codebooks can be learnt from."""
+    train = plan.splits["train"]
+    of_rows = isinstance(feature, LayerVectors) and "token" not in feature.axes
+    return min(train.rows, MOST_ROWS) if of_rows else train.tokens
 
 
 # --- a sample
@@ -135,14 +104,30 @@ def _sample(plan: Plan, teacher: Teacher, rows: Rows) -> dict[str, Float16[np.nd
     with TeacherPass([plain], teacher) as passed:
         for _, batches in block_batches(some.n_tokens, ROWS_AT_ONCE, plan.pass_.batch_tokens):
             # Of each feature by itself, so that its words do not follow what else is kept.
-            lacking = [name for name, own in found.items() if sum(map(len, own)) < LEARNT_FROM + HELD_OUT]
+            lacking = [name for name, own in found.items() if not are_enough(own)]
             if not lacking:
                 break
             for (columns,) in passed.run("train", (rows.take(batch) for batch in batches)):
                 for name in lacking:
                     found[name].append(_vectors_of(wanted[name], columns))
-    shuffled = {name: np.random.default_rng(plan.pass_.seed).permutation(np.concatenate(own)) for name, own in found.items()}
-    return {name: vectors[: LEARNT_FROM + HELD_OUT] for name, vectors in shuffled.items()}
+    return {name: drawn(own, plan.pass_.seed) for name, own in found.items()}
+
+
+def are_enough(parts: Sequence[Shaped[np.ndarray, "_vector ..."]]) -> bool:
+    """Whether there are as many vectors as codebooks are made of."""
+    return sum(map(len, parts)) >= LEARNT_FROM + HELD_OUT
+
+
+def drawn(parts: Sequence[Shaped[np.ndarray, "_vector ..."]], seed: int) -> Shaped[np.ndarray, "vector ..."]:
+    """As many as codebooks are made of, or all, in random order: these alone are copied."""
+    ends = np.cumsum([len(part) for part in parts])
+    chosen = np.random.default_rng(seed).permutation(ends[-1])[: LEARNT_FROM + HELD_OUT]
+    found = np.empty((len(chosen), *parts[0].shape[1:]), parts[0].dtype)
+    of_part = np.searchsorted(ends, chosen, side="right")
+    for index, part in enumerate(parts):
+        own = of_part == index
+        found[own] = part[chosen[own] - ends[index]]  # from its end
+    return found
 
 
 def _as_numbers(feature: Hidden | LayerVectors, longest: int) -> Hidden | LayerVectors:
@@ -178,22 +163,28 @@ def learn_codebooks(plan: Plan, sample: Mapping[str, Float16[np.ndarray, "vector
             spec = plan.arrays[f"{CODEBOOKS}/{name}/{array}"]
             columns[f"{CODEBOOKS}/{name}/{array}"] = np.empty(spec.shape, spec.dtype)
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, "hsk-codebooks", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    pool = ThreadPoolExecutor(threads, "hsk-codebooks", initializer=torch.set_num_threads, initargs=(1,))
+    try:
         jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
         done, total = 0, sum(len(sample[name]) for name, _ in places)
         for (name, place), job in zip(places, jobs, strict=True):
             columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
             done += len(sample[name])
             watch("codebooks", done, total)
-    torch.set_num_threads(threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     return columns
 
 
 def _learn_one(plan: Plan, name: str, vectors: np.ndarray) -> tuple[Float16[np.ndarray, "..."], Float32[np.ndarray, " stage"]]:
-    """The words of one layer, and what they leave of the variance of the vectors that they were not learnt from."""
+    """The words of one layer, and what they leave of the variance of the vectors that they were not learnt from; where these are
+    few, or all the same, of all."""
     encoding = plan.said[name].encoding
     assert isinstance(encoding, Codes)
     held_out = len(vectors) * HELD_OUT // (LEARNT_FROM + HELD_OUT)
-    learnt, others = torch.from_numpy(np.ascontiguousarray(vectors)).float().tensor_split([len(vectors) - held_out])
+    every = torch.from_numpy(np.ascontiguousarray(vectors)).float()
+    learnt, others = every.tensor_split([len(vectors) - held_out])
     words = learn_words(learnt, encoding.stages, plan.pass_.seed)
-    return words.numpy(), left_over(others if held_out else learnt, words).numpy()
+    tells = held_out >= FEWEST_HELD_OUT and bool((others != others[0]).any())
+    return words.numpy(), left_over(others if tells else every, words).numpy()

@@ -12,21 +12,22 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 
 from hskstore.config import Keep, Strategy, Values
-from hskstore.errors import OptionError
+from hskstore.errors import OptionError, StoreError
 from hskstore.features.codes import Codebooks, encode_codes
 from hskstore.features.view import view
 from hskstore.layers import LayerPair
-from hskstore.stage_one.codebooks import HELD_OUT, LEARNT_FROM, MOST_ROWS, ROWS_AT_ONCE, learn_codebooks, read_words
+from hskstore.stage_one.codebooks import MOST_ROWS, ROWS_AT_ONCE, are_enough, drawn, learn_codebooks
 from hskstore.stage_one.teacher_pass import block_batches
 from hskstore.store import Plan, Store
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, codebook_arrays, coded
-from hskstore.store.commit import read_receipt, receipt_key
+from hskstore.store.commit import examine, read_receipt, receipt_key
 from hskstore.store.derive import Derived, derive_as
 from hskstore.store.features import LISTED, Feature, LayerVectors, States
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.objects import Objects
 from hskstore.store.plan import planned_anew
+from hskstore.store.words import read_words
 from hskstore.watch import Watch, unwatched
 
 
@@ -86,15 +87,25 @@ class Coded(Store):
 
     def _vectors(self, name: str, unit: int, layers: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of a unit's rows [row, slot, layer, ..., width], and which slots have one [row, slot]. Of a feature
-        that has one vector a row, there is one slot."""
+        that has one vector a row, there is one slot.
+
+        Raises StoreError for vectors that are not finite, OptionError for numbers that are beyond f16.
+        """
         feature = self.plan.said[name]
         stored = self._numbers.read(f"train/{name}/values", unit, self._places(name, layers))
-        vectors = stored.astype(np.float16, copy=False)  # as an extraction rounds them
         if isinstance(feature, LayerVectors) and "token" not in feature.axes:
-            return vectors[:, None], np.ones((len(vectors), 1), dtype=bool)
-        by_slot = np.moveaxis(vectors, -2, 1)
-        of_slots = "train/n_tokens" if isinstance(feature, LayerVectors) else "train/hidden/n_kept"
-        return by_slot, _filled(self._numbers.read(of_slots, unit), by_slot.shape[1])
+            by_slot, filled = stored[:, None], np.ones((len(stored), 1), dtype=bool)
+        else:
+            by_slot = np.moveaxis(stored, -2, 1)
+            of_slots = "train/n_tokens" if isinstance(feature, LayerVectors) else "train/hidden/n_kept"
+            filled = _filled(self._numbers.read(of_slots, unit), by_slot.shape[1])
+        with np.errstate(over="ignore"):
+            vectors = by_slot.astype(np.float16, copy=False)  # as an extraction rounds them
+        if not (finite := np.isfinite(vectors)).all() and not finite[filled].all():
+            if np.isfinite(by_slot[filled]).all():
+                raise OptionError(f"{self.root}: vectors of its {name} exceed 65504, the largest number of f16: codes are of f16")
+            raise StoreError(f"{self.root}: vectors of its {name} are not finite: the store is damaged")
+        return vectors, filled
 
     def _codes(self, name: str, unit: int, layers: Sequence[int] | None) -> Shaped[np.ndarray, "row ..."]:
         """The codes of a unit; zeros where there is no token."""
@@ -110,12 +121,12 @@ class Coded(Store):
 
     def _sample(self, name: str) -> Shaped[np.ndarray, "vector ..."]:
         """Vectors of some of the first rows, in the order in which an extraction runs them."""
-        plan, enough = self._numbers.plan, LEARNT_FROM + HELD_OUT
+        plan = self._numbers.plan
         train, found = plan.splits["train"], list[np.ndarray]()
         n_tokens = np.concatenate([self._numbers.read("train/n_tokens", unit) for unit in _units(train.unit_rows, train.rows)])
         held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for _, batches in block_batches(n_tokens[: min(train.rows, MOST_ROWS)], ROWS_AT_ONCE, plan.pass_.batch_tokens):
-            if sum(map(len, found)) >= enough:
+            if are_enough(found):
                 break
             units = np.unique(np.concatenate(batches) // train.unit_rows).tolist()
             held = {unit: held[unit] if unit in held else self._vectors(name, unit) for unit in units}
@@ -123,15 +134,18 @@ class Coded(Store):
             for batch in batches:
                 rows = batch - units[0] * train.unit_rows
                 found.append(vectors[rows][filled[rows]])
-        shuffled: np.ndarray = np.random.default_rng(plan.pass_.seed).permutation(np.concatenate(found))
-        return shuffled[:enough]
+        return drawn(found, plan.pass_.seed)
 
 
 def derive_coded(made: Coded, *, watch: Watch = unwatched) -> Derived:
     """Seal the store in codes; stopped, it goes on. Its digest is not that of an extraction with the same options, which codes
-    what the teacher says and not what is stored of it, and learns from other batches. Raises StoreError."""
+    what the teacher says and not what is stored of it, and learns from other batches.
+
+    Raises OptionError for numbers that are beyond f16, PlanError where another plan has units there, StoreError.
+    """
     plan, threads = made.sealed_plan, torch.get_num_threads()
     if read_receipt(made.out, receipt_key(*BOOKS)) is None:
+        examine(made.out, plan)
         _ = made.learnt  # on all cores
     torch.set_num_threads(1)  # of each unit: several are coded side by side
     try:

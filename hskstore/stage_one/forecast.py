@@ -28,7 +28,7 @@ from hskstore.stage_one.calibration import (
     peak_bytes,
     samples_of,
 )
-from hskstore.stage_one.codebooks import learning_seconds
+from hskstore.stage_one.codebooks import learning_seconds, sample_bytes
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, make_jobs
 from hskstore.stage_one.planning import Prepared, prepare
 from hskstore.stage_one.sizes import (
@@ -83,7 +83,8 @@ class StoreForecast:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """`host_bytes` is this process's peak so far and `in_flight_bytes`, the units of the jobs under way, decoded.
+    """`host_bytes` is this process's peak so far and `in_flight_bytes`, the units of the jobs under way, decoded, or what
+    codebooks are learnt from, which is gone by then, where that is more.
 
     Where `measured`, the peak is that of the running pass, and `device_bytes` the most that it took on a GPU; None on a CPU.
     """
@@ -200,7 +201,7 @@ def _forecast(teacher: str, data: str, ready: Prepared, rate: float | None, seco
 def _memory(plans: Sequence[Plan], found: Calibration | None) -> MemoryForecast:
     in_flight = _in_flight_bytes(plans)
     return MemoryForecast(
-        host_bytes=(found.host_bytes if found else peak_bytes()) + in_flight,
+        host_bytes=(found.host_bytes if found else peak_bytes()) + max(in_flight, *map(sample_bytes, plans)),
         in_flight_bytes=in_flight,
         device_bytes=found.device_bytes if found else None,
         measured=found is not None,

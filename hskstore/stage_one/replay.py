@@ -119,13 +119,13 @@ def _judged(store: Store, compared: Sequence["_Compared"], rows: np.ndarray) -> 
 
 def _step(store: Store, name: str) -> float:
     """By how much a difference of nothing can grow where numbers are written down: a vector as far from two words is written as
-    one or the other, which are as far from each other as what codes leave over."""
+    one or the other, which are as far from each other as what codes leave over: of good ones less than their variance."""
     feature = store.plan.said.get(name)
     if feature is None:
         return 0.0
     left_over = store.left_over(name)
     if left_over is not None:
-        return math.sqrt(float(left_over.max()))
+        return math.sqrt(min(1, float(left_over.max())))
     return 0.0 if isinstance(feature.encoding, Codes) else feature.encoding.step
 
 

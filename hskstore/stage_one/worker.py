@@ -18,7 +18,6 @@ from jaxtyping import Shaped
 from hskstore.errors import ModelError
 from hskstore.memory import give_back_memory
 from hskstore.models.device import choose_device
-from hskstore.stage_one.codebooks import read_words
 from hskstore.stage_one.jobs import JOBS_AT_A_TIME, WRITERS, Job
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches, probe, sight_of
@@ -29,6 +28,7 @@ from hskstore.store.objects import Objects
 from hskstore.store.plan import Plan
 from hskstore.store.reader import read_plan
 from hskstore.store.shard import unit_fingerprints
+from hskstore.store.words import read_words
 from hskstore.text.rows import Rows
 from hskstore.version import __version__
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Integer, Shaped
 from torch import nn
 
-from hskstore.features import FeatureRows, Want, check_spans
+from hskstore.features import FeatureRows, Want, check_kept, check_spans
 from hskstore.memory import check_memory
 from hskstore.methods.batch import Batch
 from hskstore.models.run import Inputs, check_tokens, usual_length
@@ -115,6 +115,8 @@ def rows_from_store(
         watch(f"read {split}", done, total)
     if Spans.name in places:
         check_spans(arrays[f"{Spans.name}/tokens"], arrays[f"{Spans.name}/n_spans"], arrays["n_tokens"], store.root)
+    if Hidden.name in places:
+        check_kept(arrays[f"{Hidden.name}/n_kept"], held[f"{Hidden.name}/token"][0][1], store.root)
     aligned = None
     if tokenizer is not None:
         length = max_length or min(store.plan.pass_.max_length, tokenizer.model_max_length)

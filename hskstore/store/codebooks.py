@@ -33,7 +33,7 @@ def coded(features: Mapping[str, Feature]) -> dict[str, Hidden | LayerVectors]:
 
 def codebook_arrays(features: Mapping[str, Feature]) -> dict[str, ArraySpec]:
     """By path: "codebooks/states/words", and "codebooks/states/error", what of the variance of vectors that they were not learnt
-    from is left after each stage."""
+    from, or of all where these are few, is left after each stage."""
     found: dict[str, ArraySpec] = {}
     for name, feature in coded(features).items():
         assert isinstance(feature.encoding, Codes)
@@ -48,11 +48,16 @@ def codebook_arrays(features: Mapping[str, Feature]) -> dict[str, ArraySpec]:
 def check_codebooks(arrays: Mapping[str, ArraySpec]) -> None:
     """Raise OptionError for codebooks that are more than a reader takes, before anything is made."""
     for path, spec in arrays.items():
-        if path.startswith(f"{CODEBOOKS}/") and spec.shard_bytes > MAX_SHARD_BYTES:
+        if path.startswith(f"{CODEBOOKS}/") and (size := most_decoded(path, spec)) > MAX_SHARD_BYTES:
             raise OptionError(
-                f"the codebooks of {path.split('/')[1]} would take {spec.shard_bytes / 2**30:.1f} GiB, more than the"
+                f"the codebooks of {path.split('/')[1]} would take {size / 2**30:.1f} GiB, more than the"
                 f" {MAX_SHARD_BYTES / 2**30:g} GiB that are read: take shorter codes (--values rq4 or rq8), or fewer layers"
             )
+
+
+def most_decoded(path: str, spec: ArraySpec) -> int:
+    """Bytes of a shard, decoded: of codebooks those of the layers there are, which are fewer than it has room for."""
+    return spec.shard_bytes * spec.shape[0] // spec.shard if path.startswith(f"{CODEBOOKS}/") else spec.shard_bytes
 
 
 def codebooks_sha256(objects: Mapping[str, Mapping[str, Any]]) -> str:

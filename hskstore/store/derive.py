@@ -34,6 +34,7 @@ from hskstore.store.reader import Store, open_store
 from hskstore.store.shard import unit_fingerprints
 from hskstore.store.vectors import ENCODINGS, Codes
 from hskstore.store.verify import verify
+from hskstore.store.words import put_codebooks
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
 
@@ -55,12 +56,13 @@ class Derived:
 @dataclass(frozen=True)
 class _Cut:
     """How to cut: the places of the source's layers to take, by feature; the tokens each train row [N] may still keep in
-    `hidden`."""
+    `hidden`; whether codes are copied, which name the source's words."""
 
     source: Store
     plan: Plan
     places: Mapping[str, tuple[int, ...]]
     n_kept: np.ndarray | None
+    copies_codes: bool
 
 
 def derive(
@@ -86,7 +88,7 @@ def derive(
 
 def derive_as(source: Store, plan: Plan, out: str | Path, *, watch: Watch = unwatched) -> Derived:
     """Seal at `out` the store of a plan all of whose arrays can be read from `source` as they are; stopped, it goes on."""
-    return _derive(_Cut(source, plan, {}, None), out, watch)
+    return _derive(_Cut(source, plan, {}, None, copies_codes=False), out, watch)
 
 
 def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
@@ -103,9 +105,9 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
         done, rows = 0, sum(split.rows for split in cut.plan.splits.values())
         with ThreadPoolExecutor(UNITS_AT_ONCE) as writers, ThreadPoolExecutor(PARALLEL) as readers:
             missing = [unit for unit in cut.plan.units() if unit not in standing.finished]
-            if BOOKS in missing:  # whose receipt the others name
-                missing.remove(BOOKS)
-                _write_unit(cut, objects, readers, *BOOKS, attempt)
+            if cut.copies_codes or BOOKS in missing:  # whose receipt the others name
+                put_codebooks(objects, cut.plan, _cut_codebooks(cut), _made(cut), no_others=cut.copies_codes)
+                missing = [unit for unit in missing if unit != BOOKS]
             under_way = {unit: writers.submit(_write_unit, cut, objects, readers, *unit, attempt) for unit in missing}
             try:
                 for split, unit in cut.plan.units():
@@ -121,22 +123,22 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
 
 
 def _write_unit(cut: _Cut, objects: Objects, readers: Executor, split: str, unit: int, attempt: str) -> None:
-    if (split, unit) == BOOKS:
-        columns = _cut_codebooks(cut)
-    else:
-        pieces = list(_pieces(cut, readers, split, unit))
-        columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
+    pieces = list(_pieces(cut, readers, split, unit))
+    columns = {path: np.concatenate([piece[path] for piece in pieces]) for path in cut.plan.arrays_of(split)}
     blobs = encode_unit(cut.plan, split, unit, columns)
-    made = {
+    made = _made(cut) | (codebooks_named(objects, cut.plan) if split == "train" else {})
+    entries = unit_fingerprints(cut.plan.arrays_of(split), unit, blobs)
+    rows = cut.plan.rows_of((split, unit))
+    commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
+
+
+def _made(cut: _Cut) -> dict[str, Any]:
+    """What receipts say besides."""
+    return {
         "derived_from": cut.source.digest,
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": {"hskstore": __version__, "zarr": version("zarr")},
     }
-    if split == "train":
-        made |= codebooks_named(objects, cut.plan)
-    entries = unit_fingerprints(cut.plan.arrays_of(split), unit, blobs)
-    rows = cut.plan.rows_of((split, unit))
-    commit_unit(objects, Receipt(split, unit, rows, attempt, entries, made), blobs)
 
 
 def _pieces(cut: _Cut, readers: Executor, split: str, unit: int) -> Iterator[Columns]:
@@ -232,7 +234,8 @@ def _plan_cut(store: Store, keep: Keep | None, layers: Mapping[str, Sequence[int
     }
     if hidden is not None and old.hidden is not None:
         places["hidden"] = tuple(old.hidden.pairs.index(pair) for pair in hidden.pairs)
-    return _Cut(store, planned_anew(old, features), places, n_kept)
+    plan = planned_anew(old, features)
+    return _Cut(store, plan, places, n_kept, copies_codes=bool(coded(plan.features)))
 
 
 def _fewer_layers(store: Store, name: str, layers: Sequence[int], values: Values | None) -> Any:

@@ -184,6 +184,10 @@ class Plan:
         vectors = [each for each in self.features.values() if isinstance(each, Hidden | LayerVectors)]
         if any(each.hidden_size != self.teacher["hidden_size"] for each in vectors):
             raise ValueError("a feature is of another width than the teacher")
+        hidden = self.hidden
+        least = self.teacher["hidden_size"] if Hidden.name in coded(self.features) else 1
+        if hidden is not None and not least <= hidden.width <= hidden.hidden_size:
+            raise ValueError("more coordinates of a vector are kept than it has, or codes are not of all")
         heads = {each.heads for each in self.features.values() if isinstance(each, Qkv | Attended)}
         if len(heads) > 1 or any(self.teacher["hidden_size"] % number for number in heads):
             raise ValueError("attention is of heads that the teacher cannot have")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Shaped
 
 from hskstore.errors import StoreError
-from hskstore.store.codebooks import CODEBOOKS
+from hskstore.store.codebooks import CODEBOOKS, most_decoded
 from hskstore.store.commit import CONDEMNED, FILES, MANIFEST, PLAN, TEACHER, TOKENIZER, Manifest, faults, receipts, repair
 from hskstore.store.encode import decode_layers, decode_shard
 from hskstore.store.features import OfLayers
@@ -113,9 +113,17 @@ class Store:
         return {"words": self._words[feature]}
 
     def left_over(self, feature: str) -> Float32[np.ndarray, "layer ..."] | None:
-        """What its codes leave of the variance of a feature's vectors, by layer, and of attention by part; None of numbers."""
+        """What its codes leave of the variance of a feature's vectors, by layer, and of attention by part; None of numbers.
+
+        Raises StoreError as `read` does, and where it is no share of anything.
+        """
         path = f"{CODEBOOKS}/{feature}/error"
-        return self.read(path, 0)[..., -1] if self.has(path) else None
+        if not self.has(path):
+            return None
+        found: np.ndarray = self.read(path, 0)[..., -1]
+        if not ((found >= 0) & np.isfinite(found)).all():
+            raise StoreError(f"{self.root}: {path} is no share of a variance: the store is damaged")
+        return found
 
     def read_all(self, path: str) -> Shaped[np.ndarray, "row ..."]:
         """One array, all its rows [N, ...]."""
@@ -273,8 +281,8 @@ def read_plan(objects: Place) -> Plan:
         raise StoreError(f"{objects.root} is not a store: it has no {PLAN}{hint}")
     plan = Plan.from_bytes(data, objects.root)
     for path, spec in plan.arrays.items():
-        if spec.shard_bytes > MAX_SHARD_BYTES:
-            raise StoreError(f"{objects.root}: the plan asks for shards of {spec.shard_bytes} bytes in {path}; refused")
+        if (size := most_decoded(path, spec)) > MAX_SHARD_BYTES:
+            raise StoreError(f"{objects.root}: the plan asks for shards of {size} bytes in {path}; refused")
         if spec.chunks_per_shard > MAX_SHARD_CHUNKS:
             raise StoreError(f"{objects.root}: the plan asks for shards of {spec.chunks_per_shard} chunks in {path}; refused")
     if plan.n_units > MAX_UNITS:

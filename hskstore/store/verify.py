@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hskstore.store.codebooks import BOOKS
+from hskstore.store.codebooks import BOOKS, CODEBOOKS, codebooks_sha256
 from hskstore.store.commit import (
     CONDEMNED,
     FILES,
@@ -122,6 +122,7 @@ def _bad_receipts(
 
     Before the seal, a unit without a receipt is simply not made yet.
     """
+    words = codebooks_sha256(receipts[BOOKS].objects) if BOOKS in receipts else None
     for unit in sorted(planned):
         key, receipt = receipt_key(*unit), receipts.get(unit)
         if receipt is None and key in present:
@@ -131,6 +132,8 @@ def _bad_receipts(
                 yield Problem(key, "is missing", *unit)
         elif sealed is not None and receipt.objects != sealed.get(unit, {}):
             yield Problem(key, "does not agree with the seal", *unit)
+        elif sealed is None and words is not None and receipt.made.get(CODEBOOKS, words) != words:
+            yield Problem(key, "is of codes in other codebooks than the store's", *unit)
         elif plan is not None and unit != FILES:
             rows = plan.rows_of(unit)
             if not {spec.key(path, unit[1]) for path, spec in plan.arrays_of(unit[0]).items()} <= receipt.objects.keys():
