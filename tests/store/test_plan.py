@@ -16,7 +16,7 @@ from hskstore.store.hidden import Hidden
 from hskstore.store.layout import KeptText, Split, SplitRows, in_units, plan_arrays
 from hskstore.store.plan import Pass, Plan
 from hskstore.store.schema import FORMAT_VERSION, canonical_json
-from hskstore.store.vectors import ENCODINGS, Array
+from hskstore.store.vectors import ENCODINGS, Array, are_codes
 from tests.store.conftest import UNIT_ROWS, make_plan
 
 small = st.integers(1, 50)
@@ -47,7 +47,8 @@ def plans(draw):
     strategy = draw(strategies)
     by_name = {"train": draw(splits)} | draw(st.dictionaries(st.sampled_from(["validation", "test"]), splits))
     pairs = tuple(draw(st.lists(st.builds(LayerPair, small, small, small), min_size=1, max_size=3)))
-    length, width, hidden_size, labels = draw(small), draw(small), draw(small), draw(st.lists(texts, min_size=1, max_size=4))
+    length, hidden_size, labels = draw(small), draw(small), draw(st.lists(texts, min_size=1, max_size=4))
+    width = hidden_size if are_codes(strategy.values) else draw(st.integers(1, hidden_size))
     text = KeptText(draw(st.sampled_from([1, 2])), {name: draw(small) for name in by_name}) if draw(st.booleans()) else None
     keep = Keep(draw(amounts), draw(amounts), draw(amounts))
     kept = [Hidden(keep, strategy, pairs, length, width, hidden_size)] if draw(st.booleans()) else []
