@@ -90,7 +90,6 @@ MONSTERS = {
     "2^40 tokens kept": ({"length": 2**40}, BYTES),
     "vectors of 2^40 units": ({"hidden_size": 2**40}, BYTES + "train/hidden/mask"),
     "2^40 bytes of text": ({"text": KeptText(1, {"train": 2**40, "validation": 1})}, BYTES + "train/text"),
-    "2^60 units of a vector kept": ({"width": 2**60}, BYTES + "train/hidden/values"),
 }
 
 
