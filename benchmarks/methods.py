@@ -305,7 +305,7 @@ def memory_elsewhere(case: str, store: str, student: str, options: argparse.Name
 def memory(name: str, store: str, student: str) -> dict[str, int]:
     """The most resident memory of this process during some steps beyond what it had before them; bytes."""
     case = next(case for case in cases_of(name.partition(",")[0], store, student) if case.name == name)
-    rows, reads = case.rows.rows, case.loop.settings.phase.reads
+    rows, reads = case.rows.rows, case.loop.settings.read.reads
     assert (rows.n_tokens[:BATCH_SIZE] == 128).all()
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
     before = resident("VmRSS")

@@ -148,7 +148,7 @@ def _nothing(standings: Sequence[Standing], failed: Sequence[RunRow]) -> list[st
 def _what(chosen: Standing, metric: str) -> str:
     seeds = ", ".join(f"{score:.4f}" for score in chosen.seeds)
     of = f"the mean of {len(chosen.seeds)} seeds ({seeds})" if len(chosen.seeds) > 1 else "of one seed"
-    units = f", {chosen.units_of_hsk:g} units of HSK a row" if chosen.units_of_hsk else ""
+    units = f", {chosen.units_of_hsk:.3g} units of HSK a row" if chosen.units_of_hsk else ""
     share = f", {_percent(chosen.share_of_hsk)} of everything" if chosen.share_of_hsk else ""
     return f"Take {chosen.name}: {metric} {chosen.score:.4f}, {of}, from {_size(chosen.bytes)}{units}{share}."
 
