@@ -197,8 +197,8 @@ def _how_sure(chosen: Standing, best: Standing, standings: Sequence[Standing], a
         said.append(f"it may be up to {max(0.0, chosen.high):.4f} worse than the best; more than that 2.5 % of the draws say")
     if fewest < ENOUGH_SEEDS:
         every = all(len(each.seeds) == fewest for each in standings)
-        seeds = f"{'one seed' if fewest == 1 else f'{fewest} seeds'} of {'each' if every else 'some'}"
-        said.append(f"not very: there is {seeds}, and others may turn the order; hsk sweep --seeds {ENOUGH_SEEDS} does them")
+        seeds = f"{'is one seed' if fewest == 1 else f'are {fewest} seeds'} of {'each' if every else 'some'}"
+        said.append(f"not very: there {seeds}, and others may turn the order; hsk sweep --seeds {ENOUGH_SEEDS} does them")
     else:
         spread = max(max(each.seeds) - min(each.seeds) for each in standings if each.tied)
         said.append(
