@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hskstore"
 
 # A room is a folder of the package, or a file beside them. Everyone may use the ground.
-GROUND = {"config", "errors", "layers", "memory", "options", "readable", "version", "watch"}
+GROUND = {"config", "errors", "interrupts", "layers", "memory", "options", "readable", "version", "watch"}
 MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "store": set(),

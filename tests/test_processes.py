@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -330,39 +329,3 @@ def test_several_processes_learn_of_every_term_what_one_learns(of: int, of_one: 
         for mine, theirs in zip(alone[case]["importance"], said[case]["importance"], strict=True):
             assert theirs == pytest.approx(mine, rel=1e-2, abs=1e-3 * max(mine)), case
     assert len(said["pruned"]["importance"]) == 2
-
-
-# --- signals
-
-
-def test_a_signal_is_held_back_until_it_is_asked_for_and_then_does_what_it_would_have_done() -> None:
-    got: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
-    try:
-        with processes.interrupts() as held:
-            signal.raise_signal(signal.SIGTERM)
-            assert held.seen == signal.SIGTERM and got == []
-            signal.raise_signal(signal.SIGINT)  # as a launcher sends it on
-            assert got == []
-            with pytest.raises(KeyboardInterrupt):
-                held.deliver()
-            assert got == [signal.SIGTERM]
-        signal.raise_signal(signal.SIGTERM)
-        assert len(got) == 2, "afterwards all is as before"
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "SAME_SIGNAL_SECONDS", -1.0)
-    with processes.interrupts() as held:
-        signal.raise_signal(signal.SIGINT)
-        assert held.seen == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_sigterm_is_left_alone_where_nobody_handles_it() -> None:
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    with processes.interrupts():
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

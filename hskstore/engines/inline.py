@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from hskstore.engines.contract import JobT, OnRows, Recruit
 from hskstore.engines.ledger import Ledger, why_of
 from hskstore.errors import HskError
+from hskstore.interrupts import CHECK_SECONDS, interrupts
 
 
 def run_inline(jobs: Iterable[JobT], recruit: Recruit[JobT], on_rows: OnRows) -> None:
@@ -14,7 +15,7 @@ def run_inline(jobs: Iterable[JobT], recruit: Recruit[JobT], on_rows: OnRows) ->
     Raises the first HskError of a job, and EngineError where jobs were set aside.
     """
     ledger = Ledger(jobs)
-    with recruit(on_rows) as worker, ThreadPoolExecutor(worker.depth, "hsk-job") as pool:
+    with interrupts() as held, recruit(on_rows) as worker, ThreadPoolExecutor(worker.depth, "hsk-job") as pool:
         under_way: dict[Future[None], JobT] = {}
         try:
             while True:
@@ -22,7 +23,8 @@ def run_inline(jobs: Iterable[JobT], recruit: Recruit[JobT], on_rows: OnRows) ->
                     under_way[pool.submit(worker.run, job)] = job
                 if not under_way:
                     break
-                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                held.check()
+                for future in wait(under_way, CHECK_SECONDS, FIRST_COMPLETED).done:
                     job = under_way.pop(future)
                     try:
                         future.result()

@@ -13,6 +13,7 @@ from typing import Any, Generic
 from hskstore.engines.contract import JobT, OnRows, Recruit
 from hskstore.engines.ledger import Ledger, why_of
 from hskstore.errors import EngineError, HskError
+from hskstore.interrupts import CHECK_SECONDS, interrupts
 
 SPAWN = multiprocessing.get_context("spawn")
 """Never fork: a child would inherit locks that threads of its parent hold."""
@@ -50,46 +51,48 @@ def run_procs(jobs: Iterable[JobT], recruits: Sequence[Recruit[JobT]], on_rows: 
     Raises the first HskError of a worker, and EngineError where jobs were set aside or no process can live.
     """
     ledger = Ledger(jobs)
-    living = [_Process(number, recruit, threads) for number, recruit in enumerate(recruits)]
-    stillborn = 0
-    try:
-        while True:
-            for process in living:
-                while len(process.under_way) < process.depth and (job := ledger.take()) is not None:
-                    process.under_way.append(job)
-                    with suppress(OSError):  # it died: its pipe tells below
-                        process.pipe.send(job)
-            if not ledger.waiting and not any(process.under_way for process in living):
-                break
-            ready = wait([process.pipe for process in living])
-            for process in [process for process in living if process.pipe in ready]:
-                try:
-                    kind, content = process.pipe.recv()
-                except (EOFError, OSError):
-                    process.process.join()
-                    stillborn = 0 if process.depth else stillborn + 1
-                    died = f"its process died, {_ending(process.process.exitcode)}"
-                    if stillborn >= STILLBORN:
-                        raise EngineError(f"no worker can start: {died}") from None
-                    # The oldest job is blamed, the others come first on the next process: two jobs that were there together part.
-                    for job in process.under_way[1:]:
-                        ledger.lost(job)
-                    for job in process.under_way[:1]:
-                        ledger.failed(job, died)
-                    living[living.index(process)] = _Process(process.number, process.recruit, threads)
-                    continue
-                if kind == "ready":
-                    process.depth = content
-                elif kind == "rows":
-                    on_rows(content)
-                elif kind == "mistake":
-                    raise content
-                else:
-                    process.under_way.remove(content[0])
-                    if kind == "failed":
-                        ledger.failed(*content)
-    finally:
-        _dismiss(living)
+    with interrupts() as held:
+        living = [_Process(number, recruit, threads) for number, recruit in enumerate(recruits)]
+        stillborn = 0
+        try:
+            while True:
+                for process in living:
+                    while len(process.under_way) < process.depth and (job := ledger.take()) is not None:
+                        process.under_way.append(job)
+                        with suppress(OSError):  # it died: its pipe tells below
+                            process.pipe.send(job)
+                if not ledger.waiting and not any(process.under_way for process in living):
+                    break
+                ready = wait([process.pipe for process in living], CHECK_SECONDS)
+                held.check()
+                for process in [process for process in living if process.pipe in ready]:
+                    try:
+                        kind, content = process.pipe.recv()
+                    except (EOFError, OSError):
+                        process.process.join()
+                        stillborn = 0 if process.depth else stillborn + 1
+                        died = f"its process died, {_ending(process.process.exitcode)}"
+                        if stillborn >= STILLBORN:
+                            raise EngineError(f"no worker can start: {died}") from None
+                        # The oldest job is blamed, the others are the next: two jobs that were there together part.
+                        for job in process.under_way[1:]:
+                            ledger.lost(job)
+                        for job in process.under_way[:1]:
+                            ledger.failed(job, died)
+                        living[living.index(process)] = _Process(process.number, process.recruit, threads)
+                        continue
+                    if kind == "ready":
+                        process.depth = content
+                    elif kind == "rows":
+                        on_rows(content)
+                    elif kind == "mistake":
+                        raise content
+                    else:
+                        process.under_way.remove(content[0])
+                        if kind == "failed":
+                            ledger.failed(*content)
+        finally:
+            _dismiss(living)
     ledger.close()
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float16, Float32, Shaped
 
 from hskstore.features.codes import learn_words, left_over
+from hskstore.interrupts import interrupts
 from hskstore.stage_one.teacher import Teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, Words, coded
@@ -164,16 +165,18 @@ def learn_codebooks(plan: Plan, sample: Mapping[str, Float16[np.ndarray, "vector
             columns[f"{CODEBOOKS}/{name}/{array}"] = np.empty(spec.shape, spec.dtype)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "hsk-codebooks", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
-        done, total = 0, sum(len(sample[name]) for name, _ in places)
-        for (name, place), job in zip(places, jobs, strict=True):
-            columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
-            done += len(sample[name])
-            watch("codebooks", done, total)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with interrupts() as held:
+        try:
+            jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
+            done, total = 0, sum(len(sample[name]) for name, _ in places)
+            for (name, place), job in zip(places, jobs, strict=True):
+                columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
+                done += len(sample[name])
+                watch("codebooks", done, total)
+                held.check()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
     return columns
 
 

@@ -8,10 +8,12 @@ bits of a state do not follow the number of cores. On a GPU one batch is prepare
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from hskstore.config import Score
 from hskstore.errors import ModelError
 from hskstore.features import KINDS
 from hskstore.features.codes import Codebooks
+from hskstore.interrupts import Interrupts, interrupts
 from hskstore.models.observe import NOTHING, Seen, Sight
 from hskstore.models.run import Inputs
 from hskstore.stage_one.teacher import Teacher
@@ -40,7 +43,10 @@ PROBE_ROWS = 8
 
 
 class TeacherPass:
-    """Runs batches for plans of one pass. To be used in a `with` block, in any number of threads: their batches queue up."""
+    """Runs batches for plans of one pass, in any number of threads: their batches queue up.
+
+    In a `with` block of the main thread signals are held back, and delivered between two batches; elsewhere it is to be closed.
+    """
 
     def __init__(self, plans: Sequence[Plan], teacher: Teacher, words: Sequence[Words] = ()) -> None:
         """`words` are, for each plan, those of its features whose vectors are codes; none where no plan has such."""
@@ -54,12 +60,16 @@ class TeacherPass:
         self.streams = self._threads if cpu else GPU_STREAMS
         self._pool = ThreadPoolExecutor(self.streams, "hsk-teacher", initializer=self._begin_thread)
         self._turn = Lock()
+        self._open = ExitStack()
+        self._held = Interrupts()
 
     def __enter__(self) -> "TeacherPass":
+        self._held = self._open.enter_context(interrupts())
+        self._open.callback(self.close)
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        self.close()
+    def __exit__(self, *failure: Any) -> None:
+        self._open.__exit__(*failure)
 
     def close(self) -> None:
         """End its threads."""
@@ -85,6 +95,7 @@ class TeacherPass:
         try:
             with self._turn:
                 for rows in batches:
+                    self._held.check()
                     under_way.append(self._pool.submit(self._launch, split, rows, wanted))
                     if len(under_way) > self.streams:
                         yield under_way.popleft().result().columns()

@@ -2,12 +2,7 @@
 
 import atexit
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,9 +12,6 @@ from accelerate.utils import broadcast_object_list
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, broadcast, destroy_process_group, is_initialized
-
-SAME_SIGNAL_SECONDS = 1.0
-"""A launcher sends on what the terminal has sent already: within this time a second signal is the first one again."""
 
 Found = TypeVar("Found")
 
@@ -129,46 +121,3 @@ def greatest(values: Sequence[float], accelerator: Accelerator) -> list[float]:
     all_reduce(together, op=ReduceOp.MAX)
     found: list[float] = together.tolist()
     return found
-
-
-class Interrupts:
-    """Ctrl-C and SIGTERM, held back until the loop asks between two steps; a second one ends at once.
-
-    A checkpoint is then of a whole step, and a resumed run is the uninterrupted one bit for bit.
-    """
-
-    def __init__(self) -> None:
-        self.seen: signal.Signals | None = None
-        self._when = 0.0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        if self.seen is not None and time.monotonic() - self._when > SAME_SIGNAL_SECONDS:
-            self.deliver()
-        if self.seen is None:
-            self.seen, self._when = signal.Signals(number), time.monotonic()
-
-    def deliver(self) -> None:
-        """End as the signal would have ended the program. In a process that got none, another one of the run did."""
-        number = signal.SIGINT if self.seen is None else self.seen
-        handler = self._before.get(number)
-        if callable(handler):
-            handler(number, None)
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def interrupts() -> Iterator[Interrupts]:
-    """Hold signals back for a while. In a thread that is not the main one they cannot be."""
-    held = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield held
-        return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if callable(signal.getsignal(number)):  # the default of SIGTERM ends the process, which is left so
-            held._before[number] = signal.signal(number, held.note)
-    try:
-        yield held
-    finally:
-        for number, handler in held._before.items():
-            signal.signal(number, handler)

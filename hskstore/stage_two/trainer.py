@@ -22,6 +22,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hskstore.config import TrainPrecision
+from hskstore.interrupts import Interrupts, interrupts
 from hskstore.methods import Method, Term
 from hskstore.models.device import choose_device
 from hskstore.stage_two import processes
@@ -104,7 +105,7 @@ def train(
         accelerator.wait_for_everyone()  # of a run whose student is still to be saved, the first process then removes them
     journal = Journal((log_to or LogTo()).begin(out, goes_on=bool(state.step or state.phase)), watch)
     try:
-        with processes.interrupts() as held:
+        with interrupts() as held:
             run = Run(learner, start, supply, method, phases, order, seed, score, worth, accelerator, checkpoint, journal, held)
             while state.phase < len(phases):
                 state = PhaseLoop(run, state).train()
@@ -129,7 +130,7 @@ class Run:
     accelerator: Accelerator
     checkpoint: Checkpoint
     journal: Journal
-    held: processes.Interrupts
+    held: Interrupts
 
 
 class PhaseLoop:

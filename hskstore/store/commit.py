@@ -8,11 +8,11 @@ import hashlib
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import PlanError, StoreError
+from hskstore.interrupts import in_threads
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, codebooks_sha256, coded
 from hskstore.store.layout import KNOWN_ARRAYS, Unit
 from hskstore.store.objects import PARALLEL, Objects
@@ -292,9 +292,8 @@ def receipts(place: Place) -> dict[Unit, Receipt]:
 def all_receipts(place: Place) -> dict[Unit, Receipt]:
     """`receipts`, and that of FILES."""
     keys = [key for key in place.sizes(RECEIPTS.rstrip("/")) if key.endswith(".json")]
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        found = [receipt for receipt in pool.map(lambda key: read_receipt(place, key), keys) if receipt is not None]
-    return {(receipt.split, receipt.unit): receipt for receipt in found}
+    found = in_threads(PARALLEL, lambda key: read_receipt(place, key), keys)
+    return {(receipt.split, receipt.unit): receipt for receipt in found if receipt is not None}
 
 
 def seal(objects: Objects, plan: Plan, watch: Watch = unwatched) -> str:
@@ -363,8 +362,7 @@ def faults(
             return "is damaged: its sha256 is another"
         return None
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        return {key: found for key, found in zip(entries, pool.map(fault, entries), strict=True) if found is not None}
+    return {key: found for key, found in zip(entries, in_threads(PARALLEL, fault, entries), strict=True) if found is not None}
 
 
 def _refuse(objects: Objects, found: Mapping[str, str]) -> None:

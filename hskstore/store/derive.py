@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from hskstore.config import Keep, Strategy, Values, check_choice, resolve
 from hskstore.errors import OptionError, StoreError
+from hskstore.interrupts import interrupts
 from hskstore.layers import LayerPair
 from hskstore.store.codebooks import BOOKS, CODEBOOKS, coded
 from hskstore.store.commit import MANIFEST, PLAN, TEACHER, Receipt, begin, codebooks_named, commit_unit, examine, seal
@@ -103,7 +104,7 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
         begin(objects, cut.plan, {**files, TEACHER: store.file(TEACHER)})
         attempt = uuid.uuid4().hex
         done, rows = 0, sum(split.rows for split in cut.plan.splits.values())
-        with ThreadPoolExecutor(UNITS_AT_ONCE) as writers, ThreadPoolExecutor(PARALLEL) as readers:
+        with interrupts() as held, ThreadPoolExecutor(UNITS_AT_ONCE) as writers, ThreadPoolExecutor(PARALLEL) as readers:
             missing = [unit for unit in cut.plan.units() if unit not in standing.finished]
             if cut.copies_codes or BOOKS in missing:  # whose receipt the others name
                 put_codebooks(objects, cut.plan, _cut_codebooks(cut), _made(cut), no_others=cut.copies_codes)
@@ -115,6 +116,7 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
                         under_way.pop((split, unit)).result()
                     done += cut.plan.rows_of((split, unit))
                     watch("derive", done, rows)
+                    held.check()
             finally:
                 writers.shutdown(cancel_futures=True)
         digest = seal(objects, cut.plan)

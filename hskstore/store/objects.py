@@ -8,7 +8,6 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -21,6 +20,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, Prec
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from hskstore.errors import StoreError
+from hskstore.interrupts import in_threads
 from hskstore.store.schema import MAX_SHARD_BYTES
 from hskstore.store.urls import URL, check_url
 
@@ -190,9 +190,7 @@ class Objects:
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         """Write several objects, in no order."""
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            for _ in pool.map(self.put, objects.keys(), objects.values()):
-                pass
+        in_threads(PARALLEL, self.put, objects.keys(), objects.values())
 
     def get(self, key: str) -> bytes | None:
         """One object's bytes; None where there is none. Raises StoreError for one that no store can have."""
@@ -338,8 +336,7 @@ def fetch_ranges(ranges: Sequence[range], fetch: Callable[[range], bytes]) -> li
             merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
         else:
             merged.append(part)
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        blobs = list(pool.map(fetch, merged))
+    blobs = in_threads(PARALLEL, fetch, merged)
     found: list[bytes] = []
     for part in ranges:
         whole, blob = next(pair for pair in zip(merged, blobs, strict=True) if pair[0].start <= part.start < pair[0].stop)
