@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
@@ -23,31 +23,58 @@ Found = TypeVar("Found")
 
 
 class Interrupts:
-    """What came while signals were held back. A second one, some time after the first, ends at once."""
+    """Signals that came while they are held back. One that comes a while after another has its way at once."""
 
     def __init__(self) -> None:
         self.seen: signal.Signals | None = None
         self._when = 0.0
+        self._delivered = False
+        self._over = False
         self._before: dict[signal.Signals, Any] = {}
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.seen is not None and time.monotonic() - self._when > SAME_SIGNAL_SECONDS:
-            self.deliver()
+        again = self.seen is not None and time.monotonic() - self._when > SAME_SIGNAL_SECONDS
         if self.seen is None:
             self.seen, self._when = signal.Signals(number), time.monotonic()
+        if again or self._over:
+            self._pass_on(signal.Signals(number))
 
     def check(self) -> None:
-        """Deliver the signal that came, if one did."""
-        if self.seen is not None:
-            self.deliver()
+        """Do what the signal would have done, if one came; what its handler raises is raised here."""
+        if self.seen is not None and not self._delivered:
+            self._pass_on(self.seen)
 
     def deliver(self) -> None:
         """End as the signal would have ended the program. In a process that got none, another one of the run did."""
-        number, self.seen = signal.SIGINT if self.seen is None else self.seen, None
-        handler = self._before.get(number)
-        if callable(handler):
-            handler(number, None)
+        self._pass_on(signal.SIGINT if self.seen is None else self.seen)
         raise KeyboardInterrupt
+
+    def result_of(self, future: Future[Found]) -> Found:
+        """What a thread's work comes to, waited for while `check` is called now and then."""
+        while not wait([future], CHECK_SECONDS).done:
+            self.check()
+        self.check()
+        return future.result()
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        self._delivered = True
+        if number in self._before:
+            self._before[number](number, None)
+        self.seen, self._delivered = None, False  # the handler lets the program go on
+
+    def _hold(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            holder = getattr(handler, "__self__", None)
+            held = isinstance(holder, Interrupts) and not holder._over
+            if callable(handler) and not held:  # the default of SIGTERM ends the process, which is left so
+                self._before[number] = handler
+                signal.signal(number, self.note)
+
+    def _release(self) -> None:
+        self._over = True  # amid these lines a handler that is back may raise, and the others stay
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -58,29 +85,22 @@ def interrupts() -> Iterator[Interrupts]:
     nothing is ever seen.
     """
     held = Interrupts()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            # The default of SIGTERM ends the process, which is left so.
-            if callable(handler) and not isinstance(getattr(handler, "__self__", None), Interrupts):
-                held._before[number] = handler
-                signal.signal(number, held.note)
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
     try:
+        held._hold()
         yield held
     finally:
-        for number, handler in held._before.items():
-            signal.signal(number, handler)
-    held.check()
+        held._release()
+        held.check()
 
 
 def in_threads(threads: int, function: Callable[..., Found], *arguments: Iterable[Any]) -> list[Found]:
     """What the function makes of each, in their order, so many at a time; the first error ends all."""
-    found: list[Found] = []
     with interrupts() as held, ThreadPoolExecutor(threads) as pool:
         try:
-            for one in pool.map(function, *arguments):
-                found.append(one)
-                held.check()
+            under_way = [pool.submit(function, *each) for each in zip(*arguments, strict=True)]
+            return [held.result_of(future) for future in under_way]
         finally:
             pool.shutdown(cancel_futures=True)
-    return found

@@ -1,5 +1,6 @@
 """Signals that come while threads are at work: a run ends between two of its steps, and never amid a lock's code."""
 
+import os
 import random
 import signal
 import subprocess
@@ -62,6 +63,68 @@ def test_a_signal_that_nobody_asked_for_is_delivered_at_the_end() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done == [1]
+
+
+def test_a_second_ctrl_c_ends_what_the_first_one_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts_module, "SAME_SIGNAL_SECONDS", -1.0)
+    cleaned: list[int] = []
+    with pytest.raises(KeyboardInterrupt), interrupts() as held:
+        signal.raise_signal(signal.SIGINT)
+        try:
+            held.check()
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append(1)
+    assert cleaned == []
+
+
+def test_a_program_whose_handler_lets_it_go_on_goes_on() -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with interrupts() as held:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+                held.check()
+                held.check()
+        assert got == [signal.SIGTERM, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_is_not_lost_where_the_work_fails() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("the work's")
+
+
+def test_a_hold_that_is_over_swallows_nothing() -> None:
+    """Even where a handler that raised came between the two that were to be put back."""
+    with interrupts() as over:
+        pass
+    before = signal.signal(signal.SIGINT, over.note)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), interrupts() as held:
+            signal.raise_signal(signal.SIGINT)
+            assert held.seen == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_does_not_wait_for_what_takes_long_nor_begins_more() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.0 if number == 0 else 0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(2, work, range(1000))
+    assert len(begun) < 15
 
 
 def test_a_signal_ends_what_many_threads_do_after_the_part_that_is_done() -> None:

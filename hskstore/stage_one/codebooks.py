@@ -170,7 +170,7 @@ def learn_codebooks(plan: Plan, sample: Mapping[str, Float16[np.ndarray, "vector
             jobs = [pool.submit(_learn_one, plan, name, sample[name][:, *place]) for name, place in places]
             done, total = 0, sum(len(sample[name]) for name, _ in places)
             for (name, place), job in zip(places, jobs, strict=True):
-                columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = job.result()
+                columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = held.result_of(job)
                 done += len(sample[name])
                 watch("codebooks", done, total)
                 held.check()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hskstore.errors import StoreError
-from hskstore.interrupts import in_threads, interrupts
+from hskstore.interrupts import in_threads
 from hskstore.store.commit import CONDEMNED, MANIFEST, PLAN, Receipt, all_receipts, faults, read_manifest, receipt_key
 from hskstore.store.layout import Unit
 from hskstore.store.objects import PARALLEL
@@ -55,15 +55,13 @@ def copy_store(source: str, target: str, *, watch: Watch = unwatched) -> Copied:
     made = all_receipts(store.place)
     rows = {unit: _rows(store, unit) for unit in missing}
     done = 0
-    with interrupts() as held:
-        for batch in _batches(missing, units):
-            keys = [key for unit in batch for key in missing[unit]]
-            place.put_all(dict(zip(keys, in_threads(PARALLEL, store.file, keys), strict=True)))
-            place.put_all({receipt_key(*unit): _receipt(store, unit, units[unit], made).to_bytes() for unit in batch})
-            done += sum(rows[unit] for unit in batch)
-            sent_bytes += sum(store.manifest.objects[key]["size"] for key in keys)
-            watch("copy", done, sum(rows.values()))
-            held.check()
+    for batch in _batches(missing, units):
+        keys = [key for unit in batch for key in missing[unit]]
+        place.put_all(dict(zip(keys, in_threads(PARALLEL, store.file, keys), strict=True)))
+        place.put_all({receipt_key(*unit): _receipt(store, unit, units[unit], made).to_bytes() for unit in batch})
+        done += sum(rows[unit] for unit in batch)
+        sent_bytes += sum(store.manifest.objects[key]["size"] for key in keys)
+        watch("copy", done, sum(rows.values()))
     _seal(store, place)
     return Copied(
         root=place.root,

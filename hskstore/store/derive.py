@@ -113,7 +113,7 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
             try:
                 for split, unit in cut.plan.units():
                     if (split, unit) in under_way:
-                        under_way.pop((split, unit)).result()
+                        held.result_of(under_way.pop((split, unit)))
                     done += cut.plan.rows_of((split, unit))
                     watch("derive", done, rows)
                     held.check()

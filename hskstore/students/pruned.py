@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hskstore.config import FINETUNE_BATCH_SIZE, LabelKind, check_count
 from hskstore.errors import DataError, ModelError, OptionError
+from hskstore.interrupts import interrupts
 from hskstore.methods.finetune import gold_terms
 from hskstore.models.device import choose_device
 from hskstore.models.folder import refuse_existing_model, save_model, set_labels
@@ -93,17 +94,19 @@ def measure_importance(
     """
     importance = Importance(model)
     done = 0
-    for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, order, seed=0).epoch(0):
-        batch = step.batch.to(model.device)
-        seen = observe(model, *batch.inputs, NOTHING)
-        model.zero_grad()
-        loss = gold_terms(seen, batch)["gold"].value
-        if not loss.isfinite():
-            raise ModelError(
-                f"{name}: its loss on the train rows is not finite, so that nothing tells what matters: its weights are damaged"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        importance.note(model)
-        done += len(batch)
-        watch("importance", done, len(rows))
+    with interrupts() as held:
+        for step in Feed(InMemory(rows), FINETUNE_BATCH_SIZE, order, seed=0).epoch(0):
+            batch = step.batch.to(model.device)
+            seen = observe(model, *batch.inputs, NOTHING)
+            model.zero_grad()
+            loss = gold_terms(seen, batch)["gold"].value
+            if not loss.isfinite():
+                raise ModelError(
+                    f"{name}: its loss on the train rows is not finite, and tells nothing of what matters: its weights are damaged"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            importance.note(model)
+            done += len(batch)
+            watch("importance", done, len(rows))
+            held.check()
     return importance
