@@ -110,15 +110,22 @@ def decode_codes(
 
 
 def principal_directions(words: Float[Tensor, "layer stage word width"]) -> Float[Tensor, "layer width direction"]:
-    """As few orthogonal directions of each layer as hold PRINCIPAL of the variance of its words, behind which are zeros where
-    another layer has more. What codes leave over lies for the most part in the others."""
-    flat = words.flatten(1, 2)
-    centred = flat - flat.mean(dim=1, keepdim=True)
+    """Orthogonal directions of each layer: as few as hold PRINCIPAL of the variance of its words, each about the mean of its
+    stage, and that of the mean of all vectors, which codes know too, as far as it lies in none of these. Zeros fill up where
+    another layer has more. What codes leave over lies for the most part in other directions."""
+    means = words.mean(dim=2, keepdim=True)
+    centred = (words - means).flatten(1, 2)
     variance, axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # the smallest first
     variance, axes = variance.flip(-1).clamp(min=0), axes.flip(-1)
     held = variance.cumsum(dim=-1) - variance < PRINCIPAL * variance.sum(dim=-1, keepdim=True)
-    found: Tensor = (axes * held[:, None])[..., : int(held.sum(dim=-1).max())]
-    return found
+    axes = axes * held[:, None]
+    mean = means.sum(dim=(1, 2))
+    beside = mean - (axes @ (axes.transpose(1, 2) @ mean[..., None]))[..., 0]
+    length, spread = beside.norm(dim=-1), variance.sum(dim=-1).div(words.shape[2]).sqrt()
+    counts = length > torch.finfo(mean.dtype).eps ** 0.5 * (mean.norm(dim=-1) + spread)  # more than rounding
+    beside = torch.where(counts, 1 / length, 0)[:, None] * beside
+    found = torch.cat([beside[..., None], axes], dim=-1)
+    return found[..., found.any(dim=(0, 1))]
 
 
 # --- learning

@@ -102,7 +102,7 @@ def measure_importance(
             loss = gold_terms(seen, batch)["gold"].value
             if not loss.isfinite():
                 raise ModelError(
-                    f"{name}: its loss on the train rows is not finite, and tells nothing of what matters: its weights are damaged"
+                    f"{name}: its loss on the train rows is not finite and tells nothing of what matters: its weights are damaged"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             importance.note(model)
