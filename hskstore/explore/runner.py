@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from hskstore.stage_two.checkpoint import forget_checkpoint
 from hskstore.stage_two.distill import Learnt, learn
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import reading_options, rows_from_store, telling_rows
-from hskstore.stage_two.scores import DevScore, predict_splits
+from hskstore.stage_two.scores import OnScore, predict_splits
 from hskstore.stage_two.settings import for_task
 from hskstore.stage_two.student import check_store, load_student
 from hskstore.store import Store, open_store
@@ -196,13 +196,14 @@ class Runner:
         """Let the run under way end at its next step, raising Stopped."""
         self._stopping = True
 
-    def do(self, planned: PlannedRun, *, on_score: Callable[[DevScore], None] | None = None, trial: int | None = None) -> RunRow:
-        """Train, score and write, unless that was done; goes on from the last checkpoint. What fails is a row that says why.
+    def do(self, planned: PlannedRun, *, on_score: OnScore | None = None, trial: int | None = None) -> RunRow:
+        """Train, score and write, unless that was done; goes on from the last checkpoint. What fails is a row that says why. A
+        run that was ended early is done again but for a search, whose `on_score` might end it again.
 
         Raises HskError where the store is damaged or the disk full, and what stops the program.
         """
         there, out = self.folder.row(planned.run), self.folder.run_folder(planned.run)
-        if there is not None and there.final:
+        if there is not None and (there.final if on_score is None else there.final_for_search):
             forget_checkpoint(out)
             return there
         began, cpu = time.monotonic(), time.process_time()

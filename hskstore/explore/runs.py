@@ -108,8 +108,14 @@ class RunRow:
 
     @property
     def final(self) -> bool:
-        """Whether the same command would find the same again: what failed by another fault than the run's own is tried again."""
-        return self.status != "failed" or self.error == "ModelError"
+        """Whether a sweep would find the same again: what failed by another fault than the run's own is tried again, and what a
+        search has ended early is trained to its end."""
+        return self.status == "done" or self.error == "ModelError"
+
+    @property
+    def final_for_search(self) -> bool:
+        """The same of a search."""
+        return self.final or self.status == "pruned"
 
     @property
     def configuration(self) -> str:
