@@ -150,7 +150,7 @@ def verify(
         console.print_json({"verified": verified, "replayed": replayed})
     else:
         print_stores.print_verified(verified, replayed)
-    if verified.problems or (replayed is not None and replayed.differing):
+    if verified.problems or (replayed is not None and (replayed.differing or replayed.unlike)):
         raise typer.Exit(2)
 
 
