@@ -218,6 +218,7 @@ def test_the_numbers_of_the_table_stand_on_the_page(page: str) -> None:
     assert "kd: 0.7100 from 100 B" in text and "mud all: 0.9000 from 90.0 kB (a)" in text
     assert "9 runs of 7 configurations: 8 done, 1 failed, 0 ended early" in text
     assert "the loss is not finite" in text and "ModelError" not in text
+    assert "Seconds of all steps, without dev scores, mean over the seeds." in text
     assert "digest" in text and "torch 2.9 (9 runs)" in text and "hsk sweep STORE" in text
 
 
