@@ -19,6 +19,7 @@ from hskstore.explore.runs import TABLE, RunRow, SweepFolder
 from hskstore.explore.sweep import further_data
 from hskstore.methods import Mud
 from hskstore.options import Plain
+from hskstore.stage_one.budget import LONGEST, TENTHS
 from hskstore.stage_two.feed import InWindows, steps_per_epoch
 from hskstore.stage_two.recipe import read_recipe
 from hskstore.stage_two.scores import DevScore, OnScore
@@ -26,9 +27,6 @@ from hskstore.stage_two.settings import phase_settings
 from hskstore.watch import Watch, unwatched
 
 DEFAULT_TRIALS = 40
-LONGEST, TENTHS = 50, 10
-"""Of the space that the paper searches (Equation 8)."""
-
 IDLE = 5
 """Proposals for each trial after which a search ends: of a small space most have been tried already."""
 
