@@ -53,12 +53,15 @@ def print_swept(result: Swept) -> None:
 
 def print_searched(result: Searched) -> None:
     """The front: the smallest first."""
+    from hskstore.explore.runs import names_of
+
+    names = names_of(result.front)
     pruned = sum(row.status == "pruned" for row in result.rows)
     out.print(f"{len(result.rows) - 1} configurations tried, {pruned} of them ended early. The front, which no other run beats:")
     table = grid("configuration", "score", "seed", "bytes", "training")
     for row in result.front:
         training = duration(row.seconds_training or 0)
-        table.add_row(row.name, f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
+        table.add_row(names[row.configuration], f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
     out.print(table)
     out.print(f"{result.table}: hsk recommend {result.folder} says which configuration to take")
 
