@@ -381,7 +381,10 @@ def test_one_loader_for_all_runs_of_a_folder_whatever_memory_is_free(
     assert sliver < everything
     between = 90 * (sliver + everything) // 2
     monkeypatch.setattr(memory, "free_memory", lambda: between / memory.SHARE_FOR_ROWS)
+    learn, row_bytes = runners.learn, set()
+    monkeypatch.setattr(runners, "learn", lambda *words, **own: row_bytes.add(own["row_bytes"]) or learn(*words, **own))
     some = run(world, tmp_path / "some", seeds=1, data=None)
+    assert row_bytes == {everything}, "and windows of them are alike"
     assert {row.loader for row in some.rows} == {"blocks"} and all('loader = "blocks"' in row.recipe for row in some.rows)
     assert len({row.batches for row in some.rows if row.method == "mud"}) == 1
     assert [row.run for row in some.rows] == [row.run for row in swept.rows if row.seed == 0]
@@ -402,13 +405,13 @@ def test_many_jobs_share_the_memory(world: SimpleNamespace, tmp_path: Path, monk
         assert each.folder.facts().loader == loader
 
 
-def test_windows_of_a_sweep_are_those_of_its_largest_rows(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    rich = open_store(world.rich)
-    monkeypatch.setattr(feed, "WINDOW_BYTES", 2**20)
-    own, given = (
-        feed.InWindows(rich, "train", row_bytes=row_bytes).windows(np.random.default_rng(0), 2) for row_bytes in (0, 2**20)
-    )
-    assert len(given) >= len(own) and len(given) == rich.plan.splits["train"].units
+def test_windows_are_as_large_as_rows_of_the_bytes_given_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = SimpleNamespace(units=8, unit_rows=10, rows_of=lambda unit: 10)
+    store: Any = SimpleNamespace(plan=SimpleNamespace(splits={"train": split}))
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(feed, "bytes_per_row", lambda *_: 1)
+    sizes = [feed.InWindows(store, "train", row_bytes=size).windows(np.random.default_rng(0), 2) for size in (0, 5, 100)]
+    assert [len(windows) for windows in sizes] == [1, 4, 8]
 
 
 def test_a_folder_of_an_earlier_version_goes_on_as_its_rows_were_loaded(swept: Swept, tmp_path: Path) -> None:
