@@ -479,6 +479,7 @@ Families that were looked at again are of a later run.
 | family | teacher | right | queries, keys | student | ONNX | what is said |
 |---|---|---|---|---|---|---|
 """
+ALSO_CALLED = {"gpt-sw3": ("gpt2",)}
 KEPT = {WAYS[0][0]: "ranks", WAYS[1][0]: "[CLS]", WAYS[2][0]: "states"}
 
 
@@ -492,44 +493,54 @@ def table(found: Sequence[Found], command: str) -> str:
         seconds=sum(each.seconds for each in found),
     )
     rows = {each.family: row_of(each) for each in found}
-    rows |= {name: f"| {name} | not tried | | | | | {why} |" for name, why in NOT_TRIED.items()}
-    notes, lines = Counter(said(row, name) for name, row in rows.items()), []
-    often = [text for text, families in notes.most_common() if text and families > 1]
+    said = {each.family: [of_any_family(text, each) for text in told(each)] for each in found}
+    for name, why in NOT_TRIED.items():
+        rows[name], said[name] = f"| {name} | not tried | | | | |", [why]
+    often = [text for text, families in Counter(text for own in said.values() for text in own).most_common() if families > 1]
+    own = {each.family: told(each) for each in found} | {name: [why] for name, why in NOT_TRIED.items()}
+    lines = []
     for name in sorted(rows):
-        text = said(rows[name], name)
-        before = rows[name].removesuffix(" |").rpartition("| ")[0]
-        lines.append(f"{before}| note {often.index(text) + 1} |" if text in often else rows[name])
-    told = "".join(f"\n{number}. {text}\n" for number, text in enumerate(often, 1))
-    return head + "\n".join(lines) + f"\n\n## Notes\n{told}"
+        notes = [
+            f"note {often.index(text) + 1}" if text in often else as_it_is
+            for text, as_it_is in zip(said[name], own[name], strict=True)
+        ]
+        lines.append(f"{rows[name]} {'; '.join(notes)} |")
+    notes_told = "".join(f"\n{number}. {text}\n" for number, text in enumerate(often, 1))
+    return head + "\n".join(lines) + f"\n\n## Notes\n{notes_told}"
 
 
-def said(row: str, family: str) -> str:
-    """The last cell of a row, whatever the family."""
-    text = row.removesuffix(" |").rpartition("| ")[2]
-    return re.sub(rf"\b{re.escape(family)}\b", "FAMILY", text)
+def told(found: Found) -> list[str]:
+    """What is said of a family, a sentence each: why it is refused, or what of it."""
+    said = [*found.failed.values(), *(found.refused[what] for what in ("distill", "onnx") if what in found.refused)]
+    if found.attention is None:
+        said = [*found.failed.values(), *found.refused.values()][:1]
+    else:
+        said += [found.refused[what] for what, _, _ in WAYS if what in found.refused][-1:]
+        said += [text for text in found.warned if "padding behind" in text][:1]
+    return [text.removeprefix("it: ").partition("\n")[0].replace("|", "/") for text in said]
+
+
+def of_any_family(text: str, found: Found) -> str:
+    """A sentence as it is said of every family, whichever name its config has."""
+    for name in (found.family, *ALSO_CALLED.get(found.family, ())):
+        text = re.sub(rf"\b{re.escape(name)}\b", "FAMILY", text)
+    return text.replace(found.model, "MODEL")
 
 
 def row_of(found: Found) -> str:
-    def cell(text: str) -> str:
-        return text.removeprefix("it: ").partition("\n")[0].replace("|", "/")
-
+    """All cells of a row but the last."""
     if found.attention is None:
-        said = [*found.failed.values(), *found.refused.values()]
-        return f"| {found.family} | {'failed' if found.failed else 'refused'} | | | | | {cell(said[0])} |"
+        return f"| {found.family} | {'failed' if found.failed else 'refused'} | | | | |"
     worst, beside = (
         max(of.values(), key=lambda each: (each != each, each), default=float("nan")) for of in (found.differences, found.beside)
     )
     right = f"{worst:.0e}" if worst <= TOLERANCE else f"in its batch, {beside:.0e}" if beside <= TOLERANCE else "**no**"
     inside = "yes" if "qkv" in found.differences else "no"
     onnx = "not tried" if found.onnx is None else f"{found.onnx:.0e}"
-    if "onnx" in found.refused or found.student is None:
+    if "onnx" in found.refused or "onnx" in found.failed or found.student is None:
         onnx = "no"
-    ways = [found.refused[what] for what, _, _ in WAYS if what in found.refused]
-    said = [*found.failed.values(), *(found.refused[what] for what in ("distill", "onnx") if what in found.refused), *ways[-1:]]
-    said += [text for text in found.warned if "padding behind" in text][:1]
-    told = "; ".join(cell(text) for text in said)
     kept = KEPT[found.asked or ""]
-    return f"| {found.family} | {found.attention}, {kept} | {right} | {inside} | {found.student or 'no'} | {onnx} | {told} |"
+    return f"| {found.family} | {found.attention}, {kept} | {right} | {inside} | {found.student or 'no'} | {onnx} |"
 
 
 # --- a process each
@@ -584,7 +595,7 @@ def main() -> None:
     for family in sorted(CLASSES) if options.only is None else options.only:
         if family not in NOT_TRIED:
             found[family] = in_a_process(family, not options.no_export)
-            print(row_of(found[family]), flush=True)
+            print(row_of(found[family]), *told(found[family]), flush=True)
             if options.raw is not None:
                 text = json.dumps([asdict(found[name]) for name in sorted(found)], indent=1)
                 options.raw.write_text(text + "\n")

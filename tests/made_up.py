@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from hskstore.config import Keep, Strategy
 from hskstore.features import HIDDEN, FeatureRows, HiddenTargets, TeacherShape, Want
@@ -38,3 +40,16 @@ def want_of(store: Store, *layers: int) -> Want[HiddenTargets]:
 def targets_of(own: FeatureRows, rows: np.ndarray) -> HiddenTargets:
     """Of all the stored layers that were read."""
     return HIDDEN.targets(own, rows, own.places, np.zeros(len(rows)))
+
+
+def scattered(
+    targets: HiddenTargets,
+) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
+    """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
+    values = targets.values.float()
+    kept = targets.token_kept[..., None].expand_as(values)
+    if targets.coordinate is None:
+        return values, kept
+    empty = values.new_zeros((*values.shape[:-1], targets.width))
+    coordinate = targets.coordinate.long()
+    return empty.scatter(-1, coordinate, values), empty.bool().scatter(-1, coordinate, kept)

@@ -786,6 +786,23 @@ def test_codes_of_other_words_than_the_stores_are_found(own: Path, teacher_folde
     assert len(found.differing) > 0.9 * ROWS and found.equal == 0 and found.tolerances["states"] < 1.1
 
 
+def test_codes_that_are_of_their_words_where_these_are_of_nothing_are_found(
+    teacher_folder: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = replay(str(make(teacher_folder, data, tmp_path / "good", {"states": (1,)})), teacher_folder, rows=ROWS)
+    assert good.unlike == () and set(good.left_over) == {"hidden", "states"} and max(good.left_over.values()) < 0.9
+
+    def of_nothing(vectors: torch.Tensor, stages: int, seed: int) -> torch.Tensor:
+        return torch.randn((stages, WORDS, vectors.shape[1]), generator=torch.Generator().manual_seed(seed)).half()
+
+    monkeypatch.setattr(codebooks, "learn_words", of_nothing)
+    monkeypatch.setattr(codebooks, "left_over", lambda vectors, words: torch.full((len(words),), 0.2))
+    made = make(teacher_folder, data, tmp_path / "bad", {"states": (1,)})
+    found = replay(str(made), teacher_folder, rows=ROWS)
+    assert found.differing == () and found.equal == ROWS and set(found.unlike) == {"hidden", "states"}
+    assert min(found.left_over.values()) > 1
+
+
 @pytest.mark.parametrize("told", [np.nan, -1, np.inf])
 def test_a_share_that_is_none_is_said_to_be_damage(told: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(shutil.copytree(CODED, tmp_path / "it"))

@@ -14,9 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hskstore.engines import ProcessRank, run_inline, run_procs, static_jobs, static_rank
+from hskstore.engines import ProcessRank, check_ray, run_inline, run_procs, static_jobs, static_rank
 from hskstore.engines.ledger import Ledger, why_of
 from hskstore.errors import EngineError, ModelError, OptionError
+
+# --- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("procs", "auto", None), "--address auto: only --engine ray has one"),
+        (("ray", None, "cuda:1"), "--device cuda:1: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu"),
+    ],
+)
+def test_an_address_is_rays_and_a_gpu_by_its_number_is_not(options: tuple[str, str | None, str | None], words: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(OptionError, match=f"^{words}$"):
+        check_ray(*options)
+    check_ray("procs", None, "cuda:1")
+    check_ray("ray", "auto", "cuda")
+
 
 # --- what becomes of a job
 

@@ -535,6 +535,12 @@ def test_a_depth_beside_a_configuration_asks_for_a_rich_store(
     assert not out.exists()
 
 
+def test_a_depth_alone_says_nothing_of_what_to_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hsk("pull", Path(__file__).parent / "golden" / "v1" / "more", tmp_path / "cut", "--student-layers", 3) == 2
+    assert "--for and --student-layers go together" in refused(capsys)
+    assert not (tmp_path / "cut").exists()
+
+
 def test_a_method_with_options_of_its_own_is_made_for_by_a_recipe(
     made: Made, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from hskstore.errors import StoreError
 from hskstore.stage_one.extract import extract
 from hskstore.stage_two.rows import rows_from_store
 from hskstore.store import open_store
-from tests.made_up import want_of
+from tests.made_up import scattered, want_of
 
 KEY = "ab" * 32
 
@@ -26,7 +26,7 @@ def test_targets_are_the_teachers_states_at_the_ranked_tokens_masked_by_magnitud
     rows, want = rows_from_store(store, "train", places={"hidden": (0, 1)}), want_of(store)
     chosen = np.array([5, 17, 300])
     targets = rows.batch(chosen, [want])[want]
-    teacher, width_kept = targets.scattered()
+    teacher, width_kept = scattered(targets)
     assert teacher.shape[0] == 2
     for at, row in enumerate(chosen):
         stored = store.row("train", int(row))

@@ -34,7 +34,7 @@ from hskstore.text.rows import Rows
 from hskstore.text.tokenise import tokenise
 from hskstore.text.tokenizers import tokenizer_from_files
 from tests.conftest import SHARED, hsk, make_tokenizer, sealed_tree, sentences
-from tests.made_up import made_hidden, rows_of, targets_of
+from tests.made_up import made_hidden, rows_of, scattered, targets_of
 from tests.store.conftest import forge
 
 SCRAPS = [
@@ -255,7 +255,7 @@ def test_what_does_not_align_is_never_a_target(data: st.DataObject) -> None:
     kept = kept[..., :length]
     np.testing.assert_array_equal(targets.token_kept.transpose(0, 1).numpy(), kept)
     np.testing.assert_array_equal(targets.position.transpose(0, 1).numpy(), np.where(kept, token[..., :length], 0))
-    teacher, width_kept = (found.transpose(0, 1).numpy() for found in targets.scattered())
+    teacher, width_kept = (found.transpose(0, 1).numpy() for found in scattered(targets))
     assert not teacher[~kept].any() and not width_kept[~kept].any()
     np.testing.assert_array_equal(teacher[kept][:, [0, 2, 5]], values[..., :length, :][kept])
 

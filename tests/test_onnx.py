@@ -170,6 +170,13 @@ def test_it_stands_in_for_the_model(exported: Export) -> None:
     assert stand_in.to("cpu").eval() is stand_in
 
 
+def test_a_model_without_a_last_position_is_tried_at_every_length(bert: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = (300, 2)
+    assert hskstore.models.onnx._batch(bert.model, lengths)["attention_mask"].sum(dim=1).tolist() == [64, 2]
+    monkeypatch.setattr(hskstore.models.onnx, "usable_positions", lambda _: None)  # BLOOM, MPT
+    assert hskstore.models.onnx._batch(bert.model, lengths)["attention_mask"].sum(dim=1).tolist() == [300, 2]
+
+
 def test_int8_is_smaller_and_near(exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, result = exported.model, exported.result
     reuse_graph(monkeypatch, exported.folder)

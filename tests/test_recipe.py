@@ -276,7 +276,6 @@ def test_write_recipe_writes_what_these_options_mean_and_does_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write(tmp_path, "--max-steps", 9) == Recipe(max_steps=9).as_options()
-    assert f"{tmp_path / 'written.toml'}: a recipe, for hsk distill STORE --recipe" in capsys.readouterr().err
     assert hsk("distill", "no store", "--out", tmp_path / "new", "--write-recipe", tmp_path / "written.toml") == 2
     assert f"{tmp_path / 'written.toml'} already exists" in capsys.readouterr().err
     assert Recipe.of(read_recipe(tmp_path / "written.toml")) == Recipe(max_steps=9)
@@ -284,6 +283,15 @@ def test_write_recipe_writes_what_these_options_mean_and_does_nothing_else(
     assert "could not be written (No such file" in capsys.readouterr().err
     assert hsk("distill", "--write-recipe", tmp_path / "other.toml", "--epochs", "0") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["written.toml"]
+
+
+@pytest.mark.parametrize(("words", "student"), [([], " --student STUDENT"), (["--student", "one"], "")])
+def test_the_command_that_reads_a_written_recipe_is_told_whole(
+    words: list[str], student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, *words)
+    file, said = tmp_path / "written.toml", capsys.readouterr().err.split()
+    assert said == f"{file}: a recipe, for hsk distill STORE --recipe {file}{student} --out DIR".split()
 
 
 def test_a_store_and_a_place_for_the_student_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

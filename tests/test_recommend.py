@@ -1,5 +1,6 @@
 """What is recommended of a made-up table whose answer is known; and the bootstrap that it rests on."""
 
+import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hskstore.cli.methods import methods_for
+from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
 from hskstore.explore import bootstrap
 from hskstore.explore.bootstrap import draws, groups, interval, is_better
 from hskstore.explore.recommend import recommend
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
+from hskstore.features import TeacherShape
+from hskstore.layers import plan_strategy
+from hskstore.methods import Method
+from hskstore.models.run import ModelShape
+from hskstore.stage_one.asked import Asked
+from hskstore.stage_two.recipe import Recipe
+from hskstore.store.hidden import plan_hidden
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tasks import TASKS
 from tests.conftest import hsk
@@ -60,7 +70,7 @@ def table(out: Path, *runs: tuple[str, str | None, int, np.ndarray], **changed: 
             bytes=size,
             units_of_hsk=0.0 if keep is None else 0.9,
             share_of_hsk=0.0 if keep is None else 0.01,
-            seconds_training=10.0,
+            seconds_training=12.3,
         )
         folder.write_row(replace(row, **changed) if changed else row)
         folder.write_predictions(row.run, Predictions(("validation",) * 300 + ("test",) * 100, said_of(right), GOLD))
@@ -114,6 +124,53 @@ def test_where_the_predictions_alone_teach_as_well_nothing_else_is_needed(tmp_pa
 def test_where_one_is_better_than_all_it_is_that(tmp_path: Path) -> None:
     found = recommend(table(tmp_path, ("mud", "all,all,all", 900, BEST), ("kd", None, 2, WORST)))
     assert found.chosen is found.best and "every other one is worse in 97.5 %" in found.words[1]
+
+
+def reads_of(method: Method, keep: Keep) -> dict[str, set[int]]:
+    """The layers of a teacher of 12 that a student of 3 reads of each feature."""
+    kept = plan_hidden(keep, plan_strategy(Strategy(3), 12), teacher_layers=12, hidden_size=32, most_admitted=12)
+    phases = method.phases(TeacherShape(12, 32, kept, heads=4), ModelShape("it", 2, (3, 32)))
+    wants = [want for phase in phases for want in phase.reads]
+    return {want.kind.name: {pair.teacher for pair in want.pairs} for want in wants}
+
+
+@pytest.mark.parametrize(
+    ("options", "keep", "said"),
+    [
+        ({"method": "mud", "targets": "ignore"}, "1,9,0.1", "--keep 1,9,0.1 --mask uniform"),
+        ({"method": "mud+ckd"}, "2,9,0.1", "--for mud+ckd --keep 2,9,0.1 --mask uniform"),
+        ({"method": "pkd"}, None, "--for pkd"),
+        ({"method": "pkd", "epochs": "3"}, None, "--for pkd"),
+        ({"method": "pkd", "patient_layers": "last", "epochs": "3"}, None, "--for recipe.toml"),
+        ({"method": "mud+pkd", "patient_layers": "last"}, "1,9,0.1", "--for recipe.toml --keep 1,9,0.1 --mask uniform"),
+    ],
+)
+def test_the_command_makes_a_store_that_has_all_that_the_run_reads(
+    options: dict[str, str], keep: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(tmp_path, (options["method"], keep, 9, BEST), options=json.dumps(options))
+    cost = recommend(table(tmp_path, ("kd", None, 2, WORST))).words[2]
+    assert f"hsk extract TEACHER DATA {said} --student-layers 3 --out DIR (hsk plan" in cost
+    assert ("hsk derive RICH" in cost) == (options["method"] == "mud")
+    monkeypatch.chdir(tmp_path)
+    _, told, lines = cost.partition("where recipe.toml is a file of the lines ")
+    assert ("recipe.toml" in said) == bool(told) and "epochs" not in lines
+    Path("recipe.toml").write_text(lines.partition(". A student")[0].replace(" and ", "\n"))
+    words = said.split()
+    learners = methods_for([words[words.index("--for") + 1]] if "--for" in words else [])
+    keeps = [Keep.parse(keep)] if keep else []
+    (features,) = Asked(keeps, [Strategy(3)], learners).by_store(TeacherShape(12, 32, heads=4), most_admitted=12).values()
+    held = {feature.name: set(feature.layers) for feature in features}
+    reads = reads_of(Recipe.of(options).method, Keep.parse(keep or "1,9,0.1"))
+    assert reads and all(layers <= held[name] for name, layers in reads.items())
+
+
+def test_labels_alone_need_no_teacher(tmp_path: Path) -> None:
+    cost = recommend(table(tmp_path, ("finetune", None, 2_000, BEST), ("kd", None, 9_000, WORST))).words[2]
+    assert cost == (
+        "What it costs: no teacher, for it learns from the labels alone: 2.0 kB of tokens and labels, which every store of the"
+        " data has. A student trained 12 s, 100 steps."
+    )
 
 
 def test_too_few_runs_say_nothing_and_what_failed_is_named(tmp_path: Path) -> None:

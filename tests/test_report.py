@@ -3,6 +3,7 @@
 import itertools
 import re
 import resource
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hskstore.explore.report_scores import dimensions_part, marginal_part
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
 from hskstore.text.tasks import TASKS
 from tests.conftest import hsk
+from tests.store.conftest import make_plan, write_store
 
 ROWS = 40
 GOLD = np.arange(ROWS) % 2
@@ -140,6 +142,13 @@ def test_other_ways_to_rank_and_mask_are_no_points_of_the_curve_of_amounts() -> 
     ]
 
 
+def test_nearly_everything_is_not_everything() -> None:
+    whole = made("mud all", 0, 0.9, keep="all,all,all", series="everything", share_of_hsk=1.0)
+    rows = [whole, made("mud all,40,all", 0, 0.5, keep="all,40,all", share_of_hsk=0.998)]
+    found = [(each.label, each.share, each.average) for each in marginal(configured(rows, {}))]
+    assert found == [("99 % of everything", 0.99, 0.5), ("everything", 1.0, 0.9)]
+
+
 def test_numbers_below_an_axis_do_not_meet() -> None:
     shares = (0.0056, 0.0097, 0.053, 0.35, 1.0)
     rows = [made("kd", 0, 0.7)]
@@ -209,7 +218,16 @@ def test_the_numbers_of_the_table_stand_on_the_page(page: str) -> None:
     assert "kd: 0.7100 from 100 B" in text and "mud all: 0.9000 from 90.0 kB (a)" in text
     assert "9 runs of 7 configurations: 8 done, 1 failed, 0 ended early" in text
     assert "the loss is not finite" in text and "ModelError" not in text
+    assert "Seconds of all steps, without dev scores, mean over the seeds." in text
     assert "digest" in text and "torch 2.9 (9 runs)" in text and "hsk sweep STORE" in text
+
+
+def test_a_sealed_store_is_one_however_it_is_named_and_so_is_its_copy(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", make_plan())
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    report([f"{tmp_path}/store/", tmp_path / "copy"], out=tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert text.count("A sealed store of 29 rows") == 2 and "is not sealed yet" not in text
 
 
 def test_what_is_not_there_is_left_out_with_a_word(page: str) -> None:

@@ -229,6 +229,15 @@ def test_real_states_too(tmp_path: Path) -> None:
 # --- the command line
 
 
+def test_codes_are_not_among_what_a_student_can_learn_a_view_as(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert hsk("distill", "--help") == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if " --values " in line)
+    assert "f16, f32, q8 (int8) or q4 (4 bits)" in told and "rq" not in told
+
+
 @pytest.fixture(scope="module")
 def world(teacher_folder: str, data_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rich store made by the command line."""
@@ -297,6 +306,10 @@ DEPTHS = ["--student-layers", 2, "--student-layers", 3]
         (["derive", "RICH", "--keep", "1,4,2", "--student-layers", 2, "--values", "f32", "--out", "NEW"], "f32 values are lost"),
         (["distill", "RICH", "--rank", "left", "--student", "x", "--out", "NEW"], "goes with --keep, and a rich store"),
         (["distill", "RICH", "--keep", "1,4,0.25", "--student", "nowhere", "--out", "NEW"], "nowhere: no model could be loaded"),
+        (
+            ["distill", "RICH", "--keep", "1,4,all", "--values", "rq8", "--student", "STUDENT", "--out", "NEW"],
+            "choose f16, f32, q8 or q4",
+        ),
         (
             ["distill", "RICH", "--student", "STUDENT", "--out", "NEW"],
             "is a rich store: say with --keep which of its hidden states",

@@ -1,6 +1,7 @@
 """The site of README and docs/: built without a warning, with every public name, and without anything from the network."""
 
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -63,6 +64,17 @@ def test_every_public_name_is_on_the_page_of_the_api(package: str, site: Path) -
     there = set(re.findall(r'id="([\w.]+)"', (site / "docs/api.html").read_text()))
     for name in importlib.import_module(package).__all__:
         assert there & {f"{package}.{name}", f"{package}.{name}.{name}"}, name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_member_says_what_it_is(package: str) -> None:
+    """The page of the API leaves out those without a docstring."""
+    public = importlib.import_module(package)
+    for owner in filter(inspect.isclass, (getattr(public, name) for name in public.__all__)):
+        for name, member in vars(owner).items():
+            function = getattr(member, "fget", getattr(member, "__func__", member))
+            if inspect.isfunction(function) and not name.startswith("_"):
+                assert function.__doc__, f"{owner.__name__}.{name}"
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from hskstore.methods.projection import Projection, projection_of
 from hskstore.methods.serving import teacher_shape
 from hskstore.models.run import ModelShape
 from hskstore.stage_one.extract import extract
-from hskstore.stage_two.checkpoint import RunState
+from hskstore.stage_two.checkpoint import Checkpoint, RunState
 from hskstore.stage_two.feed import InMemory, open_supply, steps_per_epoch
 from hskstore.stage_two.journal import Journal
 from hskstore.stage_two.learner import Learner
@@ -170,6 +170,28 @@ def test_the_best_dev_score_is_kept_in_a_phase_that_predicts(tmp_path: Path) -> 
     assert [each["step"] for each in result.scores] == [6, 12, 18]
     assert result.best == {"step": 12, "accuracy": 0.9}
     assert equal(final, snapshots[1]) and not equal(final, snapshots[2])
+
+
+def test_scores_are_told_by_their_number_and_which_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, bool]] = []
+
+    def score(of: Learner) -> DevScore:
+        return DevScore("accuracy", {"accuracy": 0.5})
+
+    def killed(self: Checkpoint, *of: Any) -> None:
+        if len(told) == 2:
+            raise MemoryError
+
+    def go_on() -> None:
+        run(tmp_path, Finetune(), score=score, phases=settings(Finetune(), 15), on_score=lambda _, *at: told.append(at))
+
+    write = Checkpoint.write
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "write", lambda self, *of: (killed(self), write(self, *of)))
+        with pytest.raises(MemoryError):
+            go_on()
+    go_on()
+    assert told == [(1, False), (2, False), (2, False), (3, True)], "the checkpoint behind the second was not written"
 
 
 def test_the_last_step_is_kept_in_a_phase_that_does_not_predict(tmp_path: Path) -> None:

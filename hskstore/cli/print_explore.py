@@ -52,17 +52,25 @@ def print_swept(result: Swept) -> None:
 
 
 def print_searched(result: Searched) -> None:
-    """The front: the smallest first."""
+    """The front, the smallest first; then what was ended early, what failed, and what to do next."""
     from hskstore.explore.runs import names_of
 
     names = names_of(result.front)
-    pruned = sum(row.status == "pruned" for row in result.rows)
-    out.print(f"{len(result.rows) - 1} configurations tried, {pruned} of them ended early. The front, which no other run beats:")
-    table = grid("configuration", "score", "seed", "bytes", "training")
-    for row in result.front:
-        training = duration(row.seconds_training or 0)
-        table.add_row(names[row.configuration], f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
-    out.print(table)
+    pruned, failed = [row.name for row in result.pruned], result.failed
+    out.print(
+        f"{len(result.rows) - 1} configurations and kd alone tried: {len(pruned)} ended early by Hyperband, {len(failed)} failed"
+    )
+    if result.front:
+        out.print("The front, which no other run beats:")
+        table = grid("configuration", "score", "seed", "bytes", "training")
+        for row in result.front:
+            training = duration(row.seconds_training or 0)
+            table.add_row(names[row.configuration], f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
+        out.print(table)
+    if pruned:
+        out.print(f"ended early, and so without a score: {'; '.join(pruned)}")
+    for row in failed:
+        out.print(f"failed: {row.name}, seed {row.seed}: {row.why}")
     out.print(f"{result.table}: hsk recommend {result.folder} says which configuration to take")
 
 

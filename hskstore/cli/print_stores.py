@@ -322,6 +322,9 @@ def _print_replayed(replayed: Replayed) -> None:
     if replayed.differing:
         rows = ", ".join(map(str, replayed.differing[:8]))
         out.print(f"{len(replayed.differing)} rows are not what this teacher says, train rows {rows} first")
+    for name, share in replayed.left_over.items():
+        told = ", far more than the store tells: its codebooks are of other vectors" if name in replayed.unlike else ""
+        out.print(f"codes of {name} leave {100 * share:.1f} % of the variance of these rows' vectors, at most{told}")
 
 
 def print_extracted(stores: list[ExtractedStore]) -> None:

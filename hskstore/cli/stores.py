@@ -29,6 +29,7 @@ from hskstore.readable import size
 
 CutOpt = Annotated[str | None, typer.Option(help="DEPTH,LENGTH,WIDTH: what to keep of the hidden states that the store keeps.")]
 CutLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for, or of a rich store: layers of the student.")]
+PullLayersOpt = Annotated[list[int] | None, typer.Option(help="With --for: layers of the student.")]
 
 
 @with_flags({"strategy": STRATEGY}, strategy=flags_of(config.Strategy), options=flags_of(config.PassOptions))
@@ -150,7 +151,7 @@ def verify(
         console.print_json({"verified": verified, "replayed": replayed})
     else:
         print_stores.print_verified(verified, replayed)
-    if verified.problems or (replayed is not None and replayed.differing):
+    if verified.problems or (replayed is not None and (replayed.differing or replayed.unlike)):
         raise typer.Exit(2)
 
 
@@ -193,12 +194,12 @@ def pull(
     target: Annotated[str, typer.Argument(metavar="DST", help="Folder for the store itself. A damaged copy is repaired.")],
     keep: CutOpt = None,
     learners: ForOpt = None,
-    student_layers: CutLayersOpt = None,
+    student_layers: PullLayersOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Fetch a store, every object verified, the seal last; with --keep or --for a smaller one, of which only the layers that it
     keeps travel. Stopped, the same command fetches only what is missing."""
-    if keep is None and not learners:
+    if keep is None and not learners and not student_layers:
         _copy(source, target, as_json)
     else:
         _derive(source, keep, learners or (), student_layers or (), target, as_json)

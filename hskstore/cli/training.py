@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,8 @@ OF_METHODS = "Of the methods named (hsk methods NAME tells all about one)"
 CHOOSING = "Of ksm, and of --select: how the weights of terms are chosen at every step"
 RICH = "Of a rich STORE: the configuration to learn from, without a copy"
 """What `hsk distill --help` calls its options."""
+VALUES = "Learnt from as f16, f32, q8 (int8) or q4 (4 bits). Of codes make a store first: hsk derive."
+"""What `--values` is there: a view has no codebooks."""
 
 
 def distill() -> None:
@@ -72,8 +75,10 @@ def distill_with_flags() -> Command:
     panels = {"of_methods": OF_METHODS, "choosing": CHOOSING, "strategy": RICH}
     of_methods, choosing = method_options(), options_of(Selection)
     own = {name: option for name, option in recipe_options().items() if name not in {*of_methods, *choosing}}
+    strategy = flags_of(config.Strategy)
+    strategy["values"] = replace(strategy["values"], kind=str, help=VALUES)
 
-    @with_flags(panels, own=own, of_methods=of_methods, choosing=choosing, strategy=flags_of(config.Strategy))
+    @with_flags(panels, own=own, of_methods=of_methods, choosing=choosing, strategy=strategy)
     def command(
         store: Annotated[
             str | None,
@@ -110,7 +115,8 @@ def distill_with_flags() -> Command:
         chosen = Recipe.of(overridden(read_recipe(recipe) if recipe is not None else {}, {**own, **of_methods, **choosing}))
         if write_to is not None:
             write_recipe(write_to, chosen)
-            console.err.print(f"{write_to}: a recipe, for hsk distill STORE --recipe {write_to} --out DIR")
+            student = " --student STUDENT" if chosen.student is None else ""
+            console.err.print(f"{write_to}: a recipe, for hsk distill STORE --recipe {write_to}{student} --out DIR")
         elif store is None or out is None:
             raise OptionError("distill needs a STORE and --out; only --write-recipe does without")
         elif strategy and keep is None:

@@ -210,6 +210,18 @@ def require_ray() -> None:
         raise OptionError("--engine ray needs Ray: pip install 'hskstore[ray]'")
 
 
+def check_ray(engine: str, address: str | None, device: str | None) -> None:
+    """Raises OptionError for an address of another engine; for ray where it is not installed, or its workers have no such
+    device."""
+    if engine != "ray":
+        if address is not None:
+            raise OptionError(f"--address {address}: only --engine ray has one")
+        return
+    require_ray()
+    if device not in (None, "cpu", "cuda"):
+        raise OptionError(f"--device {device}: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu")
+
+
 def run_ray(
     jobs: Iterable[JobT],
     recruit: Recruit[JobT],

@@ -1,18 +1,24 @@
 """In words, from a sweep's table: which configuration to take, why, what it costs, and how sure that is."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import tomli_w
 from jaxtyping import Float
 
 from hskstore.config import Strategy
 from hskstore.explore.bootstrap import DRAWS, draws, groups, interval
+from hskstore.explore.report_parts import percent
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder, names_of
 from hskstore.layers import plan_strategy
-from hskstore.methods import Kd
+from hskstore.methods import Finetune, Kd, Mud
+from hskstore.options import options_of
+from hskstore.readable import duration, size
+from hskstore.stage_two.recipe import METHOD, Recipe, recipe_options
 from hskstore.text.tasks import Task
 
 ENOUGH_SEEDS = 3
@@ -149,8 +155,8 @@ def _what(chosen: Standing, metric: str) -> str:
     seeds = ", ".join(f"{score:.4f}" for score in chosen.seeds)
     of = f"the mean of {len(chosen.seeds)} seeds ({seeds})" if len(chosen.seeds) > 1 else "of one seed"
     units = f", {chosen.units_of_hsk:.3g} units of HSK a row" if chosen.units_of_hsk else ""
-    share = f", {_percent(chosen.share_of_hsk)} of everything" if chosen.share_of_hsk else ""
-    return f"Take {chosen.name}: {metric} {chosen.score:.4f}, {of}, from {_size(chosen.bytes)}{units}{share}."
+    share = f", {percent(chosen.share_of_hsk)} of everything" if chosen.share_of_hsk else ""
+    return f"Take {chosen.name}: {metric} {chosen.score:.4f}, {of}, from {size(chosen.bytes)}{units}{share}."
 
 
 def _why(chosen: Standing, best: Standing, standings: Sequence[Standing], rows: int) -> str:
@@ -165,29 +171,48 @@ def _why(chosen: Standing, best: Standing, standings: Sequence[Standing], rows: 
         return f"Why: it is the best, and the smallest of those that cannot be told from it ({of})."
     larger = "" if not chosen.bytes else f", {best.bytes / chosen.bytes:.1f} times the bytes"
     return (
-        f"Why: {of}, {best.name} with {best.score:.4f} from {_size(best.bytes)}{larger}; this is the smallest of them. It is"
+        f"Why: {of}, {best.name} with {best.score:.4f} from {size(best.bytes)}{larger}; this is the smallest of them. It is"
         f" {chosen.behind:.4f} behind, and in 95 % of {DRAWS:,} draws of the {rows:,} scored rows from {chosen.low:.4f} to"
         f" {chosen.high:.4f}."
     )
 
 
 def _cost(chosen: Standing, best: Standing, row: RunRow, facts: SweepFacts) -> str:
-    if row.keep is None:
-        kept, derived = f"--for {row.method}", ""
-    else:
+    seconds = f"A student trained {duration(chosen.seconds)}, {chosen.steps} steps"
+    if chosen is not best:
+        seconds += f"; from the best {duration(best.seconds)}, {best.steps} steps"
+    if chosen.method == Finetune.name:
+        return (
+            f"What it costs: no teacher, for it learns from the labels alone: {size(chosen.bytes)} of tokens and labels, which"
+            f" every store of the data has. {seconds}."
+        )
+    learner, file = _learner(row)
+    kept, derived = [f"--for {learner}"] if learner else [], ""
+    if row.keep is not None:
         usual = asdict(plan_strategy(Strategy(facts.student_layers), facts.teacher_layers))
         own = {name: getattr(row, "rank_score" if name == "score" else name) for name in usual if name != "student_layers"}
-        chosen_by = [f" --{name.replace('_', '-')} {value}" for name, value in own.items() if value != usual[name]]
-        kept = f"--keep {row.keep}{''.join(chosen_by)}"
-        derived = f"; or, of the rich store, hsk derive RICH {kept} --student-layers {facts.student_layers} --out DIR"
-    seconds = f"A student trained {_seconds(chosen.seconds)}, {chosen.steps} steps"
-    if chosen is not best:
-        seconds += f"; from the best {_seconds(best.seconds)}, {best.steps} steps"
+        chosen_by = [f"--{name.replace('_', '-')} {value}" for name, value in own.items() if value != usual[name]]
+        kept += [f"--keep {row.keep}", *chosen_by]
+    kept.append(f"--student-layers {facts.student_layers} --out DIR")
+    if learner is None:
+        derived = f"; or, of the rich store, hsk derive RICH {' '.join(kept)}"
     return (
-        f"What it costs: {_size(chosen.bytes)} of a store, for which the teacher runs once over the data: hsk extract TEACHER"
-        f" DATA {kept} --student-layers {facts.student_layers} --out DIR (hsk plan with the same says how long){derived}."
-        f" {seconds}."
+        f"What it costs: {size(chosen.bytes)} of a store, for which the teacher runs once over the data: hsk extract TEACHER"
+        f" DATA {' '.join(kept)} (hsk plan with the same says how long){file}{derived}. {seconds}."
     )
+
+
+def _learner(row: RunRow) -> tuple[str | None, str]:
+    """What --for takes, None where --keep says it all, and of a recipe file what it has to say: a method's defaults may read
+    other layers than its run did."""
+    decide = recipe_options().keys() - options_of(Recipe).keys()
+    given = {METHOD.name: row.method} | {name: value for name, value in json.loads(row.options).items() if name in decide}
+    reading = Recipe.of(given).reading
+    if row.keep is not None and all(isinstance(part, Mud) for part in reading):
+        return None, ""
+    if reading == Recipe.of({METHOD.name: row.method}).reading:
+        return row.method, ""
+    return "recipe.toml", f", where recipe.toml is a file of the lines {' and '.join(tomli_w.dumps(given).splitlines())}"
 
 
 def _how_sure(chosen: Standing, best: Standing, standings: Sequence[Standing], against_kd: str) -> str:
@@ -241,20 +266,3 @@ def _left_out(failed: Sequence[RunRow]) -> list[str]:
         return []
     runs = f"{len(failed)} runs" if len(failed) > 1 else "A run"
     return [f"{runs} failed and {'are' if len(failed) > 1 else 'is'} not counted; {failed[0].run}: {failed[0].why}"]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 1 else "all"
-
-
-def _size(count: float) -> str:
-    """In powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

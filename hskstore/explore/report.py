@@ -51,8 +51,8 @@ def report(
     page = Path(out)
     if page.is_dir():
         raise OptionError(f"--out {page} is a folder: name a file, such as {page / 'report.html'}")
-    stores = {store.digest: store for root in roots if kinds[root] == "store" and is_sealed(root) for store in [open_store(root)]}
-    sections = [_section(root, kinds[root], stores) for root in roots]
+    sealed = {root: open_store(root) for root in roots if kinds[root] == "store" and is_sealed(root)}
+    sections = [_section(root, kinds[root], sealed) for root in roots]
     text = render(sections, command)
     drawn = {} if png is None else _pictures(sections, Path(png))
     for path, data in {page: text.encode(), **drawn}.items():
@@ -83,13 +83,12 @@ def _kind_of(root: str) -> str:
     return "store"
 
 
-def _section(root: str, kind: str, stores: Mapping[str, Store]) -> Section:
-    if kind == "sweep":
-        return sweep_section(root, stores)
-    if kind == "run":
-        return run_section(root, stores)
-    store = next((store for store in stores.values() if store.root == root), None)
-    return unsealed_section(root) if store is None else store_section(store)
+def _section(root: str, kind: str, sealed: Mapping[str, Store]) -> Section:
+    """`sealed` are the stores by the places that were named."""
+    if kind == "store":
+        return store_section(sealed[root]) if root in sealed else unsealed_section(root)
+    stores = {store.digest: store for store in sealed.values()}
+    return sweep_section(root, stores) if kind == "sweep" else run_section(root, stores)
 
 
 def _pictures(sections: Sequence[Section], folder: Path) -> dict[Path, bytes]:

@@ -73,7 +73,7 @@ def time_part(found: Sequence[tuple[str, Configured]], facts: SweepFacts, store:
     names = tuple(f"{plain(each.name, 40)} ({role})" for role, each in timed)
     without = tuple(float(each.seconds or 0) for _, each in timed)
     groups: tuple[tuple[str, tuple[float, ...]], ...] = (("without the teacher (measured)", without),)
-    words = ["Seconds of all steps and dev scores, mean over the seeds."]
+    words = ["Seconds of all steps, without dev scores, mean over the seeds."]
     beside: list[float | None] = [None] * len(timed)
     if teacher is None:
         why = "its store is not here" if store is None else "the receipts of its store do not tell what the teacher took"

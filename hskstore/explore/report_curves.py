@@ -121,8 +121,13 @@ def marginal(found: Sequence[Configured]) -> list[Amount]:
         elif each.first.series.startswith(JOINT):
             amounts.setdefault((each.first.series, -1.0), []).append(each)
         elif not each.first.series and _way(each.first) == usual:
-            amounts.setdefault(("", float(f"{share:.2g}")), []).append(each)
+            amounts.setdefault(("", _rounded(share)), []).append(each)
     return sorted((_amount(label, share, own) for (label, share), own in amounts.items()), key=lambda each: each.share)
+
+
+def _rounded(share: float) -> float:
+    """To two digits; less than everything stays less."""
+    return float(f"{share:.2g}") if share >= 1 else min(float(f"{share:.2g}"), 0.99)
 
 
 def _way(row: RunRow) -> tuple[str | None, ...]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from hskstore.stage_two.checkpoint import Unresumable, forget_checkpoint
 from hskstore.stage_two.distill import Learnt, learn
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import bytes_per_row, reading_options, rows_from_store, telling_rows
-from hskstore.stage_two.scores import DevScore, predict_splits
+from hskstore.stage_two.scores import OnScore, predict_splits
 from hskstore.stage_two.settings import for_task
 from hskstore.stage_two.student import check_store, config_sha256, load_student, places_of, student_sha256
 from hskstore.store import Store, open_store
@@ -208,14 +208,14 @@ class Runner:
         """Let the run under way end at its next step, raising Stopped."""
         self._stopping = True
 
-    def do(self, planned: PlannedRun, *, on_score: Callable[[DevScore], None] | None = None, trial: int | None = None) -> RunRow:
+    def do(self, planned: PlannedRun, *, on_score: OnScore | None = None, trial: int | None = None) -> RunRow:
         """Train, score and write, unless that was done; goes on from the last checkpoint, if it is one of this run. What fails
-        is a row that says why.
+        is a row that says why. A run that was ended early is done again but for a search, whose `on_score` might end it again.
 
         Raises HskError where the store is damaged or the disk full, and what stops the program.
         """
-        out = self.folder.run_folder(planned.run)
-        there = self.folder.ended(planned.run, keep_students=self.shared.keep_students)
+        out, shared = self.folder.run_folder(planned.run), self.shared
+        there = self.folder.ended(planned.run, keep_students=shared.keep_students, searching=on_score is not None)
         if there is not None:
             forget_checkpoint(out)
             return there
@@ -252,7 +252,7 @@ class Runner:
 
     # --- parts of a run
 
-    def _learn(self, store: Store, planned: PlannedRun, on_score: Callable[[DevScore], None] | None) -> Learnt:
+    def _learn(self, store: Store, planned: PlannedRun, on_score: OnScore | None) -> Learnt:
         return learn(
             store,
             self._recipe(planned),

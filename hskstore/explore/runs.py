@@ -119,8 +119,14 @@ class RunRow:
 
     @property
     def final(self) -> bool:
-        """Whether the same command would find the same again: what failed by another fault than the run's own is tried again."""
-        return self.status != "failed" or self.error == "ModelError"
+        """Whether a sweep would find the same again: what failed by another fault than the run's own is tried again, and what a
+        search has ended early is trained to its end."""
+        return self.status == "done" or self.error == "ModelError"
+
+    @property
+    def final_for_search(self) -> bool:
+        """The same of a search."""
+        return self.final or self.status == "pruned"
 
     @property
     def configuration(self) -> str:
@@ -206,10 +212,10 @@ class SweepFolder:
         """None where the run has not ended."""
         return _read_row(self.root / "rows" / f"{run}.json")
 
-    def ended(self, run: str, *, keep_students: bool = False) -> RunRow | None:
-        """The row of a run of which nothing is left to do; its student is there where students are kept."""
+    def ended(self, run: str, *, keep_students: bool = False, searching: bool = False) -> RunRow | None:
+        """The row of a run of which nothing is left to do, or not for a search; its student is there where students are kept."""
         row = self.row(run)
-        if row is None or not row.final:
+        if row is None or not (row.final_for_search if searching else row.final):
             return None
         lacks = keep_students and row.status == "done" and not any(self.run_folder(run).glob("*.safetensors"))
         return None if lacks else row

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +20,14 @@ from hskstore.explore.sweep import further_data
 from hskstore.methods import Mud
 from hskstore.models.device import choose_device
 from hskstore.options import Plain
+from hskstore.stage_one.budget import LONGEST, TENTHS
+from hskstore.stage_two.feed import InWindows, steps_per_epoch
 from hskstore.stage_two.recipe import read_recipe
-from hskstore.stage_two.scores import DevScore
-from hskstore.stage_two.settings import for_task
+from hskstore.stage_two.scores import DevScore, OnScore
+from hskstore.stage_two.settings import phase_settings
 from hskstore.watch import Watch, unwatched
 
 DEFAULT_TRIALS = 40
-LONGEST, TENTHS = 50, 10
-"""Of the space that the paper searches (Equation 8)."""
-
 IDLE = 5
 """Proposals for each trial after which a search ends: of a small space most have been tried already."""
 
@@ -43,6 +43,14 @@ class Searched:
     table: str
     rows: list[RunRow]
     front: list[RunRow]
+
+    @property
+    def failed(self) -> list[RunRow]:
+        return [row for row in self.rows if row.status == "failed"]
+
+    @property
+    def pruned(self) -> list[RunRow]:
+        return [row for row in self.rows if row.status == "pruned"]
 
 
 def search(
@@ -64,8 +72,9 @@ def search(
     rich `store`, none of which reads more than `budget` bytes; and by kd alone.
 
     All have seed 0 and so the same batches. The dev score decides what is proposed next, and which run ends before its time; the
-    front is of the score on all scored rows. Goes on where it stopped; its rows stand in the same table as a sweep's. `recipe` is
-    a file with options of every run.
+    front is of the score on all scored rows. Goes on where a search with the same budget and options stopped, and tries again
+    what failed by another fault than the run's own; its rows stand in the same table as a sweep's. `recipe` is a file with
+    options of every run. `on_run` is told each row, and how many of how many trials there are.
 
     Raises DataError, ModelError, OptionError or StoreError.
     """
@@ -84,9 +93,11 @@ def search(
         space = _Space(runner, options, budget)
         ends = with_ends([], options)
         runner.begin(ends)
-        alone = next(each for each in ends if each.series == ALONE)
-        row = runner.do(runner.planned(alone, 0))
-        wanted = trials or DEFAULT_TRIALS
+        alone = runner.planned(next(each for each in ends if each.series == ALONE), 0)
+        wanted, stood = trials or DEFAULT_TRIALS, folder.row(alone.run)
+        row = runner.do(alone)
+        if on_run is not None and row != stood:
+            on_run(row, 0, wanted)
         rows = _Search(runner, space, options, wanted, on_run).run()
         every = folder.join()
     return Searched(str(out), str(Path(out) / TABLE), [row, *rows], front(every))
@@ -115,7 +126,7 @@ class _Space:
 
     def __init__(self, runner: Runner, options: dict[str, Plain], budget: int | None) -> None:
         """Raises OptionError where not even the smallest is within the budget."""
-        self._runner, self._options, self._budget = runner, options, budget
+        self._runner, self._options, self.budget = runner, options, budget
         self._most: dict[tuple[int, int, int], int] = {}
         self.deepest = runner.student.layers + 1
         self.tops = sorted({max(1, round(Fraction(top * runner.teacher_layers, 12))) for top in TOP_LAYERS})
@@ -129,6 +140,14 @@ class _Space:
     def configuration(self, depth: int, length: int, tenths: int, top: int) -> Configuration:
         keep = Keep(depth, length, tenths / TENTHS)
         return Configuration("search", keep, (("top_layer", str(top)),), tuple(self._options.items()))
+
+    def scores(self) -> int:
+        """The dev scores of a run that trains to its end by its steps."""
+        smallest = self.configuration(1, 1, 1, self.tops[-1])
+        store, phases = self._runner.phases_of(smallest)
+        recipe, supply = smallest.recipe(self._runner.shared.student, 0), InWindows(store, "train")
+        settings = phase_settings(recipe, phases, self._runner.task.defaults, supply)
+        return sum(math.ceil(own.steps / steps_per_epoch(supply, own.batch_size)) for own in settings if own.phase.predicts)
 
     def longest(self, depth: int, tenths: int, top: int) -> int:
         """The most tokens that the budget allows; 0: none."""
@@ -145,7 +164,7 @@ class _Space:
         return fits
 
     def _fits(self, depth: int, length: int, tenths: int, top: int) -> bool:
-        return self._budget is None or self._runner.bytes_of(self.configuration(depth, length, tenths, top)) <= self._budget
+        return self.budget is None or self._runner.bytes_of(self.configuration(depth, length, tenths, top)) <= self.budget
 
 
 class _Search:
@@ -160,25 +179,24 @@ class _Search:
         on_run: Callable[[RunRow, int, int], None] | None,
     ) -> None:
         import optuna
+        import sqlalchemy
 
         self._optuna: Any = optuna
         self._runner, self._space, self._wanted, self._on_run = runner, space, wanted, on_run
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        smallest = space.configuration(1, 1, 1, space.tops[-1])
-        recipe = smallest.recipe(runner.shared.student, 0)
-        epochs = for_task(recipe, runner.phases_of(smallest)[1], runner.task.defaults).epochs
-        assert epochs is not None
-        storage = f"sqlite:///{(runner.folder.root / DATABASE).absolute()}"
-        name = "hsk-" + hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+        storage = str(sqlalchemy.URL.create("sqlite", database=str((runner.folder.root / DATABASE).absolute())))
+        asked = options if space.budget is None else {**options, "budget": space.budget}
+        name = "hsk-" + hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Hyperband is called experimental
-            pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=max(1, epochs[-1]), reduction_factor=3)
+            pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=space.scores(), reduction_factor=3)
             self._study: Any = optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True, pruner=pruner
             )
         begun = len(self._study.get_trials(deepcopy=False))
         self._study.sampler = optuna.samplers.TPESampler(seed=begun)  # of a search that goes on not the same draws again
         self._metric = f"validation/{runner.task.metrics[0]}"
+        self._failed: set[str] = set()
 
     def run(self) -> list[RunRow]:
         """The rows of all trials of the study, those of earlier calls too."""
@@ -187,20 +205,30 @@ class _Search:
         while len(self._found()) < self._wanted and proposals < IDLE * self._wanted:
             proposals += 1
             self._try()
-        rows = [self._runner.folder.row(run) for run in self._found()]
-        return [row for row in rows if row is not None]
+        return self._found()
 
-    def _found(self) -> list[str]:
-        """The runs of the study that have ended, each once."""
+    def _found(self) -> list[RunRow]:
+        """The runs of the study that have ended, each once; of those that the next call tries again, this call's."""
+        rows = [self._runner.folder.row(run) for run in self._params()]
+        return [row for row in rows if row is not None and (row.final_for_search or row.run in self._failed)]
+
+    def _params(self) -> dict[str, dict[str, Any]]:
+        """Of every run of the study."""
         trials = self._study.get_trials(deepcopy=False)
-        return list(dict.fromkeys(each.user_attrs["run"] for each in trials if "run" in each.user_attrs))
+        return {each.user_attrs["run"]: each.params for each in trials if "run" in each.user_attrs}
 
     def _take_up(self) -> None:
-        """Trials that were under way when a search was killed come again first: their runs go on from their checkpoints."""
+        """Trials that were under way when a search was killed come again first: their runs go on from their checkpoints. Then
+        those that have no row, or failed by another fault than their own."""
         state = self._optuna.trial.TrialState
         for each in self._study.get_trials(states=(state.RUNNING,)):
             self._study.enqueue_trial(each.params, user_attrs={"before": each.number})
             self._study.tell(each.number, state=state.FAIL)  # killed before this, it comes twice, and is trained once
+        waiting = [each.system_attrs["fixed_params"] for each in self._study.get_trials(states=(state.WAITING,))]
+        ended = {row.run for row in self._found()}
+        for run, params in self._params().items():
+            if run not in ended and params not in waiting:
+                self._study.enqueue_trial(params)
 
     def _try(self) -> None:
         state = self._optuna.trial.TrialState
@@ -220,25 +248,25 @@ class _Search:
             self._study.tell(trial, row.scores[self._metric])
         else:
             self._study.tell(trial, state=state.PRUNED if row.status == "pruned" else state.FAIL)
+        if row.status == "failed":
+            self._failed.add(row.run)
         found = self._found()
         self._runner.folder.join()
         if self._on_run is not None:
             self._on_run(row, len(found), self._wanted)
 
-    def _reporting(self, trial: Any) -> Callable[[DevScore], None]:
-        """Tells the study of each dev score of a run; raises Pruned where it is enough."""
+    def _reporting(self, trial: Any) -> OnScore:
+        """Tells the study of each dev score of a run, once; raises Pruned where it is enough, and not all."""
         before = trial.user_attrs.get("before")
         earlier = {} if before is None else self._study.get_trials(deepcopy=False)[before].intermediate_values
         for step, value in earlier.items():
             trial.report(value, step)
-        scores = len(earlier)
 
-        def report(score: DevScore) -> None:
-            nonlocal scores
-            scores += 1
-            trial.report(score.value, scores)
-            if trial.should_prune():
-                raise Pruned(f"ended by Hyperband after {scores} dev scores, the last {score.metric} {score.value:.4f}")
+        def report(score: DevScore, number: int, last: bool) -> None:
+            if number not in earlier:  # else the run was killed before the checkpoint that follows a score
+                trial.report(score.value, number)
+            if not last and trial.should_prune():
+                raise Pruned(f"ended by Hyperband after {number} dev scores, the last {score.metric} {score.value:.4f}")
 
         return report
 

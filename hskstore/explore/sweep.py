@@ -11,7 +11,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from hskstore.config import TrackerName, check_choice, check_count
-from hskstore.engines import require_ray, run_procs, run_ray
+from hskstore.engines import check_ray, run_procs, run_ray
 from hskstore.errors import OptionError
 from hskstore.explore.grids import read_grid
 from hskstore.explore.runner import PlannedRun, Runner, Sweeping, recruit
@@ -73,13 +73,8 @@ def sweep(
     check_choice("--engine", engine, get_args(SweepEngine))
     check_count("--seeds", seeds)
     check_count("--jobs", jobs)
-    if address is not None and engine != "ray":
-        raise OptionError(f"--address {address}: only --engine ray has one")
-    if engine == "ray":
-        require_ray()
-        if device not in (None, "cpu", "cuda"):
-            raise OptionError(f"--device {device}: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu")
-    else:
+    check_ray(engine, address, device)
+    if engine != "ray":
         choose_device(device)
     further = further_data(data, splits)
     shared = Sweeping(str(store), student, str(out), further, device, keep_students, command, LogTo(log_with).trackers, jobs)

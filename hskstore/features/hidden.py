@@ -39,16 +39,6 @@ class HiddenTargets:
     width: int
     directions: Float[Tensor, "layer width direction"] | None = None
 
-    def scattered(self) -> tuple[Float[Tensor, "layer batch token width"], Bool[Tensor, "layer batch token width"]]:
-        """The vectors at their full width, float32 and zero where nothing was kept; and where something was."""
-        values = self.values.float()
-        kept = self.token_kept[..., None].expand_as(values)
-        if self.coordinate is None:
-            return values, kept
-        empty = values.new_zeros((*values.shape[:-1], self.width))
-        coordinate = self.coordinate.long()
-        return empty.scatter(-1, coordinate, values), empty.bool().scatter(-1, coordinate, kept)
-
     def emptied(self) -> "HiddenTargets":
         """The same without its rows."""
         coordinate = None if self.coordinate is None else self.coordinate[:, :0]

@@ -70,7 +70,7 @@ class Ckd:
         return joint_phase(self.name, weights, self.alpha, reads=(Want(STATES, pairs),), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
-        return None
+        """None: the student is trained alone."""
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
         terms: dict[str, Term] = {}

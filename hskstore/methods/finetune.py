@@ -24,10 +24,11 @@ class Finetune:
     source: ClassVar[str] = "none: supervised learning"
 
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:
+        """One, at a decaying rate, in which nothing of the teacher is read."""
         return (PHASE,)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
-        return None
+        """None: the student is trained alone."""
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
         return gold_terms(seen, batch)

@@ -62,7 +62,7 @@ class Kd:
         return (Phase("prediction", weights, schedule="linear", predicts=True),)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
-        return None
+        """None: the student is trained alone."""
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
         terms: dict[str, Term] = {}

@@ -49,7 +49,7 @@ class MiniLM:
         )
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
-        return None
+        """None: the student is trained alone."""
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
         terms: dict[str, Term] = {}

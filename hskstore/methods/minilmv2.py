@@ -56,7 +56,7 @@ class MiniLMv2:
         return joint_phase(self.name, weights, self.alpha, reads=(Want(QKV, (LayerPair(student.layers, layer),)),), sees=sees)
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> None:
-        return None
+        """None: the student is trained alone."""
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:
         terms: dict[str, Term] = {}

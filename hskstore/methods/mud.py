@@ -64,6 +64,7 @@ class Mud:
         )
 
     def aids(self, teacher: TeacherShape, student: ModelShape) -> nn.Module | None:
+        """The projection, where widths differ."""
         return projection_of(teacher, student, len(_pairs(teacher, student)), self.projection)
 
     def __call__(self, phase: Phase, seen: Seen, batch: Batch, aids: nn.Module | None) -> dict[str, Term]:

@@ -79,10 +79,12 @@ class Several:
 
     @property
     def name(self) -> str:
+        """Those of the parts, with + between them."""
         return "+".join(part.name for part in self.parts)
 
     @property
     def source(self) -> str:
+        """Those of the parts."""
         return "; ".join(part.source for part in self.parts)
 
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:

@@ -97,6 +97,7 @@ class Tkd:
 
     @property
     def trees(self) -> tuple[str, ...]:
+        """What grows one each, as `tree` names them: student, teacher, random."""
         return () if self.tree == "none" else tuple(self.tree.split("+"))
 
     def phases(self, teacher: TeacherShape, student: ModelShape) -> tuple[Phase, ...]:

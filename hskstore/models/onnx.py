@@ -260,7 +260,7 @@ def _save(graph: Any, about: dict[str, str], file: Path) -> None:
 def _batch(classifier: PreTrainedModel, lengths: tuple[int, ...]) -> dict[str, Tensor]:
     """Random rows of so many tokens, or as many as the classifier has positions for, padded to the longest."""
     config, positions = classifier.config, usable_positions(classifier)
-    n_tokens = torch.tensor(lengths).clamp(max=positions)
+    n_tokens = torch.tensor([length if positions is None else min(length, positions) for length in lengths])
     padding = getattr(config, "pad_token_id", None) or 0
     attention_mask = torch.arange(int(n_tokens.max())) < n_tokens[:, None]
     words = torch.randint(1, config.vocab_size, attention_mask.shape, generator=torch.Generator().manual_seed(0))

@@ -30,7 +30,9 @@ from hskstore.store.plan import Plan
 from hskstore.text.tally import TextFacts
 from hskstore.watch import Watch, unwatched
 
-LONGEST_IN_GRID, WIDTHS_IN_GRID = 50, 10
+LONGEST, TENTHS = 50, 10
+"""Of the space that the paper searches (Equation 8)."""
+
 SAMPLE_BYTES_OF_GRID = 3 * SAMPLE_BYTES
 """For ten widths."""
 
@@ -87,7 +89,7 @@ def within_budget(
     """
     check_positive("--budget", budget)
     deepest = strategy.student_layers + 1
-    keeps = [Keep(deepest, LONGEST_IN_GRID, step / WIDTHS_IN_GRID) for step in range(1, WIDTHS_IN_GRID + 1)]
+    keeps = [Keep(deepest, LONGEST, step / TENTHS) for step in range(1, TENTHS + 1)]
     on = device_of_trial(device, rate)
     with tempfile.TemporaryDirectory(prefix="hsk-") as folder:
         ready = prepare(teacher, data, Path(folder), Asked(keeps, [strategy]), device=on, watch=watch, **options)
@@ -144,8 +146,8 @@ def paper_grid(student_layers: int, longest: int) -> Iterator[tuple[int, int, in
     `longest` is the most tokens that a row of the data can keep: beyond it every N^L makes the same store.
     """
     for depth in range(1, student_layers + 2):
-        for length in range(1, min(LONGEST_IN_GRID, longest) + 1):
-            for tenths in range(1, WIDTHS_IN_GRID + 1):
+        for length in range(1, min(LONGEST, longest) + 1):
+            for tenths in range(1, TENTHS + 1):
                 yield depth, length, tenths
 
 
@@ -166,8 +168,8 @@ def _grid(
         on_disk += sum(count * per_unit[split] for split, count in units.items())
         share = hidden.width / hidden.hidden_size
         yield Configuration(
-            keep=str(Keep(depth, length, tenths / WIDTHS_IN_GRID)),
-            units_of_hsk=round(units_of_hsk(depth, length, tenths / WIDTHS_IN_GRID), 4),
+            keep=str(Keep(depth, length, tenths / TENTHS)),
+            units_of_hsk=round(units_of_hsk(depth, length, tenths / TENTHS), 4),
             kept_units=round(units_of_hsk(depth, tokens[length] / rows, share), 4),
             bytes=round(on_disk),
         )

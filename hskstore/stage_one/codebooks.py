@@ -110,7 +110,7 @@ def _sample(plan: Plan, teacher: Teacher, rows: Rows) -> dict[str, Float16[np.nd
                 break
             for (columns,) in passed.run("train", (rows.take(batch) for batch in batches)):
                 for name in lacking:
-                    found[name].append(_vectors_of(wanted[name], columns))
+                    found[name].append(vectors_of(wanted[name], columns))
     return {name: drawn(own, plan.pass_.seed) for name, own in found.items()}
 
 
@@ -134,13 +134,18 @@ def drawn(parts: Sequence[Shaped[np.ndarray, "_vector ..."]], seed: int) -> Shap
 def _as_numbers(feature: Hidden | LayerVectors, longest: int) -> Hidden | LayerVectors:
     """The feature before its vectors are codes; of `hidden` every token that a rank chooses among, so that the words are the same
     whatever its length."""
+    plain = as_f16(feature)
+    return replace(plain, keep=replace(plain.keep, length="all"), length=longest) if isinstance(plain, Hidden) else plain
+
+
+def as_f16(feature: Hidden | LayerVectors) -> Hidden | LayerVectors:
+    """The same vectors as numbers."""
     if not isinstance(feature, Hidden):
         return replace(feature, values="f16")
-    keep = replace(feature.keep, length="all")
-    return replace(feature, keep=keep, length=longest, strategy=replace(feature.strategy, values="f16"))
+    return replace(feature, strategy=replace(feature.strategy, values="f16"))
 
 
-def _vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> np.ndarray:
+def vectors_of(feature: Hidden | LayerVectors, columns: Columns) -> Shaped[np.ndarray, "vector layer ..."]:
     """The vectors of a batch [vector, layer, ..., width], those of padding and of empty slots left out."""
     values = columns[f"train/{feature.name}/values"]
     if isinstance(feature, LayerVectors) and "token" not in feature.axes:

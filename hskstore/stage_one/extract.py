@@ -13,7 +13,7 @@ from typing import Unpack, get_args
 import torch
 
 from hskstore.config import Engine, Keep, PassOptions, Strategy, check_choice, check_count
-from hskstore.engines import ProcessRank, require_ray, run_inline, run_procs, run_ray, static_jobs, static_rank
+from hskstore.engines import ProcessRank, check_ray, run_inline, run_procs, run_ray, static_jobs, static_rank
 from hskstore.errors import OptionError
 from hskstore.models.device import choose_device
 from hskstore.stage_one.asked import Asked, Learns
@@ -147,12 +147,8 @@ def _devices(
     """The device of each worker; None is whatever is best where it is. Raises OptionError for options that do not fit."""
     if workers is not None and engine not in ("procs", "ray"):
         raise OptionError(f"--workers {workers}: --engine {engine} has one worker; procs and ray have several")
-    if address is not None and engine != "ray":
-        raise OptionError(f"--address {address}: only --engine ray has one")
+    check_ray(engine, address, device)
     if engine == "ray":
-        require_ray()
-        if device not in (None, "cpu", "cuda"):
-            raise OptionError(f"--device {device}: a worker of --engine ray has a GPU of its own or none; choose cuda or cpu")
         return [device]
     gpus = torch.cuda.device_count()
     if engine == "procs":

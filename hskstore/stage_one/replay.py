@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import tee
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from hskstore.config import check_count
 from hskstore.errors import ModelError
 from hskstore.models.device import choose_device
+from hskstore.stage_one.codebooks import FEWEST_HELD_OUT, as_f16, vectors_of
 from hskstore.stage_one.teacher import Teacher, load_teacher
 from hskstore.stage_one.teacher_pass import TeacherPass, block_batches
 from hskstore.store import Plan, Store, open_store
@@ -18,6 +19,7 @@ from hskstore.store.features import Attended, ClsRow, LayerVectors
 from hskstore.store.hidden import Hidden
 from hskstore.store.layout import Columns
 from hskstore.store.masks import unpack_mask
+from hskstore.store.plan import planned_anew
 from hskstore.store.vectors import Codes
 from hskstore.text.rows import Rows
 from hskstore.watch import Watch, unwatched
@@ -48,6 +50,10 @@ class Replayed:
     differences: dict[str, float]
     tolerances: dict[str, float]
     differing: tuple[int, ...]
+    left_over: dict[str, float] = field(default_factory=dict)
+    """What codes leave over of the variance of the vectors that went through the teacher, by feature: of its worst layer."""
+    unlike: tuple[str, ...] = ()
+    """Features whose codes leave far more of a layer than the store tells of it: their codebooks are not these vectors'."""
 
 
 def replay(root: str, teacher: str, *, rows: int, device: str | None = None, seed: int = 0, watch: Watch = unwatched) -> Replayed:
@@ -66,12 +72,23 @@ def replay(root: str, teacher: str, *, rows: int, device: str | None = None, see
     batches = _sample(plan, n_tokens, rows, seed)
     stored, ahead = tee(_stored(store, batch) for batch in batches)
     compared: list[_Compared] = []
-    with TeacherPass([plan], loaded, [words_of(store)]) as passed:
+    in_codes = coded(plan.features)
+    fits = {name: _Fit() for name in in_codes}
+    numbers = [planned_anew(plan, map(as_f16, in_codes.values()))] if in_codes else []
+    with TeacherPass([plan, *numbers], loaded, [words_of(store), *({} for _ in numbers)]) as passed:
         inputs = (_inputs(columns, n_tokens[batch]) for columns, batch in zip(ahead, batches, strict=True))
-        for columns, (again,) in zip(stored, passed.run("train", inputs), strict=True):
+        for columns, (again, *plain) in zip(stored, passed.run("train", inputs), strict=True):
             compared.append(_compare(store, columns, again))
+            for name, fit in fits.items():
+                decoded = {**columns, f"train/{name}/values": _decoded(in_codes[name], store.words(name), columns)}
+                fit.add(vectors_of(in_codes[name], decoded), vectors_of(in_codes[name], plain[0]))
             watch("replay", sum(len(one.equal) for one in compared), sum(map(len, batches)))
-    return _judged(store, compared, np.concatenate(batches))
+    found = {name: fit.left_over() for name, fit in fits.items() if fit.vectors >= FEWEST_HELD_OUT}
+    return replace(
+        _judged(store, compared, np.concatenate(batches)),
+        left_over={name: float(shares.max()) for name, shares in found.items()},
+        unlike=tuple(name for name, shares in found.items() if (shares > (1 + _told(store, name).clip(max=1)) / 2).any()),
+    )
 
 
 def replay_some(stores: Sequence[Store], teacher: Teacher, rows: Rows) -> list[Replayed]:
@@ -91,6 +108,36 @@ def replay_some(stores: Sequence[Store], teacher: Teacher, rows: Rows) -> list[R
         one = _compare(store, _stored(store, batch[chosen]), {path: column[chosen] for path, column in columns.items()})
         found.append(_judged(store, [one], batch[chosen]))
     return found
+
+
+def _told(store: Store, name: str) -> np.ndarray:
+    """What a store says that its codes leave over of a feature, by layer."""
+    told = store.left_over(name)
+    assert told is not None
+    return told
+
+
+class _Fit:
+    """How much of some vectors their codes leave over, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self.vectors = 0
+        self._error = self._sum = self._squares = np.zeros(())
+
+    def add(self, decoded: np.ndarray, said: np.ndarray) -> None:
+        """Vectors [vector, layer, ..., width] as their codes are decoded, and as the teacher says them."""
+        decoded, said = decoded.astype(np.float64), said.astype(np.float64)
+        self.vectors += len(said)
+        self._error = self._error + np.square(decoded - said).sum(axis=(0, -1))
+        self._sum = self._sum + said.sum(axis=0)
+        self._squares = self._squares + np.square(said).sum(axis=(0, -1))
+
+    def left_over(self) -> np.ndarray:
+        """Of the variance, by layer [layer, ...]; 0 where they do not vary and codes say just that."""
+        variance = self._squares - np.square(self._sum).sum(axis=-1) / self.vectors
+        # What f16 rounds is no variance.
+        found: np.ndarray = self._error / np.maximum(variance, np.finfo(np.float16).eps * self._squares).clip(min=1e-12)
+        return found
 
 
 def words_of(store: Store) -> Words:

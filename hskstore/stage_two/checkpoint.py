@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hskstore.errors import HskError, OptionError
 
 RUN_VERSION = 2
-"""Of how a run goes from its settings. Since 2 the rows order the batches, and no longer the store's digest."""
+"""Of how a run goes from its settings. Rows order the batches, not the store's digest."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

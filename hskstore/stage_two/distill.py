@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hskstore.stage_two.precision import precision_for
 from hskstore.stage_two.processes import from_first, is_main
 from hskstore.stage_two.recipe import Recipe
 from hskstore.stage_two.rows import telling_rows
-from hskstore.stage_two.scores import REWARD_ROWS, DevScore, dev_score, dev_worth, predict_splits, score_splits
+from hskstore.stage_two.scores import REWARD_ROWS, OnScore, dev_score, dev_worth, predict_splits, score_splits
 from hskstore.stage_two.selecting import Selecting
 from hskstore.stage_two.settings import PhaseSettings, completed, phase_settings, with_episodes
 from hskstore.stage_two.student import Student, fit_student, uneven_pairs
@@ -102,7 +102,7 @@ def learn(
     device: str | None = None,
     log_with: Sequence[TrackerName | GeneralTracker] | None = None,
     row_bytes: int = 0,
-    on_score: Callable[[DevScore], None] | None = None,
+    on_score: OnScore | None = None,
     watch: Watch = unwatched,
 ) -> Learnt:
     """`distill`, but for saving the student: its checkpoint stays in `out`. `on_score` is told each dev score while it trains;
@@ -147,7 +147,8 @@ def learn(
             order=fitted.order,
             seed=recipe.seed,
             out=out,
-            score=dev_score(task, dev, on_score, watch),
+            score=dev_score(task, dev, watch),
+            on_score=on_score,
             worth=worth,
             precision=precision,
             device=device,

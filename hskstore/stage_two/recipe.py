@@ -87,7 +87,8 @@ class Recipe:
     method: Method = field(default_factory=Mud)
     selection: Selection | None = None
     epochs: Annotated[
-        tuple[int, ...] | None, Doc("Per phase: 10,5. Default: the paper's for the task, SST-2's for data of your own.")
+        tuple[int, ...] | None,
+        Doc("Per phase: 10,5. Default: the paper's for the task (QQP: MNLI's; WNLI: RTE's; data of your own: SST-2's)."),
     ] = None
     lr: Annotated[tuple[float, ...] | None, Doc("Peak rate per phase: 5e-5,2e-5. Default: likewise.")] = None
     batch_size: Annotated[tuple[int, ...] | None, Doc("Per phase: 32,32. Default: likewise.")] = None
@@ -195,6 +196,7 @@ class Recipe:
         return {name: plain(found[name]) for name in recipe_options() if found.get(name) is not None}
 
     def to_toml(self) -> str:
+        """A recipe file: `as_options` as TOML."""
         return tomli_w.dumps(self.as_options())
 
 

@@ -87,20 +87,19 @@ class DevScore:
         return self.values[self.metric]
 
 
-def dev_score(
-    task: Task, validation: TrainingRows, on_score: Callable[[DevScore], None] | None = None, watch: Watch = unwatched
-) -> Callable[[Learner], DevScore] | None:
-    """The dev score of a learner's student, of which `on_score` is told; None where the validation rows have no labels."""
+OnScore = Callable[[DevScore, int, bool], None]
+"""Told each dev score of a run, the how manyth of the run it is, from 1 on, and whether it is the last."""
+
+
+def dev_score(task: Task, validation: TrainingRows, watch: Watch = unwatched) -> Callable[[Learner], DevScore] | None:
+    """The dev score of a learner's student; None where the validation rows have no labels."""
     label = validation.label
     if label is None:
         return None
 
     def score(learner: Learner) -> DevScore:
         logits = predict(learner.student, validation, stage="dev score", watch=watch)
-        found = DevScore(task.metrics[0], compute_metrics(task, logits, label))
-        if on_score is not None:
-            on_score(found)
-        return found
+        return DevScore(task.metrics[0], compute_metrics(task, logits, label))
 
     return score
 

@@ -33,7 +33,7 @@ from hskstore.stage_two.feed import Feed, Prefetched, Share, Step, Supply
 from hskstore.stage_two.journal import Journal, mean_losses
 from hskstore.stage_two.learner import Learner
 from hskstore.stage_two.precision import resolve_precision
-from hskstore.stage_two.scores import DevScore
+from hskstore.stage_two.scores import DevScore, OnScore
 from hskstore.stage_two.settings import PhaseSettings
 from hskstore.stage_two.trackers import LogTo
 from hskstore.watch import Watch, unwatched
@@ -58,6 +58,7 @@ def train(
     seed: int,
     out: Path,
     score: Callable[[Learner], DevScore] | None,
+    on_score: OnScore | None = None,
     worth: Callable[[Learner], float] | None = None,
     precision: TrainPrecision = "auto",
     device: str | None = None,
@@ -68,8 +69,8 @@ def train(
 
     A student that gets narrower (`learner.pruning`) does so in the first phase.
     `data` names what is learnt from (the store's digest), `order` the rows alone (their sha256), which with the seed orders the
-    batches; `score` is the dev score, asked for at the end of
-    each epoch of a phase that predicts, and `worth` what a chooser of weights learns by. Checkpoints go to `out`/checkpoint with
+    batches; `score` is the dev score, asked for at the end of each epoch of a phase that predicts (`on_score` is told), and
+    `worth` what a chooser of weights learns by. Checkpoints go to `out`/checkpoint with
     every dev score, else at the end of an epoch once a minute at most, and on Ctrl-C; runs go on from them, and the caller
     removes them with `forget_checkpoint` once the student is saved. `log_to` is where its
     numbers go besides. Under `accelerate launch` or `torchrun` the rows of each
@@ -106,7 +107,8 @@ def train(
     journal = Journal((log_to or LogTo()).begin(out, goes_on=bool(state.step or state.phase)), watch)
     try:
         with interrupts() as held:
-            run = Run(learner, start, supply, method, phases, order, seed, score, worth, accelerator, checkpoint, journal, held)
+            scoring = score, on_score, worth
+            run = Run(learner, start, supply, method, phases, order, seed, *scoring, accelerator, checkpoint, journal, held)
             while state.phase < len(phases):
                 state = PhaseLoop(run, state).train()
     finally:
@@ -126,6 +128,7 @@ class Run:
     order: str
     seed: int
     score: Callable[[Learner], DevScore] | None
+    on_score: OnScore | None
     worth: Callable[[Learner], float] | None
     accelerator: Accelerator
     checkpoint: Checkpoint
@@ -254,9 +257,13 @@ class PhaseLoop:
         state.seconds, stop = processes.greatest([spent, float(run.held.seen is not None)], run.accelerator)
         state.waited = self.taken_up.waited + waited
         ended = self._limit_met()
-        scored = (step.ends_epoch or ended is not None) and self._scored()
+        scored = self._scored() if step.ends_epoch or ended is not None else None
         if ended is None and scored and self._patience_is_out():
             ended = "patience"
+        if scored and run.on_score is not None and run.accelerator.is_main_process:
+            number = len(state.scores) + sum(len(phase.scores) for phase in state.done)
+            more = any(later.phase.predicts for later in run.phases[state.phase + 1 :])
+            run.on_score(scored, number, ended is not None and not more)
         if ended is not None:
             return ended
         if stop or scored or (step.ends_epoch and time.monotonic() - self.written > CHECKPOINT_SECONDS):
@@ -286,15 +293,15 @@ class PhaseLoop:
             return "steps"
         return "minutes" if self.settings.seconds is not None and self.state.seconds >= self.settings.seconds else None
 
-    def _scored(self) -> bool:
-        """Whether a dev score means anything here; then it is what the first process finds, and the best weights are written.
+    def _scored(self) -> DevScore | None:
+        """The dev score that the first process finds, where one means anything; the best weights are then written.
 
         A student that is wider than it is to be is not what was asked for, however good.
         """
         run, state, phase, score = self.run, self.state, self.settings.phase, self.run.score
         pruning = run.learner.pruning
         if score is None or not phase.predicts or (pruning is not None and state.cuts < pruning.cuts):
-            return False
+            return None
         began = time.monotonic()
         with run.accelerator.autocast():
             found = processes.from_first(lambda: score(run.learner))
@@ -308,7 +315,7 @@ class PhaseLoop:
                 run.checkpoint.write_best(state, run.learner)
         run.accelerator.wait_for_everyone()
         run.learner.train()
-        return True
+        return found
 
     def _patience_is_out(self) -> bool:
         """Whether too many dev scores in a row were no better than the best one before."""

@@ -68,6 +68,7 @@ class Plan:
 
     @property
     def store_id(self) -> str:
+        """sha256 of plan.json."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def units(self) -> Iterator[Unit]:
@@ -80,6 +81,7 @@ class Plan:
 
     @property
     def n_units(self) -> int:
+        """Units of rows of all splits, and one of codebooks where vectors are codes."""
         return bool(coded(self.features)) + sum(rows.units for rows in self.splits.values())
 
     def rows_of(self, unit: Unit) -> int:
@@ -88,6 +90,7 @@ class Plan:
         return 0 if unit == BOOKS else self.splits[split].rows_of(number)
 
     def arrays_of(self, split: str) -> dict[str, ArraySpec]:
+        """The arrays of a split, by path."""
         return {path: spec for path, spec in self.arrays.items() if path.startswith(split + "/")}
 
     def documents(self) -> dict[str, bytes]:
@@ -114,6 +117,7 @@ class Plan:
         return document if self.text is None else document | {"text": asdict(self.text)}
 
     def to_bytes(self) -> bytes:
+        """plan.json: the same plan has the same bytes."""
         return canonical_json(self.as_json())
 
     @classmethod

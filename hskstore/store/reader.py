@@ -42,6 +42,7 @@ class Store:
 
     @property
     def root(self) -> str:
+        """Its folder or URL, as messages name it."""
         return self.place.root
 
     def sizes(self) -> dict[str, int]:
@@ -58,9 +59,11 @@ class Store:
         return data
 
     def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name. Raises StoreError as `file` does."""
         return {key.removeprefix("tokenizer/"): self.file(key) for key in self.manifest.objects if key.startswith("tokenizer/")}
 
     def has(self, path: str) -> bool:
+        """Whether it holds an array, such as train/hidden/values."""
         return path in self.plan.arrays
 
     def read(self, path: str, unit: int, layers: Sequence[int] | None = None) -> Shaped[np.ndarray, "row ..."]:
@@ -155,7 +158,10 @@ class Store:
         return entry
 
     def row(self, split: str, index: int) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """One stored row, every array by its name; values of features decoded to float32, `hidden/mask` to bool [D, L, d]."""
+        """One stored row, every array by its name; values of features decoded to float32, `hidden/mask` to bool [D, L, d].
+
+        Raises StoreError for a split or a row that it has not, and as `read` does.
+        """
         rows = self.plan.splits.get(split)
         if rows is None:
             raise StoreError(f"{self.root} has the splits {', '.join(self.plan.splits)}, not {split}")
