@@ -12,7 +12,7 @@ import argparse
 import statistics
 
 from hskstore.explore.bootstrap import draws, interval
-from hskstore.explore.runs import RunRow, SweepFolder
+from hskstore.explore.runs import RunRow, SweepFolder, names_of
 from hskstore.text.tasks import Task
 
 SLIVER = "mud 1,9,0.1"
@@ -38,21 +38,24 @@ def main() -> None:
     facts = folder.facts()
     done = [row for row in folder.rows() if row.status == "done"]
     by_name: dict[str, dict[int, RunRow]] = {}
+    names = names_of(done)
     for row in done:
+        if names[row.configuration] != row.name:
+            parser.error(f"several configurations are {row.name}, as {names[row.configuration]}: which is meant cannot be told")
         by_name.setdefault(row.name, {})[row.seed] = row
     print(f"{len(done)} runs; {facts.metric} on {sum(facts.rows.values())} rows\n")
     print("| is it so that | one | the other | difference, 95 % of the draws | seeds |")
     print("|---|---|---|---|---|")
-    for words, *names in QUESTIONS:
-        if any(name not in by_name for name in names):
+    for words, *asked in QUESTIONS:
+        if any(name not in by_name for name in asked):
             continue
-        seeds = sorted(by_name[names[0]].keys() & by_name[names[1]].keys())
-        runs = {name: [by_name[name][seed] for seed in seeds] for name in names}
+        seeds = sorted(by_name[asked[0]].keys() & by_name[asked[1]].keys())
+        runs = {name: [by_name[name][seed] for seed in seeds] for name in asked}
         said = {name: [folder.predictions(row.run) for row in own] for name, own in runs.items()}
-        gold = said[names[0]][0].label
+        gold = said[asked[0]][0].label
         drawn = draws(Task.from_json(facts.task), {name: [each.logits for each in own] for name, own in said.items()}, gold)
-        one, other = (statistics.mean(float(row.score or 0) for row in runs[name]) for name in names)
-        low, high = interval(drawn[names[0]], drawn[names[1]])
+        one, other = (statistics.mean(float(row.score or 0) for row in runs[name]) for name in asked)
+        low, high = interval(drawn[asked[0]], drawn[asked[1]])
         verdict = "yes" if low > 0 else "no" if high < 0 else "cannot be told"
         print(
             f"| {words}: {verdict} | {one:.4f} | {other:.4f} | {one - other:+.4f} ({low:+.4f} to {high:+.4f}) |"

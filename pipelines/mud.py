@@ -73,7 +73,8 @@ def main() -> None:
 def make_up(options: argparse.Namespace) -> None:
     """The options of a quick run, where they are not given, and its data and blank teacher."""
     for name, value in QUICK.items():
-        setattr(options, name, getattr(options, name) or value)
+        if name != "steps" or all(grid in GRIDS for grid in options.grid):
+            setattr(options, name, getattr(options, name) or value)
     options.data, options.model = str(options.work / "data"), str(options.work / "blank")
     write_corpus(Path(options.data), QUICK_ROWS, label="label")
     if not Path(options.model, "model.safetensors").exists():

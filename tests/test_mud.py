@@ -1,5 +1,7 @@
 """The pipeline of Marginal Utility Diminishes, run as a user runs it."""
 
+import argparse
+import importlib
 import json
 import signal
 import subprocess
@@ -40,6 +42,18 @@ def test_it_leaves_teacher_store_students_table_and_page_and_goes_on_where_it_wa
     assert json.loads((tmp_path / "students" / "every-2" / "config.json").read_text())["num_hidden_layers"] == 2
     assert "Which to take" in (tmp_path / "report.html").read_text()
     assert "How sure:" in ran.stdout and f"{tmp_path / 'report.html'} tells it all" in ran.stdout.replace("\n", "")
+
+
+def test_a_quick_run_has_few_steps_but_where_a_file_is_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(MUD).parent))
+    pipeline = importlib.import_module("mud")
+    monkeypatch.setattr(pipeline, "write_corpus", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline, "save_model", lambda *_: None)
+    for given, steps in ((None, 6), (["table5"], 6), (["mine.toml"], None), (["quick", "mine.toml"], None)):
+        options = argparse.Namespace(task=None, grid=given, seeds=None, steps=None, work=tmp_path)
+        pipeline.make_up(options)
+        assert (options.seeds, options.steps) == (2, steps)
+    assert pipeline.grid_file("mine.toml", options) == "mine.toml"
 
 
 @pytest.mark.long

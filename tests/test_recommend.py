@@ -1,6 +1,7 @@
 """What is recommended of a made-up table whose answer is known; and the bootstrap that it rests on."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hskstore.cli.methods import methods_for
 from hskstore.config import Keep, Strategy
 from hskstore.errors import OptionError
+from hskstore.explore import bootstrap
 from hskstore.explore.bootstrap import draws, groups, interval, is_better
 from hskstore.explore.recommend import recommend
 from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
@@ -195,6 +197,16 @@ def test_the_command_says_it_in_words(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().out.startswith("Take kd: accuracy 0.8875, of one seed, from 2 B.")
 
 
+def test_configurations_of_one_name_are_told_apart_in_words_and_standings(tmp_path: Path) -> None:
+    all_right = np.ones(ROWS, dtype=bool)
+    folder = SweepFolder(table(tmp_path, ("kd", None, 2, all_right), ("kd.", None, 3, np.arange(ROWS) % 4 > 0)))
+    for row, lr in zip(folder.rows(), ("0.002", "0.003"), strict=True):
+        folder.write_row(replace(row, name="kd", recipe=f'lr = "{lr}"\nseed = 0\n'))
+    found = recommend(tmp_path)
+    assert {each.name for each in found.standings} == {"kd lr=0.002", "kd lr=0.003"}
+    assert found.words[0].startswith("Take kd lr=0.00")
+
+
 # --- the bootstrap
 
 
@@ -221,6 +233,27 @@ def test_a_draw_is_what_the_metric_is_of_the_rows_drawn() -> None:
         np.testing.assert_allclose(drawn[:10], by_hand, rtol=1e-6, atol=1e-9, err_msg=metric)
     two = draws(TASKS["sst2"], {"one": [logits, -logits], "same": [-logits, logits]}, gold)
     np.testing.assert_allclose(two["one"], two["same"])
+
+
+def test_drawn_in_blocks_the_numbers_are_the_same_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for name, said, gold in (
+        ("sst2", rng.normal(size=(30, 2)).astype(np.float32), rng.integers(0, 2, 30)),
+        ("stsb", rng.normal(size=(30, 1)).astype(np.float32), rng.normal(size=30).round(1)),
+    ):
+        monkeypatch.setattr(bootstrap, "BLOCK", 2**20)
+        whole = draws(TASKS[name], {"it": [said, -said], "other": [said]}, gold)
+        monkeypatch.setattr(bootstrap, "BLOCK", 100)  # 3 draws at a time, and 1 at the end
+        blocks = draws(TASKS[name], {"it": [said, -said], "other": [said]}, gold)
+        assert all(np.array_equal(whole[each], blocks[each]) and len(blocks[each]) == 1000 for each in whole)
+    monkeypatch.undo()
+    many, gold = np.eye(2, dtype=np.float32)[np.arange(20_000) % 2], np.arange(20_000) // 3 % 2
+    tracemalloc.start()
+    try:
+        draws(TASKS["sst2"], {"it": [many]}, gold)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20, "all draws at once take 458 MiB"
+    finally:
+        tracemalloc.stop()
 
 
 def test_groups_and_intervals_by_hand() -> None:

@@ -180,7 +180,7 @@ def test_what_is_told_of_is_told_once_with_all_its_roles() -> None:
 
 
 def test_groups_have_letters() -> None:
-    own = [Configured("c", made("kd", 0, 0.5), (0.5,), 0.5, 1, None, group) for group in (0, 1, 26, None)]
+    own = [Configured("c", "kd", made("kd", 0, 0.5), (0.5,), 0.5, 1, None, group) for group in (0, 1, 26, None)]
     assert [each.letter for each in own] == ["a", "b", "27", ""]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,22 +18,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hskstore import memory
 from hskstore.config import Keep, Strategy
 from hskstore.errors import DataError, OptionError
 from hskstore.explore import runner as runners
 from hskstore.explore.grids import Configuration
 from hskstore.explore.held import Held
-from hskstore.explore.runner import PlannedRun
-from hskstore.explore.runs import RunRow, SweepFolder
+from hskstore.explore.runner import PlannedRun, Sweeping
+from hskstore.explore.runs import RunRow, SweepFolder, names_of
 from hskstore.explore.show import describe
 from hskstore.explore.sweep import Swept, _Told, sweep
 from hskstore.features.view import derive_view, view
 from hskstore.stage_one.extract import extract
+from hskstore.stage_two import feed
+from hskstore.stage_two.checkpoint import _with_check
 from hskstore.stage_two.distill import distill
 from hskstore.stage_two.recipe import Recipe
 from hskstore.store import Store, open_store
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tasks import TASKS
+from hskstore.watch import Watch
 from tests.conftest import hsk, make_bert, save_folder, write_tsv
 
 GRID = 'keep = ["1,3,0.25", "2,all,0.5"]\nmethod = ["kd", "mud"]\nmax_steps = 6\nlr = 0.001\n'
@@ -197,18 +202,23 @@ def test_a_run_that_is_tried_again_is_told_of_when_it_has_ended_anew(swept: Swep
     assert told == [(swept.rows[0].run, "done", 2), (swept.rows[1].run, "done", 3)]
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_the_table_of_the_rest(world: SimpleNamespace, swept: Swept, tmp_path: Path) -> None:
+def ctrl_c_at(step: int) -> Watch:
+    """Pressed at that step of predictions."""
     steps = 0
 
     def watch(stage: str, done: int, total: int, note: str = "") -> None:
         nonlocal steps
         steps += stage.endswith(": prediction")
-        if steps == 8:
+        if steps == step:
             os.kill(os.getpid(), signal.SIGINT)
             steps += 1
 
+    return watch
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_table_of_the_rest(world: SimpleNamespace, swept: Swept, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(world, tmp_path, watch=watch)
+        run(world, tmp_path, watch=ctrl_c_at(8))
     assert 0 < len(SweepFolder(tmp_path).rows()) < 8
     assert len(list(tmp_path.rglob("state.json"))) == 1
     run(world, tmp_path)
@@ -357,3 +367,112 @@ def test_the_command_prints_runs_a_table_and_what_is_next(
     assert len(json.loads(capfd.readouterr().out)["rows"]) == 8
     assert hsk(*words, "--out", swept.folder, "--engine", "slurm") == 2
     assert "--engine slurm: choose one of procs, ray" in capfd.readouterr().err
+
+
+def test_one_loader_for_all_runs_of_a_folder_whatever_memory_is_free(
+    world: SimpleNamespace, swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enough for a sliver in memory, not for everything: by each run's own rows they would be loaded in two ways."""
+    assert {row.loader for row in swept.rows} == {"ram"}
+    rich = runners.Runner(Sweeping(world.rich, world.student, str(tmp_path), None))
+    sliver, everything = (
+        rich._bytes_held(Configuration("", keep, options=(("method", "mud"),))) for keep in (Keep(1, 3, 0.25), Keep(*["all"] * 3))
+    )
+    assert sliver < everything
+    between = 90 * (sliver + everything) // 2
+    monkeypatch.setattr(memory, "free_memory", lambda: between / memory.SHARE_FOR_ROWS)
+    learn, row_bytes = runners.learn, set()
+    monkeypatch.setattr(runners, "learn", lambda *words, **own: row_bytes.add(own["row_bytes"]) or learn(*words, **own))
+    some = run(world, tmp_path / "some", seeds=1, data=None)
+    assert row_bytes == {everything}, "and windows of them are alike"
+    assert {row.loader for row in some.rows} == {"blocks"} and all('loader = "blocks"' in row.recipe for row in some.rows)
+    assert len({row.batches for row in some.rows if row.method == "mud"}) == 1
+    assert [row.run for row in some.rows] == [row.run for row in swept.rows if row.seed == 0]
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
+    rich.folder = SweepFolder(tmp_path / "some")
+    rich.begin([Configuration("", Keep(1, 3, 0.25))])
+    assert rich.folder.facts().loader == "blocks", "what has begun goes on as it began"
+
+
+def test_many_jobs_share_the_memory(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "free_memory", lambda: 1000)
+    one, four = (runners.Runner(Sweeping(world.rich, world.student, str(tmp_path / str(n)), jobs=n)) for n in (1, 4))
+    assert (one._may_hold(), four._may_hold()) == (200, 50)
+    everything = Configuration("", Keep("all", "all", "all"))
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 90 * one._bytes_held(everything) / memory.SHARE_FOR_ROWS)
+    for each, loader in ((one, "ram"), (four, "blocks")):
+        each.begin([everything])
+        assert each.folder.facts().loader == loader
+
+
+def test_windows_are_as_large_as_rows_of_the_bytes_given_make_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = SimpleNamespace(units=8, unit_rows=10, rows_of=lambda unit: 10)
+    store: Any = SimpleNamespace(plan=SimpleNamespace(splits={"train": split}))
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(feed, "bytes_per_row", lambda *_: 1)
+    sizes = [feed.InWindows(store, "train", row_bytes=size).windows(np.random.default_rng(0), 2) for size in (0, 5, 100)]
+    assert [len(windows) for windows in sizes] == [1, 4, 8]
+
+
+def test_a_folder_of_an_earlier_version_goes_on_as_its_rows_were_loaded(swept: Swept, tmp_path: Path) -> None:
+    facts, folder = SweepFolder(swept.folder).facts(), SweepFolder(tmp_path)
+    folder.write_row(replace(swept.rows[0], loader="blocks"))
+    earlier = {name: value for name, value in asdict(facts).items() if name not in ("loader", "row_bytes", "student_config")}
+    (tmp_path / "sweep.json").write_text(json.dumps(earlier))
+    folder.begin(facts)
+    assert folder.facts() == replace(facts, loader="blocks")
+
+
+def test_a_run_that_stands_half_done_with_another_loader_begins_anew(
+    world: SimpleNamespace, swept: Swept, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path, seeds=1, watch=ctrl_c_at(8))
+    (state,) = tmp_path.rglob("state.json")
+    half = json.loads(state.read_text())
+    half["settings"] = half["settings"].replace('"ram"', '"blocks"')
+    half.pop("check")
+    state.write_text(_with_check(half))
+    result = run(world, tmp_path, seeds=1)
+    assert [(row.status, row.score) for row in result.rows] == [("done", row.score) for row in swept.rows if row.seed == 0]
+
+
+def test_a_student_of_the_same_weights_and_another_config_is_another(
+    world: SimpleNamespace, swept: Swept, tmp_path: Path
+) -> None:
+    shutil.copytree(world.student, tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"transformers_version": "0.0"}))
+    run(replace_in(world, student=str(tmp_path / "copy")), Path(swept.folder))
+    config.write_text(json.dumps(told | {"hidden_act": "relu"}))
+    with pytest.raises(OptionError, match="holds runs of another student, with"):
+        run(replace_in(world, student=str(tmp_path / "copy")), Path(swept.folder))
+
+
+def test_no_such_device_is_one_message_before_any_run(world: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--device cdua: not here"):
+        run(world, tmp_path / "out", device="cdua")
+    assert not (tmp_path / "out").exists()
+
+
+def test_students_that_were_not_kept_are_made_again_where_they_shall_be(world: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text('method = "kd"\nmax_steps = 2\n')
+    first = run(world, tmp_path / "out", seeds=1, grid=str(file))
+    folder, told = SweepFolder(tmp_path / "out"), []
+    kept = run(world, tmp_path / "out", seeds=1, grid=str(file), keep_students=True, on_run=lambda row, *_: told.append(row.run))
+    assert all((folder.run_folder(row.run) / "model.safetensors").exists() for row in kept.rows)
+    assert [row.score for row in kept.rows] == [row.score for row in first.rows] and told == [row.run for row in first.rows]
+    run(world, tmp_path / "out", seeds=1, grid=str(file), keep_students=True, on_run=lambda *_: pytest.fail("done again"))
+
+
+def test_configurations_of_one_name_are_told_apart_by_what_differs_in_their_recipes(swept: Swept) -> None:
+    row, other = swept.rows[0], swept.rows[2]
+    assert names_of(swept.rows) == {row.configuration: row.name for row in swept.rows}
+    faster = replace(row, run="kd-2-s1", recipe=row.recipe.replace("lr = ", "patience = 3\nlr = 0.5 # "))
+    again = replace(row, run="kd-3-s0", recipe=faster.recipe)
+    lr = json.loads(row.options)["lr"]
+    told = {row.configuration: f"kd lr={lr}", "kd-2": "kd lr=0.5 patience=3", other.configuration: other.name}
+    assert names_of([row, swept.rows[1], faster, other]) == told
+    assert names_of([faster, again]) == {"kd-2": "kd (kd-2)", "kd-3": "kd (kd-3)"}

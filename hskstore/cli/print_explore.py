@@ -53,6 +53,9 @@ def print_swept(result: Swept) -> None:
 
 def print_searched(result: Searched) -> None:
     """The front, the smallest first; then what was ended early, what failed, and what to do next."""
+    from hskstore.explore.runs import names_of
+
+    names = names_of(result.front)
     pruned, failed = [row.name for row in result.pruned], result.failed
     out.print(
         f"{len(result.rows) - 1} configurations and kd alone tried: {len(pruned)} ended early by Hyperband, {len(failed)} failed"
@@ -62,7 +65,7 @@ def print_searched(result: Searched) -> None:
         table = grid("configuration", "score", "seed", "bytes", "training")
         for row in result.front:
             training = duration(row.seconds_training or 0)
-            table.add_row(row.name, f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
+            table.add_row(names[row.configuration], f"{row.score:.4f}", str(row.seed), size(row.bytes or 0), training)
         out.print(table)
     if pruned:
         out.print(f"ended early, and so without a score: {'; '.join(pruned)}")

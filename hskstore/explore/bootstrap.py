@@ -1,6 +1,6 @@
 """Which of several students are better, and which cannot be told apart: a paired bootstrap over the rows that are scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -11,6 +11,9 @@ DRAWS = 1000
 SHARES = (0.025, 0.975)
 """The ends of an interval that holds 95 % of the draws."""
 
+BLOCK = 2**20
+"""Draws times rows that are in memory at once."""
+
 
 def draws(
     task: Task,
@@ -19,8 +22,13 @@ def draws(
 ) -> dict[str, Float[np.ndarray, " draw"]]:
     """The task's first metric of each configuration, mean over the logits of its seeds, on the same draws of the rows for all
     (Efron, 1979)."""
-    drawing = _Drawing(len(gold))
-    return {name: np.mean([_drawn(task, said, gold, drawing) for said in of_seeds], axis=0) for name, of_seeds in logits.items()}
+    measure = _correlations if task.kind == "score" else _counted
+    found: dict[str, list[np.ndarray]] = {name: [] for name in logits}
+    for chosen in _chosen(len(gold)):
+        metric = measure(task, gold, chosen)
+        for name, of_seeds in logits.items():
+            found[name].append(np.mean([metric(said) for said in of_seeds], axis=0))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def groups(scores: Mapping[str, float], drawn: Mapping[str, Float[np.ndarray, " draw"]]) -> list[list[str]]:
@@ -46,27 +54,50 @@ def interval(one: Float[np.ndarray, " draw"], other: Float[np.ndarray, " draw"])
     return low, high
 
 
-def _drawn(task: Task, logits: np.ndarray, gold: np.ndarray, drawing: "_Drawing") -> np.ndarray:
-    """The first metric of some logits on every draw of the rows, as `compute_metrics` has it."""
-    metric = task.metrics[0]
-    if task.kind == "score":
-        said = logits[:, 0].astype(np.float64)[drawing.chosen]
-        return _correlations(said, gold.astype(np.float64)[drawing.chosen], ranked=metric == "spearman")
-    classes = logits.shape[1]
-    each = np.zeros((len(gold), classes * classes), dtype=np.float32)
-    each[np.arange(len(gold)), gold * classes + logits.argmax(axis=1)] = 1
-    counts = (drawing.times @ each).reshape(-1, classes, classes).astype(np.float64)  # draw, gold, said: whole numbers, exact
-    if metric == "accuracy":
-        return _right(counts) / len(gold)
-    return _matthews(counts) if metric == "matthews" else _f1(counts)
+def _chosen(rows: int) -> Iterator[np.ndarray]:
+    """Rows drawn with replacement, DRAWS times, as many draws at a time as BLOCK allows."""
+    rng = np.random.default_rng(0)
+    at_once = max(1, BLOCK // rows)
+    for start in range(0, DRAWS, at_once):
+        yield rng.integers(0, rows, (min(at_once, DRAWS - start), rows))
 
 
-class _Drawing:
-    """Rows drawn with replacement, DRAWS times: which, and how often each."""
+def _counted(task: Task, gold: np.ndarray, chosen: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The first metric of a task of classes, of logits on some draws, as `compute_metrics` has it."""
+    rows, metric = len(gold), task.metrics[0]
+    times = np.stack([np.bincount(draw, minlength=rows) for draw in chosen]).astype(np.float32)
 
-    def __init__(self, rows: int) -> None:
-        self.chosen = np.random.default_rng(0).integers(0, rows, (DRAWS, rows))
-        self.times = np.stack([np.bincount(draw, minlength=rows) for draw in self.chosen]).astype(np.float32)
+    def measure(logits: np.ndarray) -> np.ndarray:
+        classes = logits.shape[1]
+        each = np.zeros((rows, classes * classes), dtype=np.float32)
+        each[np.arange(rows), gold * classes + logits.argmax(axis=1)] = 1
+        counts = (times @ each).reshape(-1, classes, classes).astype(np.float64)  # draw, gold, said: whole numbers, exact
+        if metric == "accuracy":
+            return _right(counts) / rows
+        return _matthews(counts) if metric == "matthews" else _f1(counts)
+
+    return measure
+
+
+def _correlations(task: Task, gold: np.ndarray, chosen: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The same of a task of scores: Pearson's, of the ranks where it is Spearman's; 0 where one of the two is constant."""
+    from scipy.stats import rankdata
+
+    def centred(scores: np.ndarray) -> np.ndarray:
+        part = scores.astype(np.float64)[chosen]
+        if task.metrics[0] == "spearman":
+            part = rankdata(part, axis=1)
+        return np.asarray(part - part.mean(axis=1, keepdims=True))
+
+    theirs = centred(gold)
+    spread_of_gold = (theirs**2).sum(axis=1)
+
+    def measure(logits: np.ndarray) -> np.ndarray:
+        mine = centred(logits[:, 0])
+        spread = np.sqrt((mine**2).sum(axis=1) * spread_of_gold)
+        return np.asarray(np.divide((mine * theirs).sum(axis=1), spread, out=np.zeros(len(chosen)), where=spread > 0))
+
+    return measure
 
 
 def _right(counts: np.ndarray) -> np.ndarray:
@@ -91,13 +122,3 @@ def _f1(counts: np.ndarray) -> np.ndarray:
         return np.asarray(each[:, 1])
     found: np.ndarray = each.sum(axis=1) / (both > 0).sum(axis=1)
     return found
-
-
-def _correlations(one: np.ndarray, other: np.ndarray, *, ranked: bool) -> np.ndarray:
-    """Pearson's of each draw, of the ranks where `ranked` (Spearman's); 0 where one of the two is constant."""
-    from scipy.stats import rankdata
-
-    parts = [rankdata(part, axis=1) if ranked else part for part in (one, other)]
-    mine, theirs = (part - part.mean(axis=1, keepdims=True) for part in parts)
-    spread = np.sqrt((mine**2).sum(axis=1) * (theirs**2).sum(axis=1))
-    return np.asarray(np.divide((mine * theirs).sum(axis=1), spread, out=np.zeros(len(one)), where=spread > 0))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from hskstore.config import Strategy
 from hskstore.explore.bootstrap import DRAWS, draws, groups, interval
 from hskstore.explore.report_parts import percent
-from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder
+from hskstore.explore.runs import Predictions, RunRow, SweepFacts, SweepFolder, names_of
 from hskstore.layers import plan_strategy
 from hskstore.methods import Finetune, Kd, Mud
 from hskstore.options import options_of
@@ -103,7 +103,7 @@ def _standings(facts: SweepFacts, done: Sequence[RunRow], said: Mapping[str, Pre
     scores = {name: statistics.mean(float(row.score or 0) for row in rows) for name, rows in found.items()}
     sizes = {name: int(rows[0].bytes or 0) for name, rows in found.items()}
     order = sorted(found, key=lambda name: (-scores[name], sizes[name]))
-    best = order[0]
+    best, names = order[0], names_of(done)
     group = {name: place for place, names in enumerate(groups({name: scores[name] for name in order}, drawn)) for name in names}
     standings = []
     for name in order:
@@ -111,7 +111,7 @@ def _standings(facts: SweepFacts, done: Sequence[RunRow], said: Mapping[str, Pre
         standings.append(
             Standing(
                 configuration=name,
-                name=rows[0].name,
+                name=names[name],
                 series=rows[0].series,
                 method=rows[0].method,
                 score=scores[name],

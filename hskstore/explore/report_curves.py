@@ -11,7 +11,7 @@ from hskstore.config import Keep
 from hskstore.errors import OptionError
 from hskstore.explore.grids import EVERYTHING
 from hskstore.explore.report_parts import deviation, digits
-from hskstore.explore.runs import RunRow
+from hskstore.explore.runs import RunRow, names_of
 from hskstore.methods import Kd
 from hskstore.store.vectors import ENCODINGS
 
@@ -29,16 +29,13 @@ class Configured:
     what it is stored."""
 
     configuration: str
+    name: str
     first: RunRow
     scores: tuple[float, ...]
     score: float
     bytes: int
     seconds: float | None
     group: int | None
-
-    @property
-    def name(self) -> str:
-        return self.first.name
 
     @property
     def kind(self) -> str:
@@ -83,24 +80,26 @@ class Point:
 
 def configured(rows: Iterable[RunRow], groups: Mapping[str, int]) -> list[Configured]:
     """Best first; of two that score alike the smaller."""
-    found: dict[str, list[RunRow]] = {}
-    for row in rows:
-        if row.status == "done" and row.score is not None and math.isfinite(row.score):
+    done = [row for row in rows if row.status == "done"]
+    names, found = names_of(done), dict[str, list[RunRow]]()
+    for row in done:
+        if row.score is not None and math.isfinite(row.score):
             found.setdefault(row.configuration, []).append(row)
     made = []
-    for name, own in found.items():
+    for configuration, own in found.items():
         scores = tuple(float(row.score or 0) for row in own)
         seconds = [row.seconds_training for row in own if row.seconds_training is not None]
         mean = statistics.mean(scores)
         made.append(
             Configured(
-                name,
+                configuration,
+                names[configuration],
                 own[0],
                 scores,
                 mean,
                 int(own[0].bytes or 0),
                 statistics.mean(seconds) if seconds else None,
-                groups.get(name),
+                groups.get(configuration),
             )
         )
     return sorted(made, key=lambda each: (-each.score, each.bytes))

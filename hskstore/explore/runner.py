@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate.tracking import GeneralTracker
 
-from hskstore.config import TrackerName
+from hskstore.config import Loader, TrackerName
 from hskstore.engines.contract import OnRows
 from hskstore.errors import DataError, HskError, ModelError, OptionError, StoreError
 from hskstore.explore.grids import Configuration
@@ -26,28 +25,27 @@ from hskstore.explore.knowledge import bytes_read, hsk_units, sizes_with_view
 from hskstore.explore.runs import VERSION, Predictions, RunRow, SweepFacts, SweepFolder
 from hskstore.explore.scored import FurtherData, FurtherRows, read_further
 from hskstore.features.view import view
-from hskstore.memory import free_memory
+from hskstore.memory import free_memory, rows_fit
 from hskstore.methods import Phase
 from hskstore.methods.serving import is_rich, lacking, teacher_shape
 from hskstore.models.run import ModelShape, shape_of
 from hskstore.stage_one.coded import Coded, coded_view, derive_coded
-from hskstore.stage_two.checkpoint import forget_checkpoint
+from hskstore.stage_two.checkpoint import Unresumable, forget_checkpoint
 from hskstore.stage_two.distill import Learnt, learn
 from hskstore.stage_two.recipe import Recipe
-from hskstore.stage_two.rows import reading_options, rows_from_store, telling_rows
+from hskstore.stage_two.rows import bytes_per_row, reading_options, rows_from_store, telling_rows
 from hskstore.stage_two.scores import OnScore, predict_splits
 from hskstore.stage_two.settings import for_task
-from hskstore.stage_two.student import check_store, load_student
+from hskstore.stage_two.student import check_store, config_sha256, load_student, places_of, student_sha256
 from hskstore.store import Store, open_store
 from hskstore.store.vectors import are_codes
 from hskstore.text.metrics import compute_metrics
 from hskstore.text.tasks import Task
-from hskstore.text.tokenizers import tokenizer_sha256
 from hskstore.version import __version__
 from hskstore.watch import Watch, unwatched
 
 SHARE_HELD = 0.2
-"""Of the free memory, what may be held of the rich store, and as much again of the view under way."""
+"""Of the free memory, what the jobs together may hold of the rich store, and as much again of the views under way."""
 
 
 class Pruned(Exception):
@@ -70,7 +68,7 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Sweeping:
     """What the runs of a sweep share, as every process of it is told: where the rich store, the student and the further rows lie,
-    the folder of the sweep, whether students are kept, and where runs are logged."""
+    the folder of the sweep, whether students are kept, where runs are logged, and how many `jobs` share the memory."""
 
     store: str
     student: str
@@ -80,6 +78,7 @@ class Sweeping:
     keep_students: bool = False
     command: str = ""
     log_with: Sequence[TrackerName | GeneralTracker] | None = None
+    jobs: int = 1
 
 
 class Runner:
@@ -107,10 +106,10 @@ class Runner:
                 f"{shared.store} is no rich store, of which every configuration can be selected: make one with"
                 " hsk extract TEACHER DATA --rich --out DIR"
             )
-        self.rich = Held(rich, int(SHARE_HELD * free_memory()))
+        self.rich = Held(rich, self._may_hold())
         self.task = Task.from_json(rich.plan.task)
         model, own = load_student(shared.student, rich, seed=0)
-        self._weights = _sha256(model, own)
+        self._weights, self._config = student_sha256(model, own), config_sha256(model)
         reading = reading_options(model, own, rich)
         dev = rows_from_store(self.rich, "validation", **reading)
         self.student: ModelShape = shape_of(model, *telling_rows(dev), name=shared.student)
@@ -128,7 +127,20 @@ class Runner:
     def facts(self) -> SweepFacts:
         layers = self.student.layers
         task, further = self.rich.plan.task, self.further.sha256
-        return SweepFacts(VERSION, self.rich.digest, self._weights, layers, self.teacher_layers, task, self._labelled, further)
+        return SweepFacts(
+            VERSION, self.rich.digest, self._weights, layers, self.teacher_layers, task, self._labelled, further, self._config
+        )
+
+    def begin(self, configurations: Sequence[Configuration]) -> None:
+        """Begin the folder, or go on in it: the largest configuration decides how rows are loaded. Raises OptionError where the
+        folder has runs with which these cannot be compared."""
+        row_bytes = max(self._bytes_held(each) for each in configurations)
+        fit = rows_fit(self.rich.plan.splits["train"].rows * row_bytes, self.shared.jobs)
+        self.folder.begin(replace(self.facts, loader="ram" if fit else "blocks", row_bytes=row_bytes))
+
+    @cached_property
+    def _begun_with(self) -> SweepFacts:
+        return self.folder.facts()
 
     def plan(self, configurations: Sequence[Configuration], seeds: Sequence[int]) -> list[PlannedRun]:
         """Every run once, seeds of a configuration together. Raises OptionError, naming the configuration, where one cannot
@@ -197,13 +209,14 @@ class Runner:
         self._stopping = True
 
     def do(self, planned: PlannedRun, *, on_score: OnScore | None = None, trial: int | None = None) -> RunRow:
-        """Train, score and write, unless that was done; goes on from the last checkpoint. What fails is a row that says why. A
-        run that was ended early is done again but for a search, whose `on_score` might end it again.
+        """Train, score and write, unless that was done; goes on from the last checkpoint, if it is one of this run. What fails
+        is a row that says why. A run that was ended early is done again but for a search, whose `on_score` might end it again.
 
         Raises HskError where the store is damaged or the disk full, and what stops the program.
         """
-        there, out = self.folder.row(planned.run), self.folder.run_folder(planned.run)
-        if there is not None and (there.final if on_score is None else there.final_for_search):
+        out, shared = self.folder.run_folder(planned.run), self.shared
+        there = self.folder.ended(planned.run, keep_students=shared.keep_students, searching=on_score is not None)
+        if there is not None:
             forget_checkpoint(out)
             return there
         began, cpu = time.monotonic(), time.process_time()
@@ -211,15 +224,11 @@ class Runner:
         row = self._begun(planned, trial)
         try:
             store = self._read(planned.configuration)
-            learnt = learn(
-                store,
-                self._recipe(planned),
-                out=out,
-                device=self.shared.device,
-                log_with=self.shared.log_with,
-                on_score=on_score,
-                watch=self._tell,
-            )
+            try:
+                learnt = self._learn(store, planned, on_score)
+            except Unresumable:  # half done otherwise, as with another loader
+                forget_checkpoint(out)
+                learnt = self._learn(store, planned, on_score)
             row = self._ended(row, store, learnt)
             if self.shared.keep_students:
                 learnt.save(self.shared.command or None)
@@ -243,8 +252,32 @@ class Runner:
 
     # --- parts of a run
 
+    def _learn(self, store: Store, planned: PlannedRun, on_score: OnScore | None) -> Learnt:
+        return learn(
+            store,
+            self._recipe(planned),
+            out=self.folder.run_folder(planned.run),
+            device=self.shared.device,
+            log_with=self.shared.log_with,
+            row_bytes=self._begun_with.row_bytes or 0,
+            on_score=on_score,
+            watch=self._tell,
+        )
+
     def _recipe(self, planned: PlannedRun) -> Recipe:
-        return planned.configuration.recipe(self.shared.student, planned.seed)
+        """With the loader of the sweep, where the configuration names none."""
+        recipe = planned.configuration.recipe(self.shared.student, planned.seed)
+        loader: Loader | None = self._begun_with.loader
+        return recipe if recipe.loader != "auto" or loader is None else replace(recipe, loader=loader)
+
+    def _may_hold(self) -> int:
+        return int(SHARE_HELD * free_memory() / self.shared.jobs)
+
+    def _bytes_held(self, configuration: Configuration) -> int:
+        """Of memory, by a train row of all that a run reads."""
+        store = self._selected(configuration)
+        phases = configuration.recipe(self.shared.student, 0).read_phases(teacher_shape(store.plan), self.student)
+        return bytes_per_row(store, "train", places_of(store, phases))
 
     def _selected(self, configuration: Configuration) -> Store:
         """What a configuration reads: a view, the rich store itself, or what becomes a store in codes. Nothing is read yet."""
@@ -264,7 +297,7 @@ class Runner:
             selected = self._selected(configuration)
             if isinstance(selected, Coded):
                 selected = open_store(selected.out.root)
-            held = selected if selected is self.rich else Held(selected, int(SHARE_HELD * free_memory()))
+            held = selected if selected is self.rich else Held(selected, self._may_hold())
             self._last = reads, held
         return self._last[1]
 
@@ -349,12 +382,3 @@ def _versions() -> dict[str, str]:
     return {"hskstore": __version__, "python": platform.python_version()} | {
         name: version(name) for name in ("torch", "transformers", "numpy")
     }
-
-
-def _sha256(model: Any, tokenizer: Any) -> str:
-    """Of a student: its weights, and its tokenizer if it has one."""
-    digest = hashlib.sha256(b"" if tokenizer is None else tokenizer_sha256(tokenizer).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

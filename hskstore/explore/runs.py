@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Shaped
 
+from hskstore.config import Loader
 from hskstore.errors import OptionError
+from hskstore.options import text_of
 from hskstore.stage_two.checkpoint import written
 from hskstore.text.tasks import Task
 
@@ -29,7 +33,11 @@ Status = Literal["done", "failed", "pruned"]
 class SweepFacts:
     """What all runs of a folder have in common: the rich store's digest, the student at the start (the sha256 of its weights and
     its tokenizer) and its layers, the teacher's, the task, and how many labelled rows all are scored on, by split; `scored` is
-    the sha256 of those that are not the store's."""
+    the sha256 of those that are not the store's, `student_config` that of what the student's weights do not tell.
+
+    How rows are loaded whose recipe leaves it open, `loader`, and the bytes of a row by which windows of them are made,
+    `row_bytes`, are decided where a folder begins, by the largest configuration: else runs of one seed saw other batches. Folders
+    of earlier versions lack the last three."""
 
     version: int
     store: str
@@ -39,6 +47,9 @@ class SweepFacts:
     task: dict[str, Any]
     rows: dict[str, int]
     scored: str
+    student_config: str | None = None
+    loader: Loader | None = None
+    row_bytes: int | None = None
 
     @property
     def metric(self) -> str:
@@ -97,7 +108,7 @@ class RunRow:
     seconds_cpu: float | None = None
     parameters: int | None = None
     precision: str | None = None
-    loader: str | None = None
+    loader: Loader | None = None
     threads: int | None = None
     batches: str | None = None
     trial: int | None = None
@@ -147,24 +158,44 @@ class SweepFolder:
         return self.root / "stores" / name
 
     def begin(self, facts: SweepFacts) -> None:
-        """Raises OptionError where the folder has runs of another store, student or other rows."""
+        """Write them; a folder that has begun keeps how its rows are loaded. Raises OptionError where it has runs of another
+        store, student or other rows."""
         file = self.root / FACTS
         if not file.exists():
             _write(file, json.dumps(asdict(facts), indent=1).encode())
             return
         there = self.facts()
-        differ = [each.name for each in fields(facts) if getattr(facts, each.name) != getattr(there, each.name)]
+        kept = replace(
+            facts, loader=there.loader or self._loader_of_rows() or facts.loader, row_bytes=there.row_bytes or facts.row_bytes
+        )
+        differ = [
+            each.name for each in fields(facts) if getattr(there, each.name) not in (getattr(kept, each.name), each.default)
+        ]
         if differ:
-            said = {"store": "another store", "student": "another student", "scored": "other --data", "rows": "other scored rows"}
+            said = {"store": "another store", "scored": "other --data", "rows": "other scored rows"}
+            said |= dict.fromkeys(("student", "student_config"), "another student")
             what = ", ".join(dict.fromkeys(said.get(name, f"another {name}") for name in differ))
             raise OptionError(f"{self.root} holds runs of {what}, with which these cannot be compared: choose another --out")
+        if kept != there:
+            _write(file, json.dumps(asdict(kept), indent=1).encode())
+
+    def _loader_of_rows(self) -> Loader | None:
+        """Of the run that ended first."""
+        ended = sorted((row for row in self.rows() if row.loader is not None), key=lambda row: row.finished)
+        return ended[0].loader if ended else None
 
     def facts(self) -> SweepFacts:
         """Raises OptionError where there is no sweep."""
         file = self.root / FACTS
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-            return SweepFacts(**{each.name: document[each.name] for each in fields(SweepFacts)})
+            return SweepFacts(
+                **{
+                    each.name: document[each.name]
+                    for each in fields(SweepFacts)
+                    if each.default is MISSING or each.name in document
+                }
+            )
         except FileNotFoundError:
             raise OptionError(f"{self.root} holds no sweep: make one with hsk sweep, or hsk search, and --out") from None
         except (OSError, ValueError, KeyError, TypeError):
@@ -180,6 +211,14 @@ class SweepFolder:
     def row(self, run: str) -> RunRow | None:
         """None where the run has not ended."""
         return _read_row(self.root / "rows" / f"{run}.json")
+
+    def ended(self, run: str, *, keep_students: bool = False, searching: bool = False) -> RunRow | None:
+        """The row of a run of which nothing is left to do, or not for a search; its student is there where students are kept."""
+        row = self.row(run)
+        if row is None or not (row.final_for_search if searching else row.final):
+            return None
+        lacks = keep_students and row.status == "done" and not any(self.run_folder(run).glob("*.safetensors"))
+        return None if lacks else row
 
     def write_predictions(self, run: str, said: Predictions) -> None:
         columns = {f"logit_{index}": column for index, column in enumerate(said.logits.T)}
@@ -225,6 +264,29 @@ class SweepFolder:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         _write(self.root / name, sink.getvalue().to_pybytes())
+
+
+def names_of(rows: Iterable[RunRow]) -> dict[str, str]:
+    """What to call each configuration: its name, and, where several have that name, what differs in their recipes, or else the
+    configuration."""
+    first: dict[str, RunRow] = {}
+    for row in rows:
+        first.setdefault(row.configuration, row)
+    alike: dict[str, list[str]] = {}
+    for configuration, row in first.items():
+        alike.setdefault(row.name, []).append(configuration)
+    found: dict[str, str] = {}
+    for name, several in alike.items():
+        recipes = {each: tomllib.loads(first[each].recipe) if len(several) > 1 else {} for each in several}
+        options = dict.fromkeys(option for recipe in recipes.values() for option in recipe if option != "seed")
+        differ = [option for option in options if len({str(recipe.get(option)) for recipe in recipes.values()}) > 1]
+        told = {
+            each: " ".join([name, *(f"{n}={text_of(recipes[each][n])}" for n in differ if n in recipes[each])])
+            for each in several
+        }
+        once = Counter(told.values())
+        found |= {each: words if once[words] == 1 else f"{words} ({each})" for each, words in told.items()}
+    return found
 
 
 def as_table(rows: Sequence[RunRow]) -> pa.Table:

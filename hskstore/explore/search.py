@@ -18,6 +18,7 @@ from hskstore.explore.runner import Pruned, Runner, Sweeping
 from hskstore.explore.runs import TABLE, RunRow, SweepFolder
 from hskstore.explore.sweep import further_data
 from hskstore.methods import Mud
+from hskstore.models.device import choose_device
 from hskstore.options import Plain
 from hskstore.stage_one.budget import LONGEST, TENTHS
 from hskstore.stage_two.feed import InWindows, steps_per_epoch
@@ -81,6 +82,7 @@ def search(
     check_count("--trials", trials)
     if importlib.util.find_spec("optuna") is None:
         raise OptionError("hsk search needs Optuna: pip install 'hskstore[search]'")
+    choose_device(device)
     options = _options(recipe)
     shared = Sweeping(str(store), student, str(out), further_data(data, splits), device, command=command)
     folder = SweepFolder(out)
@@ -89,8 +91,9 @@ def search(
         if not runner.rich.has("validation/label"):
             raise DataError(f"{store}: its dev rows have no labels, by whose score configurations are looked for")
         space = _Space(runner, options, budget)
-        folder.begin(runner.facts)
-        alone = runner.planned(next(each for each in with_ends([], options) if each.series == ALONE), 0)
+        ends = with_ends([], options)
+        runner.begin(ends)
+        alone = runner.planned(next(each for each in ends if each.series == ALONE), 0)
         wanted, stood = trials or DEFAULT_TRIALS, folder.row(alone.run)
         row = runner.do(alone)
         if on_run is not None and row != stood:

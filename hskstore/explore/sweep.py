@@ -74,16 +74,19 @@ def sweep(
     check_count("--seeds", seeds)
     check_count("--jobs", jobs)
     check_ray(engine, address, device)
+    if engine != "ray":
+        choose_device(device)
     further = further_data(data, splits)
-    shared = Sweeping(str(store), student, str(out), further, device, keep_students, command, LogTo(log_with).trackers)
+    shared = Sweeping(str(store), student, str(out), further, device, keep_students, command, LogTo(log_with).trackers, jobs)
     folder = SweepFolder(out)
     with folder.alone():
         runner = Runner(shared, watch=watch)
         layers = {"student_layers": runner.student.layers, "teacher_layers": runner.teacher_layers}
-        planned = runner.plan(read_grid(grid, **layers), range(seeds))
-        folder.begin(runner.facts)
+        configurations = read_grid(grid, **layers)
+        planned = runner.plan(configurations, range(seeds))
+        runner.begin(configurations)
         folder.join()
-        told = _Told(folder, planned, on_run)
+        told = _Told(folder, planned, on_run, keep_students)
         todo = [each for each in planned if each.run not in told.seen]
         for run in told.seen:
             forget_checkpoint(folder.run_folder(run))
@@ -109,15 +112,19 @@ def further_data(data: str | None, splits: Sequence[str]) -> FurtherData | None:
 
 
 class _Told:
-    """Which of the planned runs have ended, told once each; the table is written anew when there are more. What failed before and
-    is tried again is told of when its row is another."""
+    """Which of the planned runs have ended, told once each; the table is written anew when there are more. What is done
+    again, because it failed or its student is to be kept, is told of when its row is another."""
 
     def __init__(
-        self, folder: SweepFolder, planned: Sequence[PlannedRun], on_run: Callable[[RunRow, int, int], None] | None
+        self,
+        folder: SweepFolder,
+        planned: Sequence[PlannedRun],
+        on_run: Callable[[RunRow, int, int], None] | None,
+        keep_students: bool = False,
     ) -> None:
         self._folder, self._planned, self._on_run = folder, planned, on_run
         self._stood = {each.run: folder.row(each.run) for each in planned}
-        self.seen = {run for run, row in self._stood.items() if row is not None and row.final}
+        self.seen = {run for run in self._stood if folder.ended(run, keep_students=keep_students) is not None}
 
     def look(self, ended: int = 1) -> None:
         """Tell of the runs that have ended since; `ended` is how many."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hskstore.config import Loader
 from hskstore.methods import Method
 from hskstore.methods.selector import Selector
 from hskstore.models.folder import save_model
@@ -47,7 +48,7 @@ class Distilled:
     seconds: float
     parameters: int
     precision: str
-    loader: str
+    loader: Loader
     batches: str
 
 

@@ -65,6 +65,10 @@ class RunState:
     scored: float = 0.0
 
 
+class Unresumable(OptionError):
+    """What stands in a run's folder is another run's checkpoint, or cannot be used."""
+
+
 class Checkpoint:
     """A folder whose state.json is its one commit point: a file of tensors counts once a state stands that names it.
 
@@ -79,7 +83,7 @@ class Checkpoint:
     def read_state(self, settings: str) -> RunState:
         """Where a run with these settings, a JSON object, stands: at its start, if nothing is here.
 
-        Raises OptionError where another run stands here, or what stands here cannot be used.
+        Raises Unresumable where another run stands here, or what stands here cannot be used.
         """
         if not self._state.exists():
             return RunState(settings)
@@ -91,12 +95,12 @@ class Checkpoint:
         except Exception:  # whatever a torn or foreign file can make of this
             raise self._unusable(self._state) from None
         if earlier:
-            raise OptionError(
+            raise Unresumable(
                 f"{self._folder.parent} holds an unfinished run of another version of hskstore, which orders batches otherwise:"
                 f" end it with that version, delete {self._folder} to begin it anew, or choose another --out"
             )
         if differ:
-            raise OptionError(
+            raise Unresumable(
                 f"{self._folder.parent} holds an unfinished run that differs in its {differ}: give the same options to go"
                 " on with it, delete the folder, or choose another --out"
             )
@@ -120,13 +124,13 @@ class Checkpoint:
                     file.unlink()
 
     def restore_weights(self, state: RunState, learner: nn.Module) -> None:
-        """Raises OptionError where they, or the best ones that the end of the phase will ask for, are missing or others."""
+        """Raises Unresumable where they, or the best ones that the end of the phase will ask for, are missing or others."""
         if state.best is not None:
             self._load(self._best(state), learner)
         learner.load_state_dict(self._load(self._weights(state.phase, state.step), learner))
 
     def restore_optimizer(self, state: RunState, optimizer: torch.optim.AdamW) -> None:
-        """The optimiser's state, where a phase goes on in its middle. Raises OptionError where it is missing or another's."""
+        """The optimiser's state, where a phase goes on in its middle. Raises Unresumable where it is missing or another's."""
         file = self._moments(state)
         tensors = self._read(file)
         for index, parameter in enumerate(_parameters(optimizer)):
@@ -173,8 +177,8 @@ class Checkpoint:
             raise self._unusable(file) from None
         return tensors
 
-    def _unusable(self, file: Path) -> OptionError:
-        return OptionError(
+    def _unusable(self, file: Path) -> Unresumable:
+        return Unresumable(
             f"{file} is missing, damaged, or not what this version of hsk writes, so the run cannot go on: delete"
             f" {self._folder} to begin it anew, or choose another --out"
         )

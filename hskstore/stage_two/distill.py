@@ -101,10 +101,12 @@ def learn(
     tokenizer: str | None = None,
     device: str | None = None,
     log_with: Sequence[TrackerName | GeneralTracker] | None = None,
+    row_bytes: int = 0,
     on_score: OnScore | None = None,
     watch: Watch = unwatched,
 ) -> Learnt:
-    """`distill`, but for saving the student: its checkpoint stays in `out`. `on_score` is told each dev score while it trains."""
+    """`distill`, but for saving the student: its checkpoint stays in `out`. `on_score` is told each dev score while it trains;
+    `row_bytes` as `InWindows` has it."""
     chosen, log_to = _chosen(recipe, student), LogTo(log_with)
     store = store if isinstance(store, Store) else open_store(store)
     task = Task.from_json(store.plan.task)
@@ -115,7 +117,14 @@ def learn(
     precision = precision_for(fitted.model, fitted.name, telling, wanted=recipe.precision, device=device, hidden=hidden)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     supply = open_supply(
-        store, "train", loader=recipe.loader, processes=beside, watch=watch, places=fitted.places, **fitted.reading
+        store,
+        "train",
+        loader=recipe.loader,
+        processes=beside,
+        row_bytes=row_bytes,
+        watch=watch,
+        places=fitted.places,
+        **fitted.reading,
     )
     fitted.check_train(store, supply)
     recipe = completed(recipe, fitted.phases, task, precision, supply.name)

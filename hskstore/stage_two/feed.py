@@ -84,20 +84,21 @@ class InMemory:
 class InWindows:
     """Rows of a store's split that are read anew in every epoch, some units at a time.
 
-    `reading` is what `rows_from_store` takes.
+    `reading` is what `rows_from_store` takes. Windows are as large as rows of `row_bytes` make them; 0: of what is read.
     """
 
     store: Store
     split: str
     reading: dict[str, Any] = field(default_factory=dict)
+    row_bytes: int = 0
     name: Literal["blocks"] = "blocks"
 
     def windows(self, rng: np.random.Generator, batch_size: int) -> list[Window]:
         """Random units together, at least a batch of them. The last unit, which may be short, is always in the last window."""
         split = self.store.plan.splits[self.split]
         order = [*rng.permutation(split.units - 1).tolist(), split.units - 1]
-        by_bytes = WINDOW_BYTES // max(1, bytes_per_row(self.store, self.split, self.reading.get("places", NOTHING)))
-        together = max(1, by_bytes // split.unit_rows, math.ceil(batch_size / split.unit_rows))
+        of_row = self.row_bytes or bytes_per_row(self.store, self.split, self.reading.get("places", NOTHING))
+        together = max(1, WINDOW_BYTES // max(1, of_row) // split.unit_rows, math.ceil(batch_size / split.unit_rows))
         chosen = [tuple(order[at : at + together]) for at in range(0, len(order), together)]
         return [Window(units, sum(split.rows_of(unit) for unit in units)) for units in chosen]
 
@@ -113,16 +114,23 @@ class InWindows:
 
 
 def open_supply(
-    store: Store, split: str, *, loader: Loader = "auto", processes: int = 1, watch: Watch = unwatched, **reading: Any
+    store: Store,
+    split: str,
+    *,
+    loader: Loader = "auto",
+    processes: int = 1,
+    row_bytes: int = 0,
+    watch: Watch = unwatched,
+    **reading: Any,
 ) -> InMemory | InWindows:
     """A split of a store to train on: in memory ("ram") or in windows ("blocks").
 
     "auto" is `ram` where all rows fit into 40 % of the memory that is free, with each of `processes` on this machine having
-    its own. `reading` is what `rows_from_store` takes.
+    its own. `row_bytes` as `InWindows` has it; `reading` is what `rows_from_store` takes.
     """
     needed = store.plan.splits[split].rows * bytes_per_row(store, split, reading.get("places", NOTHING))
     if loader == "blocks" or (loader == "auto" and not rows_fit(needed, processes)):
-        return InWindows(store, split, reading)
+        return InWindows(store, split, reading, row_bytes)
     return InMemory(rows_from_store(store, split, **reading, watch=watch))
 
 

@@ -1,6 +1,7 @@
 """The student of a run: loaded, matched with the rows and layers that the store has, and refused where it does not fit."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import set_seed
 
@@ -258,3 +260,20 @@ def named_as_read(name: str, reading: Mapping[str, Any]) -> str:
         return name
     words = f"{name} {tokenizer_sha256(reading['tokenizer'])} {reading['max_length']}"
     return hashlib.sha256(words.encode()).hexdigest()
+
+
+def student_sha256(model: Any, tokenizer: Any) -> str:
+    """Of a student: its weights, and its tokenizer if it has one."""
+    digest = hashlib.sha256(b"" if tokenizer is None else tokenizer_sha256(tokenizer).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def config_sha256(model: Any) -> str:
+    """Of what a student's weights do not tell: heads, activation; where it lies and what wrote it are left out."""
+    config = hugging_face_config(model)
+    found = {} if config is None else config.to_dict()
+    told = {name: value for name, value in found.items() if name not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
