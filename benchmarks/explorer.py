@@ -61,8 +61,10 @@ def main() -> None:
             f"| {words}: {verdict} | {one:.4f} | {other:.4f} | {one - other:+.4f} ({low:+.4f} to {high:+.4f}) |"
             f" {', '.join(map(str, seeds))} |"
         )
+    # The wall of a run that was stopped and went on is that of its last process.
+    at_once = [row for row in done if (row.seconds_wall or 0) >= (row.seconds_training or 0)]
     wall, trained, scored = (
-        sum(float(getattr(row, f"seconds_{name}") or 0) for row in done) for name in ("wall", "training", "scoring")
+        sum(float(getattr(row, f"seconds_{name}") or 0) for row in at_once) for name in ("wall", "training", "scoring")
     )
     print(f"\nOf {wall:.0f} s of runs {(trained + scored) / wall:.1%} were steps and scoring.")
 
