@@ -37,7 +37,7 @@ class Interrupts:
         if self.seen is None:
             self.seen, self._when = signal.Signals(number), time.monotonic()
         if again or self._over:
-            self._pass_on(signal.Signals(number))
+            self._pass_on(signal.Signals(number), frame)
 
     def check(self) -> None:
         """Do what the signal would have done, if one came; what its handler raises is raised here."""
@@ -56,18 +56,19 @@ class Interrupts:
         self.check()
         return future.result()
 
-    def _pass_on(self, number: signal.Signals) -> None:
+    def _pass_on(self, number: signal.Signals, frame: FrameType | None = None) -> None:
         self._delivered = True
         if number in self._before:
-            self._before[number](number, None)
+            self._before[number](number, frame)
         self.seen, self._delivered = None, False  # the handler lets the program go on
 
     def _hold(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            holder = getattr(handler, "__self__", None)
-            held = isinstance(holder, Interrupts) and not holder._over
-            if callable(handler) and not held:  # the default of SIGTERM ends the process, which is left so
+            handler: Any = signal.getsignal(number)
+            while isinstance(holder := getattr(handler, "__self__", None), Interrupts) and holder._over:
+                handler = holder._before[number]  # which a signal kept from being put back
+            # The default of SIGTERM ends the process, which is left so.
+            if callable(handler) and not isinstance(holder, Interrupts):
                 self._before[number] = handler
                 signal.signal(number, self.note)
 
