@@ -993,12 +993,12 @@ def test_with_a_rate_the_teacher_never_runs_and_decoded_bytes_are_exact(
     teacher_folder: str, data_folder: str, extracted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = cost(teacher_folder, data_folder, "q8", seconds=1).stores[0].arrays
+    store = open_store(extracted("q8"))  # before the teacher must not run
     monkeypatch.setattr(Teacher, "forward", lambda *_, **__: pytest.fail("the teacher ran"))
     told = cost(teacher_folder, data_folder, "q8", rate=19)
     assert told.time.seconds == 760 / 19 and told.trial is None
     ruled = told.stores[0].arrays
     assert {path: array.decoded for path, array in ruled.items()} == {path: array.decoded for path, array in measured.items()}
-    store = open_store(extracted("q8"))
     for name in STORED:
         for array in store.plan.features[name].arrays(1):
             assert not ruled[f"train/{name}/{array}"].measured and ruled[f"train/{name}/{array}"].on_disk > 0
