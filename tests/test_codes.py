@@ -461,11 +461,12 @@ def test_words_do_not_follow_what_else_is_kept(
     teacher_folder: str, data: str, extracted: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor how many tokens of `hidden`, where the first rows have more vectors than are needed."""
+    usual = open_store(extracted())
     monkeypatch.setattr(codebooks, "LEARNT_FROM", 300)
     monkeypatch.setattr(codebooks, "HELD_OUT", 100)
     monkeypatch.setattr(codebooks, "ROWS_AT_ONCE", 40)
     every = open_store(make(teacher_folder, data, tmp_path / "every"))
-    assert not np.array_equal(every.words("states")["words"], open_store(extracted()).words("states")["words"])
+    assert not np.array_equal(every.words("states")["words"], usual.words("states")["words"])
     for name, keep in (("states", None), ("cls", None), ("qkv", None), ("hidden", "1,2,all")):
         layers = {} if name == "hidden" else {name: LAYERS[name][-1:]}
         alone = open_store(make(teacher_folder, data, tmp_path / name, layers, keep=keep))
