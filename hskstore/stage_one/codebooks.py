@@ -178,7 +178,6 @@ def learn_codebooks(plan: Plan, sample: Mapping[str, Float16[np.ndarray, "vector
                 columns[f"{CODEBOOKS}/{name}/words"][place], columns[f"{CODEBOOKS}/{name}/error"][place] = held.result_of(job)
                 done += len(sample[name])
                 watch("codebooks", done, total)
-                held.check()
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)

@@ -116,7 +116,6 @@ def _derive(cut: _Cut, out: str | Path, watch: Watch) -> Derived:
                         held.result_of(under_way.pop((split, unit)))
                     done += cut.plan.rows_of((split, unit))
                     watch("derive", done, rows)
-                    held.check()
             finally:
                 writers.shutdown(cancel_futures=True)
         digest = seal(objects, cut.plan)
